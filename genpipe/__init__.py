@@ -1,0 +1,29 @@
+"""genpipe turns text into pictures.
+
+    from genpipe import generate
+    generate("pirate ship").save("ship.png")
+
+Importing this package loads neither torch nor diffusers: the names below are resolved when first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from genpipe.pipeline import Pipeline, generate
+    from genpipe.request import Request
+
+__version__ = "0.1.0"
+__all__ = ["Pipeline", "Request", "__version__", "generate"]
+
+_HOMES = {"Pipeline": "genpipe.pipeline", "Request": "genpipe.request", "generate": "genpipe.pipeline"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'genpipe' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

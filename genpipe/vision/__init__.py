@@ -1,0 +1,1 @@
+"""The vision companion: conv blocks, and the networks that look at pictures."""
