@@ -1,0 +1,263 @@
+"""The autoencoder between pixels and latents: `AutoencoderKL` of Stable Diffusion."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from genpipe.models.attention import SpatialAttention
+from genpipe.vision.blocks import Downsample, ResidualBlock, Upsample, conv1x1, conv3x3
+
+_EPS = 1e-6  # of every norm in the autoencoder; the denoiser's residual blocks use 1e-5
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Shape of the autoencoder; `channels` has an entry a level, finest first.
+
+    Latents are scaled for the denoiser as (z - shift_factor) * scaling_factor.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers: int = 2
+    norm_groups: int = 32
+    scaling_factor: float = 0.18215
+    shift_factor: float = 0.0
+    sample_size: int = 512
+    quant_conv: bool = True
+    post_quant_conv: bool = True
+    middle_attention: bool = True
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent pixel, in each direction."""
+        return 2 ** (len(self.channels) - 1)
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "VAEConfig":
+        """Read the `config.json` of a diffusers `AutoencoderKL`.
+
+        Raises:
+            ValueError: the file asks for a form of the network that is not implemented; names the key and the value.
+        """
+        for key, wanted in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+            for kind in config.get(key, ()):
+                if kind != wanted:
+                    raise ValueError(f"VAE config: block {kind!r} is not supported (only {wanted!r})")
+        if config.get("act_fn", "silu") not in ("silu", "swish"):
+            raise ValueError(f"VAE config: act_fn {config['act_fn']!r} is not supported (only 'silu')")
+        if config.get("latents_mean") is not None or config.get("latents_std") is not None:
+            raise ValueError("VAE config: latents_mean and latents_std are not supported, use shift_factor")
+        sample_size = config.get("sample_size") or 32
+        return cls(
+            in_channels=config.get("in_channels", 3),
+            out_channels=config.get("out_channels", 3),
+            latent_channels=config.get("latent_channels", 4),
+            channels=tuple(config.get("block_out_channels", (64,))),
+            layers=config.get("layers_per_block", 1),
+            norm_groups=config.get("norm_num_groups", 32),
+            scaling_factor=config.get("scaling_factor") or 0.18215,
+            shift_factor=config.get("shift_factor") or 0.0,
+            sample_size=sample_size if isinstance(sample_size, int) else max(sample_size),
+            quant_conv=config.get("use_quant_conv", True),
+            post_quant_conv=config.get("use_post_quant_conv", True),
+            middle_attention=config.get("mid_block_add_attention", True),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The `config.json` that diffusers' `AutoencoderKL` reads."""
+        return {
+            "_class_name": "AutoencoderKL",
+            "in_channels": self.in_channels,
+            "out_channels": self.out_channels,
+            "latent_channels": self.latent_channels,
+            "block_out_channels": list(self.channels),
+            "down_block_types": ["DownEncoderBlock2D"] * len(self.channels),
+            "up_block_types": ["UpDecoderBlock2D"] * len(self.channels),
+            "layers_per_block": self.layers,
+            "norm_num_groups": self.norm_groups,
+            "act_fn": "silu",
+            "scaling_factor": self.scaling_factor,
+            "shift_factor": self.shift_factor,
+            "sample_size": self.sample_size,
+            "use_quant_conv": self.quant_conv,
+            "use_post_quant_conv": self.post_quant_conv,
+            "mid_block_add_attention": self.middle_attention,
+        }
+
+
+class Level(nn.Module):
+    """Residual blocks of one resolution, then a resampling; the same class going down and up."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, layers: int, groups: int, resample: nn.Module | None
+    ) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * (layers - 1)
+        self.residuals = nn.ModuleList(ResidualBlock(width, out_channels, groups=groups, eps=_EPS) for width in widths)
+        self.resample = resample
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H', W')."""
+        for residual in self.residuals:
+            h = residual(h)
+        return h if self.resample is None else self.resample(h)
+
+
+class Middle(nn.Module):
+    """Residual block, self-attention over the pixels, residual block."""
+
+    def __init__(self, channels: int, *, groups: int, attention: bool) -> None:
+        super().__init__()
+        self.residuals = nn.ModuleList(ResidualBlock(channels, channels, groups=groups, eps=_EPS) for _ in range(2))
+        self.attentions = nn.ModuleList([SpatialAttention(channels, groups=groups, eps=_EPS)] if attention else [])
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        h = self.residuals[0](h)
+        for attention in self.attentions:
+            h = attention(h)
+        return self.residuals[1](h)
+
+
+class Encoder(nn.Module):
+    """Pixels to the moments of a Gaussian over latents."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        channels, groups = config.channels, config.norm_groups
+        self.conv_in = conv3x3(config.in_channels, channels[0])
+        self.down = nn.ModuleList(
+            Level(
+                channels[max(level - 1, 0)],
+                channels[level],
+                layers=config.layers,
+                groups=groups,
+                resample=Downsample(channels[level], asymmetric=True) if level < len(channels) - 1 else None,
+            )
+            for level in range(len(channels))
+        )
+        self.middle = Middle(channels[-1], groups=groups, attention=config.middle_attention)
+        self.norm_out = nn.GroupNorm(groups, channels[-1], eps=_EPS)
+        self.conv_out = conv3x3(channels[-1], 2 * config.latent_channels)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 2·C, H / factor, W / factor)."""
+        h = self.conv_in(pixels)
+        for level in self.down:
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(self.middle(h))))
+
+
+class Decoder(nn.Module):
+    """Latents to pixels."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        channels, groups = config.channels[::-1], config.norm_groups
+        self.conv_in = conv3x3(config.latent_channels, channels[0])
+        self.middle = Middle(channels[0], groups=groups, attention=config.middle_attention)
+        self.up = nn.ModuleList(
+            Level(
+                channels[max(level - 1, 0)],
+                channels[level],
+                layers=config.layers + 1,
+                groups=groups,
+                resample=Upsample(channels[level]) if level < len(channels) - 1 else None,
+            )
+            for level in range(len(channels))
+        )
+        self.norm_out = nn.GroupNorm(groups, channels[-1], eps=_EPS)
+        self.conv_out = conv3x3(channels[-1], config.out_channels)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, 3, h · factor, w · factor)."""
+        h = self.middle(self.conv_in(latents))
+        for level in self.up:
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+class VAE(nn.Module):
+    """The autoencoder. Latents handed in and out are scaled for the denoiser; pixels are in [-1, 1]."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        latent = config.latent_channels
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.moments = conv1x1(2 * latent, 2 * latent) if config.quant_conv else nn.Identity()
+        self.unmoments = conv1x1(latent, latent) if config.post_quant_conv else nn.Identity()
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (B, 3, H, W) in [-1, 1] to the mean and log-variance of unscaled latents, each (B, C, h, w)."""
+        mean, logvar = self.moments(self.encoder(pixels.to(self._dtype))).chunk(2, dim=1)
+        return mean, logvar.clamp(-30.0, 20.0)
+
+    def scale(self, latents: Tensor) -> Tensor:
+        """Unscaled latents, as `encode` gives them, to the denoiser's scale."""
+        return (latents - self.config.shift_factor) * self.config.scaling_factor
+
+    def decode(self, latents: Tensor, *, tile: int | None = None) -> Tensor:
+        """Scaled latents (B, C, h, w) to pixels (B, 3, h · factor, w · factor), nominally in [-1, 1], not clamped.
+
+        Args:
+            latents: as the denoiser leaves them.
+            tile: decode in overlapping squares of this many latent pixels, blended where they overlap, so that memory
+                stays flat for large pictures; None decodes in one piece. The result differs slightly, since the norms
+                see a tile only. At least 16.
+        """
+        latents = latents / self.config.scaling_factor + self.config.shift_factor
+        if tile is None or max(latents.shape[-2:]) <= tile:
+            return self._decode(latents)
+        if tile < 16:
+            raise ValueError(f"tile {tile} is too small: use 16 latent pixels or more")
+        return self._decode_tiled(latents, tile)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.decoder.conv_in.weight.dtype
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.decoder(self.unmoments(latents.to(self._dtype)))
+
+    def _decode_tiled(self, latents: Tensor, tile: int) -> Tensor:
+        factor, (height, width) = self.config.factor, latents.shape[-2:]
+        overlap = tile // 4
+        pixels = weights = None
+        for top in _tile_starts(height, tile, tile - overlap):
+            for left in _tile_starts(width, tile, tile - overlap):
+                piece = self._decode(latents[:, :, top : top + tile, left : left + tile]).float()
+                ramp = _ramp(piece.shape[-2], overlap * factor)[:, None] * _ramp(piece.shape[-1], overlap * factor)
+                ramp = ramp.to(piece.device)
+                if pixels is None or weights is None:
+                    pixels = piece.new_zeros(*piece.shape[:2], height * factor, width * factor)
+                    weights = piece.new_zeros(height * factor, width * factor)
+                rows = slice(top * factor, top * factor + piece.shape[-2])
+                columns = slice(left * factor, left * factor + piece.shape[-1])
+                pixels[:, :, rows, columns] += piece * ramp
+                weights[rows, columns] += ramp
+        assert pixels is not None and weights is not None
+        return pixels / weights
+
+
+def _tile_starts(length: int, tile: int, stride: int) -> Iterator[int]:
+    """Starts of tiles that cover `length`, the last flush with the end."""
+    start = 0
+    while start + tile < length:
+        yield start
+        start += stride
+    yield max(length - tile, 0)
+
+
+def _ramp(length: int, overlap: int) -> Tensor:
+    """Blending weights (length,) that rise from near 0 over `overlap` pixels at either end."""
+    position = torch.arange(length, dtype=torch.float32) + 0.5
+    return torch.minimum(position, length - position).div(overlap).clamp(max=1.0)

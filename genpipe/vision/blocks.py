@@ -1,0 +1,94 @@
+"""Convolution blocks shared by the denoiser, the autoencoder and the classifiers.
+
+Tensors are (B, C, H, W). Every block keeps the spatial size unless its name says otherwise.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def conv3x3(in_channels: int, out_channels: int, *, stride: int = 1, padding: int = 1, bias: bool = True) -> nn.Conv2d:
+    """3×3 convolution; with the default padding it keeps the size (or divides it by `stride`)."""
+    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=padding, bias=bias)
+
+
+def conv1x1(in_channels: int, out_channels: int, *, stride: int = 1, bias: bool = True) -> nn.Conv2d:
+    """1×1 convolution: a linear map of the channels at each pixel."""
+    return nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=bias)
+
+
+class ResidualBlock(nn.Module):
+    """Pre-activation residual block: GroupNorm, SiLU, 3×3 convolution, twice, plus a shortcut.
+
+    With `embedding_channels` an embedding (B, E) is projected and added between the two convolutions, as in
+    "Denoising Diffusion Probabilistic Models" (Ho et al., 2020). The shortcut is a 1×1 convolution where the number of
+    channels changes, else the identity.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        embedding_channels: int | None = None,
+        groups: int = 32,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.conv1 = conv3x3(in_channels, out_channels)
+        self.embedding = None if embedding_channels is None else nn.Linear(embedding_channels, out_channels)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.conv2 = conv3x3(out_channels, out_channels)
+        self.shortcut = conv1x1(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """(B, C_in, H, W), and (B, E) where the block takes an embedding -> (B, C_out, H, W)."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        if self.embedding is not None:
+            if embedding is None:
+                raise ValueError("this residual block was built with an embedding and needs one")
+            h = h + self.embedding(F.silu(embedding))[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.shortcut(x) + h
+
+
+class Downsample(nn.Module):
+    """Halve height and width with a strided 3×3 convolution.
+
+    `asymmetric` pads only right and below, as the Stable Diffusion autoencoder does.
+    """
+
+    def __init__(self, channels: int, *, asymmetric: bool = False) -> None:
+        super().__init__()
+        self.asymmetric = asymmetric
+        self.conv = conv3x3(channels, channels, stride=2, padding=0 if asymmetric else 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, ⌈H/2⌉, ⌈W/2⌉), rounded down where asymmetric."""
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.asymmetric else x)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour upsampling followed by a 3×3 convolution ("Deconvolution and Checkerboard Artifacts", 2016)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv3x3(channels, channels)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W), or `size` where the way down had rounded up an odd one."""
+        if size is None or size == (2 * x.shape[-2], 2 * x.shape[-1]):
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        else:
+            x = F.interpolate(x, size=size, mode="nearest")
+        return self.conv(x)
+
+
+def zero_init(module: nn.Module) -> nn.Module:
+    """Set every parameter of `module` to zero, so that a residual branch starts as the identity; returns it."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    return module
