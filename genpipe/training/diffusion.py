@@ -1,0 +1,122 @@
+"""Training the text encoder and the denoiser together, on latents of the trained autoencoder."""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from genpipe.models.text_encoder import TextEncoder
+from genpipe.models.tokenizer import Tokenizer
+from genpipe.models.unet import UNet
+from genpipe.training.loop import Draw
+
+
+class TextToImage(nn.Module):
+    """The two networks that are trained together."""
+
+    def __init__(self, text_encoder: TextEncoder, unet: UNet) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.unet = unet
+
+    def forward(self, latents: Tensor, timestep: Tensor, ids: Tensor) -> Tensor:
+        """Latents (B, C, h, w), timesteps (B,) and token ids (B, T) to the model output (B, C, h, w)."""
+        return self.unet(latents, timestep, self.text_encoder(ids).context)
+
+
+class Captioned(Protocol):
+    """Something that can be captioned: called with a source of randomness, it words one of its captions."""
+
+    def __call__(self, rng: random.Random) -> str: ...
+
+
+class LatentPool:
+    """A moving window over an endless, seeded sequence of captioned pictures, held as latents.
+
+    Drawing and encoding a picture costs a third of a training step, so each is used several times, with fresh noise and
+    a freshly worded caption. The window is a function of the step alone: a resumed run refills it with what it held.
+
+    Args:
+        source: pictures start … stop - 1 of the sequence, as latents (n, C, h, w) and their captions.
+        initial: pictures in the window at step 0.
+        fresh: pictures that join at each step; the oldest leave once there are `capacity`.
+    """
+
+    def __init__(
+        self,
+        source: Callable[[int, int], tuple[Tensor, Sequence[Captioned]]],
+        *,
+        initial: int = 2048,
+        fresh: int = 16,
+        capacity: int = 32768,
+    ) -> None:
+        self._source, self._initial, self._fresh, self._capacity = source, initial, fresh, capacity
+        self._latents: Tensor | None = None  # ring buffer: picture i lies at i mod capacity
+        self._captions: list[Captioned | None] = [None] * capacity
+        self._stop = 0
+
+    def draw(self, step: int, batch: int, rng: random.Random) -> tuple[Tensor, list[str]]:
+        """`batch` latents and captions, uniformly from the window at `step`."""
+        stop = self._initial + self._fresh * step
+        start = max(0, stop - self._capacity)
+        position = max(self._stop, start)
+        while position < stop:
+            until = min(position + 64, stop)
+            self._put(position, *self._source(position, until))
+            position = until
+        self._stop = stop
+        assert self._latents is not None
+        chosen = [rng.randrange(start, stop) % self._capacity for _ in range(batch)]
+        captions = [caption(rng) for index in chosen if (caption := self._captions[index]) is not None]
+        return self._latents[chosen].float(), captions
+
+    def _put(self, start: int, latents: Tensor, captions: Sequence[Captioned]) -> None:
+        if self._latents is None:
+            self._latents = latents.new_empty(self._capacity, *latents.shape[1:], dtype=torch.float16)
+        slots = [(start + i) % self._capacity for i in range(len(latents))]
+        self._latents[slots] = latents.half()
+        for slot, caption in zip(slots, captions, strict=True):
+            self._captions[slot] = caption
+
+
+def diffusion_loss(
+    pool: LatentPool,
+    tokenizer: Tokenizer,
+    alphas_cumprod: Sequence[float],
+    *,
+    batch: int = 128,
+    caption_dropout: float = 0.1,
+    gamma: float = 5.0,
+) -> Callable[[nn.Module, int, Draw], Tensor]:
+    """Mean squared error of the predicted velocity, with min-SNR weights.
+
+    v-prediction is "Progressive Distillation for Fast Sampling of Diffusion Models" (2022); the weights
+    min(SNR, gamma) / (SNR + 1) are those of "Efficient Diffusion Training via Min-SNR Weighting Strategy" (2023), floored
+    so that pure noise, where a zero-terminal-SNR schedule begins to draw, still counts.
+
+    Args:
+        alphas_cumprod: the schedule's squared alphas, one a timestep.
+        caption_dropout: share of captions replaced by the empty one, which guidance needs.
+    """
+    squared = torch.tensor(alphas_cumprod, dtype=torch.float32)
+    snr = squared / (1 - squared)
+    weights = (snr.clamp(max=gamma) / (snr + 1)).clamp(min=0.1)
+
+    def loss(model: nn.Module, step: int, draw: Draw) -> Tensor:
+        latents, captions = pool.draw(step, batch, draw.scenes)
+        captions = ["" if draw.scenes.random() < caption_dropout else caption for caption in captions]
+        device = latents.device
+        ids = torch.tensor(tokenizer(captions).ids, device=device)
+        timestep = torch.randint(len(squared), (batch,), generator=draw.noise)
+        noise = torch.randn(latents.shape, generator=draw.noise).to(device)
+        alpha = squared[timestep].sqrt().to(device)[:, None, None, None]
+        sigma = (1 - squared[timestep]).sqrt().to(device)[:, None, None, None]
+        noisy = alpha * latents + sigma * noise
+        velocity = alpha * noise - sigma * latents
+        output = model(noisy.to(memory_format=torch.channels_last), timestep.to(device), ids).float()
+        error = (output - velocity).square().mean(dim=(1, 2, 3))
+        return (weights[timestep].to(device) * error).mean()
+
+    return loss

@@ -1,0 +1,171 @@
+"""The loop that every training shares: a budget, a learning rate, an average of the weights, checkpoints, resume.
+
+Everything random in a step is drawn from generators seeded by (seed, step), so a run that was killed continues from its
+checkpoint on the very numbers that it would have seen.
+"""
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train: so many minutes of wall-clock time, or so many steps. Exactly one is given."""
+
+    minutes: float | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.minutes is None) == (self.steps is None):
+            raise ValueError("a training budget is either minutes or steps: give one of the two")
+        amount = self.steps if self.minutes is None else self.minutes
+        if amount is None or not amount > 0:
+            raise ValueError(f"a training budget of {amount} is not positive")
+
+    def fraction(self, step: int, seconds: float) -> float:
+        """The share of the budget that is used after `step` steps and `seconds` of training; 1 or more is the end."""
+        return step / self.steps if self.steps is not None else seconds / (60 * (self.minutes or 1.0))
+
+
+def learning_rate(fraction: float, peak: float, *, warmup: float = 0.02, flat: float = 0.5) -> float:
+    """Warm up over the first 2 % of the budget, stay at the peak until half of it, then fall to zero as a cosine."""
+    if fraction < warmup:
+        return peak * max(fraction, 0.001) / warmup
+    if fraction < flat:
+        return peak
+    return peak * 0.5 * (1 + math.cos(math.pi * min((fraction - flat) / (1 - flat), 1.0)))
+
+
+@dataclass
+class Draw:
+    """The randomness of one training step: a function of the seed and the step alone."""
+
+    scenes: random.Random
+    noise: torch.Generator
+
+    @classmethod
+    def at(cls, seed: int, step: int) -> "Draw":
+        mixed = (seed << 32) + step
+        return cls(random.Random(mixed), torch.Generator().manual_seed(mixed))
+
+
+def fit(
+    model: nn.Module,
+    loss: Callable[[nn.Module, int, Draw], Tensor],
+    *,
+    directory: Path,
+    budget: Budget,
+    peak_rate: float,
+    accelerator: Accelerator,
+    average: float = 0.999,
+    seed: int = 0,
+    checkpoint_minutes: float = 3.0,
+    on_checkpoint: Callable[[nn.Module], None] | None = None,
+) -> nn.Module:
+    """Train `model` until the budget is used, and return the moving average of its weights.
+
+    Args:
+        model: trained in place, in fp32; the accelerator's autocast lowers the precision of the arithmetic.
+        loss: called with (model, step, draw), returns a scalar.
+        directory: holds `state.safetensors` (weights, average, Adam's moments) and `log.jsonl`; a run that finds a
+            state there continues from it.
+        peak_rate: AdamW's highest learning rate, see `learning_rate`.
+        average: decay of the moving average, reached gradually in the first steps.
+        on_checkpoint: called with the average after each checkpoint, to draw samples or to save weights.
+
+    Raises:
+        FloatingPointError: the loss is not finite; the last checkpoint is intact.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    model = model.to(accelerator.device)
+    averaged = deepcopy(model).requires_grad_(False).eval()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    step, seconds = _restore(directory / "state.safetensors", model, averaged, optimizer)
+    parameters, averages = list(model.parameters()), list(averaged.parameters())
+
+    started, saved = time.monotonic() - seconds, time.monotonic()
+    running: float | None = None
+    with tqdm(desc=directory.name, initial=step, unit="step", dynamic_ncols=True) as bar:
+        while (fraction := budget.fraction(step, seconds)) < 1:
+            rate = learning_rate(fraction, peak_rate)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            with accelerator.autocast():
+                value = loss(model, step, Draw.at(seed, step))
+            if not torch.isfinite(value):
+                raise FloatingPointError(f"the loss is {value.item()} at step {step}: lower the learning rate")
+            accelerator.backward(value)
+            accelerator.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            torch._foreach_lerp_(averages, [p.detach() for p in parameters], 1 - min(average, (1 + step) / (10 + step)))
+
+            step, seconds = step + 1, time.monotonic() - started
+            running = value.item() if running is None else 0.98 * running + 0.02 * value.item()
+            bar.update()
+            bar.set_postfix(loss=f"{running:.4f}", rate=f"{rate:.1e}", used=f"{fraction:.0%}")
+            if step % 50 == 0:
+                _log(directory / "log.jsonl", step=step, seconds=round(seconds, 1), loss=round(running, 5), rate=rate)
+            if time.monotonic() - saved > 60 * checkpoint_minutes or budget.fraction(step, seconds) >= 1:
+                _save(directory / "state.safetensors", model, averaged, optimizer, step, seconds)
+                if on_checkpoint is not None:
+                    on_checkpoint(averaged)
+                saved = time.monotonic()
+    return averaged
+
+
+def _log(path: Path, **values: float) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def _save(
+    path: Path, model: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float
+) -> None:
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in averaged.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for moment in ("exp_avg", "exp_avg_sq"):
+            tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
+    temporary = path.with_suffix(".tmp")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, temporary, metadata={"step": str(step), "seconds": str(seconds)})
+    temporary.replace(path)
+
+
+def _restore(
+    path: Path, model: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, float]:
+    """Load a state saved by `_save`; returns the step and the seconds it was saved at, 0 and 0.0 without one."""
+    if not path.exists():
+        return 0, 0.0
+    with safe_open(path, framework="pt", device="cpu") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        metadata = file.metadata()
+    step = int(metadata["step"])
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {key[len(prefix) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(prefix + ".")}
+
+    model.load_state_dict(part("model"))
+    averaged.load_state_dict(part("average"))
+    for name, parameter in model.named_parameters():
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(step)),
+            "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device),
+            "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device),
+        }
+    return step, float(metadata["seconds"])
