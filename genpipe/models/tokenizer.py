@@ -1,0 +1,248 @@
+"""The tokenizer: CLIP's lower-cased byte-level byte-pair encoding, read from files or learned from captions.
+
+"Neural Machine Translation of Rare Words with Subword Units" (2016) and "Language Models are Unsupervised Multitask
+Learners" (2019). A token that ends a word carries the suffix `</w>`; ids equal those of transformers' `CLIPTokenizer`.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+LENGTH = 77
+FILES = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+)
+
+_SUFFIX = "</w>"
+# Marks, English contractions, runs of letters, single digits, runs of anything else that is not white space.
+_PIECES = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
+    r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+_FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
+# In the order in which they are added to a vocabulary, with what a file that does not name them means.
+_MARKS = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
+
+
+class Tokens(NamedTuple):
+    """Prompts as ids, each exactly the tokenizer's `length` long, and `cut`: the end of each prompt that did not fit."""
+
+    ids: list[list[int]]
+    cut: list[str]
+
+
+class Tokenizer:
+    """Text to CLIP token ids.
+
+    Args:
+        backend: the byte-pair encoding; `Tokenizer.from_files` and `train_tokenizer` build it.
+        marks: the text of `bos_token`, `eos_token`, `unk_token` and `pad_token`.
+        length: tokens of every prompt, the begin and end marks included.
+
+    Attributes:
+        length, bos_id, eos_id, pad_id.
+        vocab_size: one more than the largest id.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, marks: Mapping[str, str], *, length: int = LENGTH) -> None:
+        if length < 3:
+            raise ValueError(f"a tokenizer length of {length} leaves no room for text: use 3 or more")
+        self._backend = backend
+        self._marks = dict(marks)
+        self.length = length
+        self.bos_id, self.eos_id, self.pad_id = (self._id(marks[f"{name}_token"]) for name in ("bos", "eos", "pad"))
+        self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
+
+    @classmethod
+    def from_files(cls, directory: str | Path, *, max_length: int | None = None) -> "Tokenizer":
+        """Read a checkpoint's tokenizer folder: `tokenizer.json`, or else `vocab.json` and `merges.txt`.
+
+        Truncation and padding baked into `tokenizer.json` are left aside; the padding token is the one that
+        `tokenizer_config.json` or `special_tokens_map.json` names (Stable Diffusion 2 pads with "!").
+
+        Args:
+            directory: the folder that holds the files.
+            max_length: the text encoder's positions; `length` is this or the files' `model_max_length`, whichever is less.
+
+        Raises:
+            ValueError: a file is missing or is not that of a CLIP tokenizer; names the file.
+        """
+        directory = Path(directory)
+        config, fast = _read_json(directory / "tokenizer_config.json"), _read_json(directory / "tokenizer.json")
+        pair = directory / "vocab.json", directory / "merges.txt"
+        if not fast and not all(path.is_file() for path in pair):
+            raise ValueError(f"{directory} holds neither tokenizer.json nor vocab.json with merges.txt")
+        marks, added = _marks_and_added(directory, config, fast)
+        try:
+            if fast:
+                model = fast["model"]
+                vocab, merges = model["vocab"], [_pair(merge) for merge in model["merges"]]
+            else:
+                vocab, merges = models.BPE.read_file(*map(str, pair))
+            backend = _backend(vocab, merges, unknown=marks["unk_token"].content)
+        except Exception as error:  # the tokenizers library raises nothing more precise
+            name = "tokenizer.json" if fast else "vocab.json or merges.txt"
+            raise ValueError(f"{directory}: {name} is not a byte-pair encoding: {error}") from error
+        for token in (*added, *marks.values()):
+            backend.add_tokens([token])
+        length = config.get("model_max_length") or LENGTH
+        length = LENGTH if length > 10**6 else int(length)  # transformers writes 10³⁰ for "not known"
+        length = length if max_length is None else min(length, max_length)
+        return cls(backend, {name: token.content for name, token in marks.items()}, length=length)
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        """Encode prompts.
+
+        Raises:
+            ValueError: a prompt holds code points that are not text (lone surrogates).
+        """
+        ids, cut = [], []
+        for text in texts:
+            try:
+                encoding = self._backend.encode(text, add_special_tokens=False)
+            except (TypeError, UnicodeEncodeError):
+                raise ValueError(f"the prompt {text!r} is not text that can be encoded as UTF-8") from None
+            kept = encoding.ids[: self.length - 2]
+            row = [self.bos_id, *kept, self.eos_id]
+            ids.append(row + [self.pad_id] * (self.length - len(row)))
+            cut.append(text[encoding.offsets[len(kept)][0] :] if len(encoding.ids) > len(kept) else "")
+        return Tokens(ids, cut)
+
+    def save(self, directory: str | Path) -> None:
+        """Write `vocab.json`, `merges.txt`, `tokenizer_config.json` and `special_tokens_map.json` into a folder."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._backend.model.save(str(directory))
+        added = {
+            str(index): {name: getattr(token, name) for name in _FLAGS} | {"content": token.content}
+            for index, token in sorted(self._backend.get_added_tokens_decoder().items())
+        }
+        config = {
+            "added_tokens_decoder": added,
+            "add_prefix_space": False,
+            "do_lower_case": True,
+            "errors": "replace",
+            "model_max_length": self.length,
+            "tokenizer_class": "CLIPTokenizer",
+            **self._marks,
+        }
+        for name, content in (("tokenizer_config.json", config), ("special_tokens_map.json", self._marks)):
+            (directory / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def _id(self, token: str) -> int:
+        index = self._backend.token_to_id(token)
+        if index is None:
+            raise ValueError(f"the tokenizer's vocabulary lacks its own mark {token!r}")
+        return index
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, *, length: int = LENGTH) -> Tokenizer:
+    """Learn a byte-level byte-pair encoding in CLIP's layout.
+
+    Ids 0 … 255 are the bytes, 256 … 511 the bytes that end a word, then come the merges from the most frequent, and last
+    the begin and the end mark: any text in any script can be encoded, however little of it was seen.
+
+    Args:
+        texts: captions.
+        vocab_size: at most this many tokens, 514 or more; fewer when the captions do not hold so many pairs.
+        length: tokens of every prompt.
+
+    Raises:
+        ValueError: `vocab_size` is below 514.
+    """
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {symbol: index for index, symbol in enumerate([*symbols, *(symbol + _SUFFIX for symbol in symbols)])}
+    merged = vocab_size - len(vocab) - 2
+    if merged < 0:
+        raise ValueError(f"vocab_size {vocab_size} is too small: use {len(vocab) + 2} or more")
+    learner = _backend({}, [], unknown=None)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=symbols, end_of_word_suffix=_SUFFIX, show_progress=False
+    )
+    learner.train_from_iterator(texts, trainer=trainer)
+    merges: list[tuple[str, str]] = []
+    for pair in json.loads(learner.to_str())["model"]["merges"]:
+        left, right = _pair(pair)
+        if left + right not in vocab:
+            if not merged:
+                break
+            merged -= 1
+            vocab[left + right] = len(vocab)
+        merges.append((left, right))
+    vocab |= {BOS: len(vocab), EOS: len(vocab) + 1}
+    backend = _backend(vocab, merges, unknown=EOS)
+    backend.add_tokens([AddedToken(mark, special=True, normalized=True) for mark in (BOS, EOS)])
+    return Tokenizer(backend, _MARKS, length=length)
+
+
+def _pair(merge: str | list[str]) -> tuple[str, str]:
+    """A merge as `tokenizer.json` holds it: a list of two, or in older files one string."""
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left, right
+
+
+def _backend(vocab: dict[str, int], merges: list[tuple[str, str]], *, unknown: str | None) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(
+        models.BPE(vocab=vocab, merges=merges, end_of_word_suffix=_SUFFIX, fuse_unk=False, unk_token=unknown)
+    )
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _marks_and_added(
+    directory: Path, config: dict[str, Any], fast: dict[str, Any]
+) -> tuple[dict[str, AddedToken], list[AddedToken]]:
+    """The special tokens by role, and further tokens that are matched whole, in order of their ids.
+
+    Newer files list all of them in `tokenizer_config.json`; where that list is absent the others have their say.
+    """
+    named = dict(config)
+    decoder = config.get("added_tokens_decoder")
+    if decoder is None:
+        named |= _read_json(directory / "special_tokens_map.json")
+        decoder = {index: {"content": text} for text, index in _read_json(directory / "added_tokens.json").items()}
+        decoder |= {token["id"]: token for token in fast.get("added_tokens", ())}
+    tokens = [_added_token(decoder[index]) for index in sorted(decoder, key=int)]
+    by_content = {token.content: token for token in tokens}
+    marks = {}
+    for name, default in _MARKS.items():
+        token = named.get(name) or default
+        token = _added_token({"special": True, **(token if isinstance(token, dict) else {"content": token})})
+        marks[name] = by_content.get(token.content, token)
+    return marks, tokens
+
+
+def _added_token(fields: Mapping[str, Any]) -> AddedToken:
+    return AddedToken(fields["content"], **{name: fields[name] for name in _FLAGS if name in fields})
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, {} if there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if isinstance(content, dict):
+        return content
+    raise ValueError(f"{path} must hold a JSON object, not a {type(content).__name__}")
