@@ -1,0 +1,20 @@
+"""The procedural captioned world that the embedded models are trained and judged on."""
+
+from genpipe.scenes.colours import COLOURS
+from genpipe.scenes.concepts import Concept, concepts, names
+from genpipe.scenes.settings import SETTINGS
+from genpipe.scenes.world import Placed, Scene, canonical, held_out, sample, sample_batch
+
+__all__ = [
+    "COLOURS",
+    "SETTINGS",
+    "Concept",
+    "Placed",
+    "Scene",
+    "canonical",
+    "concepts",
+    "held_out",
+    "names",
+    "sample",
+    "sample_batch",
+]

@@ -1,0 +1,47 @@
+"""The things that the procedural world can show: one row of `concepts.tsv` each.
+
+A sprite's recipe is an emoji, or `@name` for a drawing of our own (scripts/build_sprites.py); several recipes,
+separated by spaces, are variants of one concept.
+"""
+
+import csv
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+
+@dataclass(frozen=True)
+class Concept:
+    name: str  # English, as a person types it; also the identifier
+    recipes: tuple[str, ...]
+    category: str
+    home: str  # the setting of the canonical picture
+    core: bool  # asked for first; the small training set
+    synonyms: tuple[str, ...]
+
+
+@cache
+def concepts() -> dict[str, Concept]:
+    """Every concept by name, in the order of the table."""
+    rows = csv.DictReader(
+        (files(__package__) / "concepts.tsv").read_text(encoding="utf-8").splitlines(),
+        delimiter="\t",
+        quoting=csv.QUOTE_NONE,
+    )
+    return {
+        row["name"]: Concept(
+            name=row["name"],
+            recipes=tuple(row["emoji"].split()),
+            category=row["category"],
+            home=row["home"],
+            core=row["core"] == "1",
+            synonyms=tuple(word.strip() for word in (row["synonyms"] or "").split(",") if word.strip()),
+        )
+        for row in rows
+    }
+
+
+@cache
+def names(core: bool = False) -> tuple[str, ...]:
+    """The names of all concepts, or of the core ones, in the order of the table."""
+    return tuple(c.name for c in concepts().values() if c.core or not core)
