@@ -1,0 +1,58 @@
+"""What a network's raw output means, and classifier-free guidance over it."""
+
+from torch import Tensor
+
+from genpipe.sampling.schedule import Step
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
+
+
+def x0_from_output(output: Tensor, x: Tensor, step: Step, prediction_type: str) -> Tensor:
+    """The clean latents that a network's output implies; all tensors (B, C, H, W).
+
+    prediction_type: "epsilon" (the noise), "v_prediction" (alpha * eps - sigma * x0, arXiv 2202.00512), "sample" (x0
+    itself) or "flow" (eps - x0, with alpha = 1 - sigma).
+
+    Raises ValueError for another prediction type.
+    """
+    if prediction_type == "epsilon":
+        return (x - step.sigma * output) / step.alpha
+    if prediction_type == "v_prediction":
+        return step.alpha * x - step.sigma * output
+    if prediction_type == "sample":
+        return output
+    if prediction_type == "flow":
+        return x - step.sigma * output
+    raise _unknown(prediction_type)
+
+
+def output_from_x0(x0: Tensor, x: Tensor, step: Step, prediction_type: str) -> Tensor:
+    """The inverse of `x0_from_output`. `step.sigma` must not be 0."""
+    if prediction_type == "epsilon":
+        return (x - step.alpha * x0) / step.sigma
+    if prediction_type == "v_prediction":
+        return (step.alpha * x - x0) / step.sigma
+    if prediction_type == "sample":
+        return x0
+    if prediction_type == "flow":
+        return (x - x0) / step.sigma
+    raise _unknown(prediction_type)
+
+
+def guided(uncond: Tensor, cond: Tensor, scale: float, rescale: float = 0.0) -> Tensor:
+    """Classifier-free guidance (arXiv 2207.12598) over raw network outputs, (B, C, H, W) each.
+
+    scale: 1 gives `cond`, 0 gives `uncond`.
+    rescale: 0 … 1; how far each picture's standard deviation is brought back to that of `cond` (arXiv 2305.08891,
+        section 3.4).
+    """
+    output = uncond + scale * (cond - uncond)
+    if rescale == 0:
+        return output
+    dims = tuple(range(1, output.ndim))
+    matched = output * (cond.std(dims, keepdim=True) / output.std(dims, keepdim=True))
+    return rescale * matched + (1 - rescale) * output
+
+
+def _unknown(prediction_type: str) -> ValueError:
+    return ValueError(f"unknown prediction_type {prediction_type!r}: choose one of {', '.join(PREDICTION_TYPES)}")

@@ -1,0 +1,237 @@
+"""`make_sampler`: a name and a checkpoint's scheduler_config.json become a schedule and a solver."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from genpipe.sampling import schedule as schedules
+from genpipe.sampling import settings as rules
+from genpipe.sampling import solvers
+from genpipe.sampling.names import SOLVER_CLASSES, SPACINGS, canonical_name, split_name
+from genpipe.sampling.schedule import Schedule
+from genpipe.sampling.settings import Settings
+from genpipe.sampling.solvers import Denoise, Noise
+
+# What a canonical name insists on, whatever the file says.
+_INSISTED: dict[str, Settings] = {
+    "pndm": {"skip_prk_steps": True},
+    "dpmpp_2m": {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"},
+    "dpmpp_2m_sde": {"algorithm_type": "sde-dpmsolver++", "solver_order": 2, "solver_type": "midpoint"},
+}
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A solver and the schedules it walks. Keeps nothing of a run.
+
+    name: canonical, or a diffusers class name where that class itself runs.
+    prediction_type: what the network is taken to put out; one of `guidance.PREDICTION_TYPES`.
+    train_steps: how many timesteps the network was trained at.
+    """
+
+    name: str
+    prediction_type: str
+    train_steps: int
+    make_schedule: Callable[[int], Schedule]
+    solver: Callable[[Denoise, Tensor, Schedule, Noise], Iterator[Tensor]]
+
+    def schedule(self, steps: int) -> Schedule:
+        """The noise levels of `steps` solver steps.
+
+        Raises ValueError if steps is below 1, or above what the checkpoint was trained (or distilled) at.
+        """
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= self.train_steps:
+            raise ValueError(f"steps must be a whole number from 1 to {self.train_steps}, not {steps!r}")
+        return self.make_schedule(steps)
+
+    def sample(self, denoise: Denoise, x: Tensor, schedule: Schedule, noise: Noise) -> Iterator[Tensor]:
+        """Yield x, (B, C, H, W), `len(schedule.steps) - 1` times; the last is the clean latents. See `solvers`."""
+        return self.solver(denoise, x, schedule, noise)
+
+
+def make_sampler(name: str | None, config: Mapping[str, Any]) -> Sampler:
+    """The sampler called `name` for the checkpoint whose scheduler_config.json is `config`.
+
+    name: any spelling that `canonical_name` takes; None means the scheduler that the file names. What the file does not
+        say is filled in as `settings` tells. A class, or a setting, that genpipe has no solver for runs in diffusers.
+
+    Raises ValueError, one line each, for an unknown name; for a file that names no scheduler (name None) or holds an
+    unknown beta_schedule, prediction_type, timestep_spacing or final_sigmas_type; for zero terminal SNR with epsilon
+    prediction, or with a solver that cannot start from it (heun, pndm); for a flow sampler with a diffusion checkpoint,
+    or the reverse.
+    """
+    insisted: Settings = {}
+    if name is None:
+        class_name = config.get("_class_name")
+        if not isinstance(class_name, str):
+            raise ValueError("the scheduler config has no _class_name: name a sampler")
+    else:
+        canonical = canonical_name(name)
+        solver, spacing = split_name(canonical)
+        class_name = SOLVER_CLASSES.get(solver, canonical)
+        insisted = _INSISTED.get(solver, {})
+        if spacing is not None:
+            insisted = insisted | rules.NO_RESPACING | {f"use_{spacing}_sigmas": True}
+    _refuse_other_kind(class_name, config.get("_class_name"))
+
+    given = rules.inherited(config, class_name) | insisted
+    if class_name in _BUILDERS:
+        settings = rules.completed(class_name, given)
+        if given.get("rescale_betas_zero_snr"):
+            refuse_zero_snr(class_name, settings["prediction_type"], able="rescale_betas_zero_snr" in settings)
+        if rules.implemented(settings):
+            return _BUILDERS[class_name](settings)
+    from genpipe.sampling.diffusers_adapter import adapted_sampler  # imports diffusers: only now is it needed
+
+    return adapted_sampler(class_name, given)
+
+
+def refuse_zero_snr(class_name: str, prediction_type: str, *, able: bool) -> None:
+    """Raise ValueError unless `class_name` (`able`: it has the setting) can start from alpha = 0 with this prediction."""
+    if prediction_type == "epsilon":
+        raise ValueError(
+            "zero terminal SNR (rescale_betas_zero_snr) does not go with prediction_type epsilon: of pure noise the noise "
+            "says nothing; it takes a checkpoint with v_prediction or sample"
+        )
+    if not able:
+        raise ValueError(f"{class_name} cannot start from zero terminal SNR: use ddim, euler, euler_a or dpmpp_2m")
+
+
+def _refuse_other_kind(class_name: str, source: object) -> None:
+    flow = class_name.startswith("FlowMatch")
+    if isinstance(source, str) and source.startswith("FlowMatch") != flow:
+        kind, use = ("diffusion", "euler, ddim or dpmpp_2m") if flow else ("flow-matching", "flow_euler")
+        raise ValueError(f"{class_name} cannot sample a {kind} checkpoint (it comes with {source}): use {use}")
+
+
+# --- One builder for each class --------------------------------------------------------------------------------------
+
+
+def _alphas_squared(settings: Settings, *, positive: bool = False) -> list[float]:
+    """alpha² by training timestep. positive: a terminal 0 is replaced, for the solvers that divide by alpha."""
+    zero_snr = settings.get("rescale_betas_zero_snr", False)
+    squares = schedules.cumulative_alphas(
+        settings["beta_schedule"],
+        settings["beta_start"],
+        settings["beta_end"],
+        settings["num_train_timesteps"],
+        trained_betas=settings["trained_betas"],
+        zero_terminal_snr=zero_snr,
+    )
+    return [*squares[:-1], schedules.TINY_ALPHA_SQUARED] if zero_snr and positive else squares
+
+
+def _timesteps(settings: Settings, steps: int, *, extra: int = 0, rounded: bool = True) -> list[float]:
+    spacing, train_steps = settings["timestep_spacing"], settings["num_train_timesteps"]
+    return schedules.spaced_timesteps(
+        spacing, steps, train_steps, offset=settings["steps_offset"], extra=extra, rounded=rounded
+    )
+
+
+def _respacing(settings: Settings) -> str | None:
+    return next((spacing for spacing in SPACINGS if settings.get(f"use_{spacing}_sigmas")), None)
+
+
+def _sampler(solver_name: str, settings: Settings, make_schedule: Callable[[int], Schedule], solver: Any) -> Sampler:
+    respacing = _respacing(settings)
+    return Sampler(
+        name=f"{solver_name}_{respacing}" if respacing else solver_name,
+        prediction_type=settings.get("prediction_type", "flow"),
+        train_steps=settings["num_train_timesteps"],
+        make_schedule=make_schedule,
+        solver=solver,
+    )
+
+
+def _ddim(settings: Settings) -> Sampler:
+    squares = _alphas_squared(settings)
+
+    def make(steps: int) -> Schedule:
+        return schedules.discrete_schedule(
+            squares, _timesteps(settings, steps), end_at_one=settings["set_alpha_to_one"]
+        )
+
+    return _sampler("ddim", settings, make, solvers.ddim)
+
+
+def _pndm(settings: Settings) -> Sampler:
+    squares, prediction_type = _alphas_squared(settings), settings["prediction_type"]
+
+    def make(steps: int) -> Schedule:
+        return schedules.discrete_schedule(
+            squares, _timesteps(settings, steps), end_at_one=settings["set_alpha_to_one"], plms=True
+        )
+
+    return _sampler("pndm", settings, make, partial(solvers.pndm, prediction_type=prediction_type))
+
+
+def _of_sigmas(solver_name: str, solver: Any, settings: Settings) -> Sampler:
+    squares = _alphas_squared(settings, positive=True)
+
+    def make(steps: int) -> Schedule:
+        return schedules.sigma_schedule(
+            squares,
+            _timesteps(settings, steps, rounded=False),
+            respacing=_respacing(settings),
+            end_at_lowest=settings.get("final_sigmas_type") == "sigma_min",
+            unit_start=settings["timestep_spacing"] == "leading",
+        )
+
+    return _sampler(solver_name, settings, make, solver)
+
+
+def _dpm(settings: Settings) -> Sampler:
+    squares = _alphas_squared(settings, positive=True)
+    stochastic = settings["algorithm_type"] == "sde-dpmsolver++"
+
+    def make(steps: int) -> Schedule:
+        return schedules.dpm_schedule(
+            squares,
+            _timesteps(settings, steps, extra=1),
+            respacing=_respacing(settings),
+            end_at_lowest=settings["final_sigmas_type"] == "sigma_min",
+            nearest=settings["beta_schedule"] != "squaredcos_cap_v2",
+        )
+
+    solver = partial(
+        solvers.dpmpp_2m,
+        stochastic=stochastic,
+        lower_order_final=settings["lower_order_final"],
+        euler_at_final=settings["euler_at_final"],
+    )
+    return _sampler("dpmpp_2m_sde" if stochastic else "dpmpp_2m", settings, make, solver)
+
+
+def _lcm(settings: Settings) -> Sampler:
+    squares, train_steps = _alphas_squared(settings), settings["num_train_timesteps"]
+
+    def make(steps: int) -> Schedule:
+        times = schedules.consistency_timesteps(steps, train_steps, settings["original_inference_steps"])
+        return schedules.consistency_schedule(squares, times)
+
+    return _sampler("lcm", settings, make, partial(solvers.lcm, timestep_scaling=settings["timestep_scaling"]))
+
+
+def _flow(settings: Settings) -> Sampler:
+    train_steps = settings["num_train_timesteps"]
+
+    def make(steps: int) -> Schedule:
+        sigmas = schedules.flow_sigmas(steps, train_steps, settings["shift"])
+        return schedules.flow_schedule(sigmas, train_steps, respacing=_respacing(settings))
+
+    return _sampler("flow_euler", settings, make, solvers.euler)
+
+
+_BUILDERS: dict[str, Callable[[Settings], Sampler]] = {
+    "PNDMScheduler": _pndm,
+    "DDIMScheduler": _ddim,
+    "EulerDiscreteScheduler": partial(_of_sigmas, "euler", solvers.euler),
+    "EulerAncestralDiscreteScheduler": partial(_of_sigmas, "euler_a", solvers.euler_a),
+    "HeunDiscreteScheduler": partial(_of_sigmas, "heun", solvers.heun),
+    "DPMSolverMultistepScheduler": _dpm,
+    "LCMScheduler": _lcm,
+    "FlowMatchEulerDiscreteScheduler": _flow,
+}

@@ -1,0 +1,143 @@
+"""A sampler's settings: what a scheduler_config.json hands on to the class that will run, and that class's defaults.
+
+The rules are those of diffusers' `NewScheduler.from_config(old.config)`: a key in the file is passed on, a key absent
+from it takes the new class's default. Two corrections that `StableDiffusionPipeline` makes on loading come first.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from genpipe.sampling.names import SPACINGS
+
+Settings = dict[str, Any]
+
+_BETAS: Settings = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+    "steps_offset": 0,
+}
+_LATENT_BETAS = _BETAS | {"beta_start": 0.00085, "beta_end": 0.012}
+NO_RESPACING: Settings = {f"use_{spacing}_sigmas": False for spacing in (*SPACINGS, "beta")}
+
+# What diffusers' classes take where a file is silent.
+DEFAULTS: dict[str, Settings] = {
+    "PNDMScheduler": _BETAS | {"timestep_spacing": "leading", "set_alpha_to_one": False, "skip_prk_steps": False},
+    "DDIMScheduler": _BETAS
+    | {"timestep_spacing": "leading", "set_alpha_to_one": True, "rescale_betas_zero_snr": False, "thresholding": False},
+    "EulerDiscreteScheduler": _BETAS
+    | NO_RESPACING
+    | {
+        "timestep_spacing": "linspace",
+        "rescale_betas_zero_snr": False,
+        "final_sigmas_type": "zero",
+        "interpolation_type": "linear",
+        "timestep_type": "discrete",
+        "sigma_min": None,
+        "sigma_max": None,
+    },
+    "EulerAncestralDiscreteScheduler": _BETAS | {"timestep_spacing": "linspace", "rescale_betas_zero_snr": False},
+    "HeunDiscreteScheduler": _LATENT_BETAS | NO_RESPACING | {"timestep_spacing": "linspace"},
+    "DPMSolverMultistepScheduler": _BETAS
+    | NO_RESPACING
+    | {
+        "timestep_spacing": "linspace",
+        "rescale_betas_zero_snr": False,
+        "final_sigmas_type": "zero",
+        "algorithm_type": "dpmsolver++",
+        "solver_order": 2,
+        "solver_type": "midpoint",
+        "lower_order_final": True,
+        "euler_at_final": False,
+        "thresholding": False,
+        "use_lu_lambdas": False,
+        "use_flow_sigmas": False,
+        "lambda_min_clipped": -math.inf,
+        "variance_type": None,
+    },
+    "LCMScheduler": _LATENT_BETAS
+    | {
+        "beta_schedule": "scaled_linear",
+        "timestep_scaling": 10.0,
+        "original_inference_steps": 50,
+        "rescale_betas_zero_snr": False,
+        "thresholding": False,
+    },
+    "FlowMatchEulerDiscreteScheduler": NO_RESPACING
+    | {
+        "num_train_timesteps": 1000,
+        "shift": 1.0,
+        "use_dynamic_shifting": False,
+        "shift_terminal": None,
+        "invert_sigmas": False,
+        "stochastic_sampling": False,
+    },
+}
+
+# The values that genpipe's solvers are written for. A class set otherwise runs through the diffusers adapter.
+_IMPLEMENTED: dict[str, tuple[Any, ...]] = {
+    "prediction_type": ("epsilon", "v_prediction", "sample"),
+    "skip_prk_steps": (True,),
+    "thresholding": (False,),
+    "interpolation_type": ("linear",),
+    "timestep_type": ("discrete",),
+    "sigma_min": (None,),
+    "sigma_max": (None,),
+    "use_beta_sigmas": (False,),
+    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
+    "solver_order": (2,),
+    # The types of other multistep solvers: DPMSolverMultistepScheduler reads each as midpoint.
+    "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
+    "use_lu_lambdas": (False,),
+    "use_flow_sigmas": (False,),
+    "lambda_min_clipped": (-math.inf,),
+    "variance_type": (None,),
+    "use_dynamic_shifting": (False,),
+    "shift_terminal": (None,),
+    "invert_sigmas": (False,),
+    "stochastic_sampling": (False,),
+}
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "prediction_type": ("epsilon", "v_prediction", "sample", "flow_prediction"),
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "timestep_spacing": ("linspace", "leading", "trailing"),
+    "final_sigmas_type": ("zero", "sigma_min"),
+}
+
+
+def inherited(config: Mapping[str, Any], class_name: str) -> Settings:
+    """What the file `config` hands on to `class_name`, which may use only some of it."""
+    absent = config.get("_use_default_values", ())  # how diffusers notes which of a live config's keys no file held
+    given = {key: value for key, value in config.items() if not key.startswith("_") and key not in absent}
+    # On loading, the correction fills a gap as well; once the sampler is switched, a gap is the new class's default.
+    if "steps_offset" in given or config.get("_class_name") == class_name:
+        given["steps_offset"] = 1
+    # Latents do not end at -1 and 1 as pictures do. DDIM's own default would clip them too.
+    given["clip_sample"] = False
+    return given
+
+
+def completed(class_name: str, given: Settings) -> Settings:
+    """The settings of a class in `DEFAULTS`: those given that it knows, and its defaults for the rest.
+
+    Raises ValueError that names the first setting whose value is not one of the known.
+    """
+    defaults = DEFAULTS[class_name]
+    settings = defaults | {key: value for key, value in given.items() if key in defaults}
+    for key, choices in _CHOICES.items():
+        ignored = key == "beta_schedule" and settings.get("trained_betas") is not None
+        if key in settings and settings[key] not in choices and not ignored:
+            raise ValueError(
+                f"unknown {key} {settings[key]!r} in the scheduler config: it must be one of {', '.join(choices)}"
+            )
+    return settings
+
+
+def implemented(settings: Settings) -> bool:
+    """Whether genpipe's own solvers do what these settings say."""
+    return all(settings[key] in values for key, values in _IMPLEMENTED.items() if key in settings)
