@@ -1,0 +1,186 @@
+"""Foreign names: how the tensors of a checkpoint in the diffusers layout are called, and what we call them.
+
+Each network has a table of (our name, their name), in which `{}` stands for a number, "weight" or "bias". The networks
+have the same tree as the files, so reading and writing is pure renaming, and the tables work both ways.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+Names = tuple[tuple[str, str], ...]
+# A name with all its fields left blank -> the fields that the table fixes ("{}" for a free one), the other name.
+Rules = dict[str, tuple[list[str], str]]
+
+_FIELD = re.compile(r"\{\}|\d+|\bweight\b|\bbias\b")
+
+
+def _rules(names: Iterable[tuple[str, str]]) -> Rules:
+    return {_FIELD.sub("{}", source): (_FIELD.findall(source), target) for source, target in names}
+
+
+def _rename(key: str, rules: Rules) -> str | None:
+    """The other name of `key`, None if the rules lack it."""
+    wanted, target = rules.get(_FIELD.sub("{}", key), ([], ""))
+    fields = _FIELD.findall(key)
+    if not target or any(want not in ("{}", field) for want, field in zip(wanted, fields, strict=True)):
+        return None
+    return target.format(*(field for want, field in zip(wanted, fields, strict=True) if want == "{}"))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where one network's tensors are and what they are called.
+
+    Attributes:
+        folder: the network's folder in a checkpoint.
+        stem: its weights' file name up to the first dot or dash.
+        names: (our name, their name), one for one.
+        legacy: (their name, older name), for reading alone.
+        harmless: names in older files of tensors that the network does not need.
+    """
+
+    folder: str
+    stem: str
+    names: Names
+    legacy: Names = ()
+    harmless: tuple[str, ...] = ()
+
+    def ours(self, key: str) -> str | None:
+        """Our name of the file's tensor `key`, legacy names included; None for a tensor that is not in the table."""
+        return _rename(_rename(key, self._modern) or key, self._read)
+
+    def theirs(self, key: str) -> str:
+        """The file's name of our tensor `key`.
+
+        Raises:
+            KeyError: the table lacks it.
+        """
+        name = _rename(key, self._write)
+        if name is None:
+            raise KeyError(f"{self.folder}: no foreign name for {key}")
+        return name
+
+    def is_legacy(self, key: str) -> bool:
+        """Whether the file's tensor `key` has an older name."""
+        return _rename(key, self._modern) is not None
+
+    @cached_property
+    def _read(self) -> Rules:
+        return _rules((theirs, ours) for ours, theirs in self.names)
+
+    @cached_property
+    def _write(self) -> Rules:
+        return _rules(self.names)
+
+    @cached_property
+    def _modern(self) -> Rules:
+        return _rules((old, new) for new, old in self.legacy)
+
+
+def _under(ours: str, theirs: str, names: Names) -> Names:
+    return tuple((f"{ours}.{a}", f"{theirs}.{b}") for a, b in names)
+
+
+_RESIDUAL: Names = (
+    ("norm{}.{}", "norm{}.{}"),
+    ("conv{}.{}", "conv{}.{}"),
+    ("embedding.{}", "time_emb_proj.{}"),
+    ("shortcut.{}", "conv_shortcut.{}"),
+)
+_ATTENTION: Names = (
+    ("query.{}", "to_q.{}"),
+    ("key.{}", "to_k.{}"),
+    ("value.{}", "to_v.{}"),
+    ("out.{}", "to_out.0.{}"),
+)
+_TRANSFORMER: Names = (
+    ("norm.{}", "norm.{}"),
+    ("project_in.{}", "proj_in.{}"),
+    ("project_out.{}", "proj_out.{}"),
+    ("blocks.{}.norm{}.{}", "transformer_blocks.{}.norm{}.{}"),
+    *_under("blocks.{}.attention{}", "transformer_blocks.{}.attn{}", _ATTENTION),
+    ("blocks.{}.feed_forward.project.{}", "transformer_blocks.{}.ff.net.0.proj.{}"),
+    ("blocks.{}.feed_forward.out.{}", "transformer_blocks.{}.ff.net.2.{}"),
+)
+_ENDS: Names = (("conv_in.{}", "conv_in.{}"), ("norm_out.{}", "conv_norm_out.{}"), ("conv_out.{}", "conv_out.{}"))
+
+UNET = Layout(
+    folder="unet",
+    stem="diffusion_pytorch_model",
+    names=(
+        *_ENDS,
+        ("time_embedding.linear{}.{}", "time_embedding.linear_{}.{}"),
+        ("time_embedding.guidance.{}", "time_embedding.cond_proj.{}"),
+        ("added_embedding.linear{}.{}", "add_embedding.linear_{}.{}"),
+        *_under("down.{}.residuals.{}", "down_blocks.{}.resnets.{}", _RESIDUAL),
+        *_under("down.{}.transformers.{}", "down_blocks.{}.attentions.{}", _TRANSFORMER),
+        ("down.{}.resample.conv.{}", "down_blocks.{}.downsamplers.0.conv.{}"),
+        *_under("middle.residuals.{}", "mid_block.resnets.{}", _RESIDUAL),
+        *_under("middle.transformers.{}", "mid_block.attentions.{}", _TRANSFORMER),
+        *_under("up.{}.residuals.{}", "up_blocks.{}.resnets.{}", _RESIDUAL),
+        *_under("up.{}.transformers.{}", "up_blocks.{}.attentions.{}", _TRANSFORMER),
+        ("up.{}.resample.conv.{}", "up_blocks.{}.upsamplers.0.conv.{}"),
+    ),
+)
+
+_MIDDLE: Names = (
+    *_under("residuals.{}", "resnets.{}", _RESIDUAL),
+    ("attentions.{}.norm.{}", "attentions.{}.group_norm.{}"),
+    *_under("attentions.{}.attention", "attentions.{}", _ATTENTION),
+)
+# Before diffusers 0.15 the autoencoder's attention was a block of its own.
+_LEGACY_ATTENTION: Names = (
+    ("to_q.{}", "query.{}"),
+    ("to_k.{}", "key.{}"),
+    ("to_v.{}", "value.{}"),
+    ("to_out.0.{}", "proj_attn.{}"),
+)
+
+VAE = Layout(
+    folder="vae",
+    stem="diffusion_pytorch_model",
+    names=(
+        *_under("encoder", "encoder", _ENDS),
+        *_under("encoder.down.{}.residuals.{}", "encoder.down_blocks.{}.resnets.{}", _RESIDUAL),
+        ("encoder.down.{}.resample.conv.{}", "encoder.down_blocks.{}.downsamplers.0.conv.{}"),
+        *_under("encoder.middle", "encoder.mid_block", _MIDDLE),
+        ("moments.{}", "quant_conv.{}"),
+        ("unmoments.{}", "post_quant_conv.{}"),
+        *_under("decoder", "decoder", _ENDS),
+        *_under("decoder.middle", "decoder.mid_block", _MIDDLE),
+        *_under("decoder.up.{}.residuals.{}", "decoder.up_blocks.{}.resnets.{}", _RESIDUAL),
+        ("decoder.up.{}.resample.conv.{}", "decoder.up_blocks.{}.upsamplers.0.conv.{}"),
+    ),
+    legacy=tuple(
+        pair
+        for half in ("encoder.mid_block.attentions.{}", "decoder.mid_block.attentions.{}")
+        for pair in _under(half, half, _LEGACY_ATTENTION)
+    ),
+)
+
+_TEXT: Names = (
+    ("token_embedding.weight", "embeddings.token_embedding.weight"),
+    ("position_embedding.weight", "embeddings.position_embedding.weight"),
+    ("layers.{}.norm{}.{}", "encoder.layers.{}.layer_norm{}.{}"),
+    ("layers.{}.attention.query.{}", "encoder.layers.{}.self_attn.q_proj.{}"),
+    ("layers.{}.attention.key.{}", "encoder.layers.{}.self_attn.k_proj.{}"),
+    ("layers.{}.attention.value.{}", "encoder.layers.{}.self_attn.v_proj.{}"),
+    ("layers.{}.attention.out.{}", "encoder.layers.{}.self_attn.out_proj.{}"),
+    ("layers.{}.feed_forward.linear{}.{}", "encoder.layers.{}.mlp.fc{}.{}"),
+    ("final_norm.{}", "final_layer_norm.{}"),
+)
+
+TEXT_ENCODER = Layout(
+    folder="text_encoder",
+    stem="model",
+    names=(
+        *((ours, f"text_model.{theirs}") for ours, theirs in _TEXT),
+        ("projection.weight", "text_projection.weight"),
+    ),
+    # Without the prefix, as transformers 5 saves a `CLIPTextModel`.
+    legacy=tuple((f"text_model.{theirs}", theirs) for _, theirs in _TEXT),
+    # A buffer that transformers saved before 4.31.
+    harmless=("text_model.embeddings.position_ids", "embeddings.position_ids"),
+)
