@@ -6,6 +6,7 @@ Only this script needs the font; what it writes (atlas.webp, atlas.txt) is shipp
 """
 
 import argparse
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -57,7 +58,7 @@ def curve(*points: tuple[float, float], steps: int = 24) -> Points:
     for i in range(steps + 1):
         t, row = i / steps, list(points)
         while len(row) > 1:
-            row = [(a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * t) for a, b in zip(row, row[1:], strict=False)]
+            row = [(a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * t) for a, b in itertools.pairwise(row)]
         result.append(row[0])
     return result
 
@@ -122,7 +123,7 @@ def pirate_ship(sails: tuple[Colour, Colour], skull_on_sail: bool) -> Image.Imag
         skull(draw, 254, 250, 36)
     # Hull: stern castle, waist, bow.
     wood, light, darker, gold = (140, 84, 42), (176, 112, 58), (98, 56, 28), (240, 180, 60)
-    keel = curve((470, 352), (448, 452), (392, 486)) + [(120, 486)] + curve((120, 486), (70, 462), (44, 318))
+    keel = [*curve((470, 352), (448, 452), (392, 486)), (120, 486), *curve((120, 486), (70, 462), (44, 318))]
     deck = [(44, 318), (148, 318), (158, 366), (330, 372), (346, 348), (470, 346)]
     draw.polygon(deck + keel, fill=wood)
     draw.polygon(

@@ -1,8 +1,10 @@
 """The procedural captioned world that the embedded models are trained and judged on."""
 
+from genpipe.scenes.captions import caption, corpus
 from genpipe.scenes.colours import COLOURS
 from genpipe.scenes.concepts import Concept, concepts, names
 from genpipe.scenes.settings import SETTINGS
+from genpipe.scenes.vocabulary import unknown_words, vocabulary
 from genpipe.scenes.world import Placed, Scene, canonical, held_out, sample, sample_batch
 
 __all__ = [
@@ -12,9 +14,13 @@ __all__ = [
     "Placed",
     "Scene",
     "canonical",
+    "caption",
     "concepts",
+    "corpus",
     "held_out",
     "names",
     "sample",
     "sample_batch",
+    "unknown_words",
+    "vocabulary",
 ]

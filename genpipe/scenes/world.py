@@ -15,21 +15,22 @@ from genpipe.scenes.colours import COLOURS
 from genpipe.scenes.concepts import concepts, names
 from genpipe.scenes.settings import LOOK, SETTINGS
 
-LARGE, SMALL = 0.80, 0.40  # share of the picture's side
+LARGE, SMALL, BIG = 0.80, 0.40, 0.97  # share of the picture's side
 RELATIONS = {  # where the first object and the second one stand
     "left": ((0.27, 0.52), (0.73, 0.52)),
     "right": ((0.73, 0.52), (0.27, 0.52)),
     "above": ((0.5, 0.26), (0.5, 0.74)),
     "below": ((0.5, 0.74), (0.5, 0.26)),
 }
-ROWS = {
+ROWS = {  # where one, two, three or four of a thing stand
+    1: ((0.5, 0.5),),
     2: ((0.27, 0.52), (0.73, 0.52)),
     3: ((0.5, 0.27), (0.27, 0.73), (0.73, 0.73)),
     4: ((0.27, 0.27), (0.73, 0.27), (0.27, 0.73), (0.73, 0.73)),
 }
 HALF = 0.46  # size of an object that shares the picture
 FAVOURITES = {"pirate ship": 6.0, "ship": 3.0, "sailboat": 2.0}  # drawn so many times more often
-KINDS = {"bare": 0.34, "setting": 0.24, "colour": 0.13, "size": 0.04, "pair": 0.15, "count": 0.10}
+KINDS = {"bare": 0.33, "setting": 0.24, "colour": 0.13, "size": 0.04, "pair": 0.15, "count": 0.09, "place": 0.02}
 HELD_OUT_SHARE = 20  # one combination in this many
 
 
@@ -50,7 +51,7 @@ class Placed:
 @dataclass(frozen=True)
 class Scene:
     """A picture to be drawn. `kind` is the pattern it follows (KINDS), `relation` how a pair stands if a caption is
-    to say so, `size` is "small" where the object is; `look` varies the setting (LOOK numbers in [0, 1])."""
+    to say so, `size` is "small" or "big" where the object is; a "place" has no objects; `look` varies the setting (LOOK numbers in [0, 1])."""
 
     kind: str
     setting: str
@@ -123,13 +124,16 @@ def _draw(rng: random.Random, pool: tuple[str, ...]) -> Scene:
         colour = rng.choice(list(COLOURS))
         place = anywhere if rng.random() < 0.35 else home
         return Scene(kind, place, look, (_place(rng, first, centre, LARGE, colour=colour),))
+    if kind == "place":
+        return Scene(kind, anywhere, look, ())
     if kind == "size":
-        return Scene(kind, home, look, (_place(rng, first, (0.5, 0.55), SMALL),), size="small")
+        size, scale, at = rng.choice((("small", SMALL, (0.5, 0.55)), ("big", BIG, centre)))
+        return Scene(kind, home, look, (_place(rng, first, at, scale),), size=size)
     place = anywhere if rng.random() < 0.5 else home
     if kind == "count":
-        sprite = atlas.variants(first)[0]
-        return Scene(kind, place, look, tuple(
-            _place(rng, first, at, HALF, sprite=sprite) for at in ROWS[rng.choice(list(ROWS))]))  # fmt: skip
+        spots = ROWS[rng.choices((1, 2, 3, 4), (1, 3, 3, 3))[0]]
+        sprite, scale = atlas.variants(first)[0], LARGE if len(spots) == 1 else HALF
+        return Scene(kind, place, look, tuple(_place(rng, first, at, scale, sprite=sprite) for at in spots))
     second = rng.choice([name for name in pool if name != first])
     relation = rng.choice([None, None, *RELATIONS])
     spots = RELATIONS[relation or "left"]
