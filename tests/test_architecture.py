@@ -1,0 +1,172 @@
+"""What the code may import, and when."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import genpipe
+import genpipe.cli
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {"torch", "diffusers", "transformers", "accelerate"}
+
+# Dependencies point one way: what is in an area may import what is in it and in these, and nothing else of ours.
+_LOW = {"vision.blocks", "models", "sampling", "request", "images", "hardware", "checkpoints"}
+_HIGH = _LOW | {"pipeline", "scenes", "vision"}
+ALLOWED: dict[str, set[str]] = {
+    "vision.blocks": set(),
+    "vision": {"vision.blocks"},
+    "models": {"vision.blocks"},
+    "sampling": set(),
+    "request": {"sampling"},
+    "images": {"request", "sampling"},
+    "hardware": set(),
+    "checkpoints": {"models"},
+    "scenes": {"images"},
+    "pipeline": _LOW,
+    "training": _HIGH,
+    "cli": _HIGH | {"training"},
+    "scripts": _HIGH | {"training", "cli"},
+}
+# The areas of the package that may import these; scripts and tests may import all of them.
+GUESTS: dict[str, set[str]] = {"diffusers": {"sampling"}, "transformers": set(), "accelerate": {"training"}}
+
+
+def sources() -> Iterator[tuple[str, Path]]:
+    for path in sorted((ROOT / "genpipe").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+    for path in sorted((ROOT / "scripts").glob("*.py")):
+        yield f"scripts.{path.stem}", path
+
+
+def imports(module: str, path: Path) -> Iterator[str]:
+    """Every name that a file imports, at any depth, in full: "genpipe.models.unet.UNet"."""
+    package = module if path.stem == "__init__" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+
+
+def area(name: str) -> str | None:
+    """The row of `ALLOWED` that a full name is in; None for other people's names and for `genpipe` itself."""
+    top, _, rest = name.partition(".")
+    if top == "scripts":
+        return top
+    if top != "genpipe" or not rest or rest.split(".")[0] in {"__version__", "__main__"}:
+        return None
+    rest = genpipe._HOMES.get(rest, name).removeprefix("genpipe.")
+    return "vision.blocks" if f"{rest}.".startswith("vision.blocks.") else rest.split(".")[0]
+
+
+def test_dependencies_point_one_way():
+    wrong = []
+    for module, path in sources():
+        own = area(module)
+        if own is None:
+            continue
+        for name in imports(module, path):
+            if (other := area(name)) is not None and other not in {own} | ALLOWED[own]:
+                wrong.append(f"{module} imports {name}")
+    assert not wrong
+
+
+def test_the_import_rules_see_every_form_of_import(tmp_path):
+    text = "import a.b\nfrom a import c\nfrom . import d\nfrom .e import f\nfrom ..g import h\ndef late(): import i"
+    (tmp_path / "x.py").write_text(text)
+    assert sorted(imports("p.q.x", tmp_path / "x.py")) == ["a.b", "a.c", "i", "p.g.h", "p.q.d", "p.q.e.f"]
+    (tmp_path / "__init__.py").write_text("from .e import f")
+    assert list(imports("p.q", tmp_path / "__init__.py")) == ["p.q.e.f"]
+    assert area("genpipe.vision.blocks.conv3x3") == "vision.blocks" and area("genpipe.vision.resnet") == "vision"
+    assert area("genpipe.generate") == "pipeline" and area("torch.nn") is area("genpipe") is None
+
+
+def test_other_libraries_of_the_field_stay_in_their_corner():
+    wrong = []
+    for module, path in sources():
+        for name in imports(module, path):
+            guest = name.partition(".")[0]
+            if guest in GUESTS and area(module) not in GUESTS[guest] | {"scripts"}:
+                wrong.append(f"{module} imports {name}")
+    assert not wrong
+
+
+def loaded(code: str, *arguments: str) -> set[str]:
+    """Which heavy libraries a fresh interpreter holds after running `code`."""
+    script = (
+        f"import sys, json\ntry:\n    {code}\nexcept SystemExit: pass\nprint('\\n' + json.dumps(list(sys.modules)))"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    return HEAVY & set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("code", ["import genpipe", "from genpipe import Request", "import genpipe.images"])
+def test_importing_is_light(code):
+    assert not loaded(code)
+
+
+def test_torch_would_be_noticed():
+    assert "torch" in loaded("import torch")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *([], ["--help"], ["--version"], ["generate", "--help"], ["info", "--help"]),
+        *(["ship", "--nope"], ["ship", "--steps", "0"], ["ship", "--seed", "x"], ["ship", "--sampler", "eulr"]),
+        *(
+            ["ship", "--output", "missing/ship.png"],
+            ["ship", "-n", "2", "-o", "a.png"],
+            ["--from-image", "missing.png"],
+        ),
+    ],
+)
+def test_what_needs_no_network_loads_none(arguments):
+    assert not loaded("from genpipe.cli import main; main(sys.argv[1:])", *arguments)
+
+
+def test_info_reports_versions_without_loading_them():
+    assert loaded("from genpipe.cli import main; main(['info'])") == {"torch"}
+
+
+def test_drawing_loads_torch_alone(tiny_checkpoint, tmp_path):
+    arguments = ["ship", "--model", str(tiny_checkpoint), "--steps", "1", "--outdir", str(tmp_path), "--quiet"]
+    assert loaded("from genpipe.cli import main; assert main(sys.argv[1:]) == 0", *arguments) == {"torch"}
+    assert (tmp_path / "ship.png").is_file()
+
+
+def test_the_module_is_the_command(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        genpipe.cli.main(["--help"])
+    done = subprocess.run(
+        [sys.executable, "-m", "genpipe", "--help"], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout == capsys.readouterr().out != ""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"genpipe": "genpipe.cli:main"}
+
+
+def test_the_top_level_holds_only_what_it_should():
+    try:
+        done = subprocess.run(["git", "ls-files", "-z"], capture_output=True, text=True, cwd=ROOT, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    names = {name.split("/")[0] for name in done.stdout.split("\0") if name}
+    kept = {name for name in names if not name.startswith(".")}
+    assert kept <= {"genpipe", "scripts", "tests", "pyproject.toml", "README.md", "LICENSE", "NOTICE"}
