@@ -1,0 +1,8 @@
+"""Reading and writing checkpoints in the diffusers layout: the one place where foreign names are known."""
+
+from genpipe.checkpoints.errors import CheckpointError
+from genpipe.checkpoints.loading import Checkpoint, load_checkpoint
+from genpipe.checkpoints.saving import save_checkpoint
+from genpipe.checkpoints.weights import nonfinite_weights
+
+__all__ = ["Checkpoint", "CheckpointError", "load_checkpoint", "nonfinite_weights", "save_checkpoint"]
