@@ -86,7 +86,8 @@ def pndm(
     """Pseudo linear multistep, PLMS (arXiv 2202.09778): Adams-Bashforth over the network's outputs.
 
     The first step is taken, evaluated and taken again, so n steps make n + 1 evaluations (one step makes one).
-    prediction_type: what the network puts out, which is what the formula mixes.
+    prediction_type: what the network puts out, which is what the formula mixes, as in diffusers. Of v_prediction that
+        costs it its order: 1 where epsilon has 2.
     """
 
     def output(x: Tensor, step: Step) -> Tensor:

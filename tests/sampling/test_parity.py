@@ -12,6 +12,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from torch import Tensor
 
 from genpipe.sampling.guidance import x0_from_output
@@ -150,16 +151,9 @@ def loaded(file: dict[str, Any]) -> Any:
     """The file's scheduler after StableDiffusionPipeline has corrected it."""
     if file["_class_name"].startswith("FlowMatch"):
         return getattr(diffusers, file["_class_name"]).from_config(file)
-    return diffusers.StableDiffusionPipeline(
-        vae=None,
-        text_encoder=None,
-        tokenizer=None,
-        unet=None,
-        scheduler=getattr(diffusers, file["_class_name"]).from_config(file),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).scheduler
+    absent: Any = dict.fromkeys(("vae", "text_encoder", "tokenizer", "unet", "safety_checker", "feature_extractor"))
+    scheduler = getattr(diffusers, file["_class_name"]).from_config(file)
+    return StableDiffusionPipeline(**absent, scheduler=scheduler, requires_safety_checker=False).scheduler
 
 
 def switched(file: dict[str, Any], name: str) -> Any:
@@ -235,10 +229,11 @@ def _runs_in_diffusers(name: str, file: dict[str, Any]) -> bool:
     [(file, name) for file in SCHEDULER_FILES for name in SAMPLERS if _runs_in_diffusers(name, SCHEDULER_FILES[file])],
 )
 def test_each_sampler_matches_diffusers_with_each_file(file: str, name: str) -> None:
+    scheduler = switched(SCHEDULER_FILES[file], name)
     for steps in STEP_COUNTS:
         if file == "zero_snr" and name.startswith("euler") and steps <= 2:
             continue  # test_a_state_of_thousands_costs_diffusers_its_precision_and_not_us
-        theirs, _ = diffusers_run(switched(SCHEDULER_FILES[file], name), steps)
+        theirs, _ = diffusers_run(scheduler, steps)
         check(genpipe_run(name, SCHEDULER_FILES[file], steps), theirs, f"{name} with {file}, {steps} steps")
 
 
@@ -260,8 +255,9 @@ def test_each_sampler_matches_diffusers_with_each_spacing(spacing: str, predicti
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde_exponential", "lcm"])
 def test_cosine_betas_match_diffusers(name: str) -> None:
     file = SCHEDULER_FILES["sd15"] | {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
+    scheduler = switched(file, name)
     for steps in STEP_COUNTS:
-        theirs, _ = diffusers_run(switched(file, name), steps)
+        theirs, _ = diffusers_run(scheduler, steps)
         check(genpipe_run(name, file, steps), theirs, f"{name}, cosine, {steps} steps")
 
 
@@ -286,8 +282,9 @@ def test_a_state_of_thousands_costs_diffusers_its_precision_and_not_us(name: str
 
 @pytest.mark.parametrize("file", SCHEDULER_FILES)
 def test_without_a_name_the_files_own_scheduler_runs(file: str) -> None:
+    scheduler = loaded(SCHEDULER_FILES[file])
     for steps in STEP_COUNTS:
-        theirs, _ = diffusers_run(loaded(SCHEDULER_FILES[file]), steps)
+        theirs, _ = diffusers_run(scheduler, steps)
         check(genpipe_run(None, SCHEDULER_FILES[file], steps), theirs, f"{file}, {steps} steps")
 
 
@@ -296,8 +293,9 @@ def test_without_a_name_the_files_own_scheduler_runs(file: str) -> None:
 def test_where_the_last_sigma_is_matches_diffusers(name: str, final: str) -> None:
     for changes in ({}, {"lower_order_final": False}, {"euler_at_final": True}):
         file = SCHEDULER_FILES["sd15"] | {"final_sigmas_type": final} | changes
+        scheduler = switched(file, name)
         for steps in (2, 10, 20):
-            theirs, _ = diffusers_run(switched(file, name), steps)
+            theirs, _ = diffusers_run(scheduler, steps)
             check(genpipe_run(name, file, steps), theirs, f"{name}, {final}, {changes}, {steps} steps")
 
 
@@ -371,8 +369,9 @@ ADAPTED = (
 @pytest.mark.parametrize("file", ["sd15", "sd21"])
 @pytest.mark.parametrize("name", ADAPTED)
 def test_other_schedulers_run_through_diffusers_itself(name: str, file: str) -> None:
+    scheduler = switched(SCHEDULER_FILES[file], name)
     for steps in (1, 2, 10):
-        theirs, _ = diffusers_run(switched(SCHEDULER_FILES[file], name), steps)
+        theirs, _ = diffusers_run(scheduler, steps)
         check(genpipe_run(name, SCHEDULER_FILES[file], steps), theirs, f"{name} with {file}, {steps} steps")
 
 
