@@ -179,8 +179,6 @@ def _generate(args: argparse.Namespace) -> int:
     seeds = seeds_for(settings.pop("seed", random_seed()), args.n)
     prompt = settings.pop("prompt")
     paths = _output_paths(args.output, args.outdir, seeds)
-    if drawn and not args.quiet:
-        print(f"seed {seeds[0]}", file=sys.stderr)
 
     from genpipe.pipeline import BATCH, Pipeline
 
@@ -191,6 +189,8 @@ def _generate(args: argparse.Namespace) -> int:
         revision=args.revision,
         variant=args.variant,
     )
+    if drawn and not args.quiet:
+        print(f"seed {seeds[0]}", file=sys.stderr)
     # Batch by batch, so that what is done is on the disk when something fails.
     for start in range(0, args.n, BATCH):
         batch = seeds[start : start + BATCH]
