@@ -115,19 +115,19 @@ def _checked_index(index: Mapping[str, Any]) -> Mapping[str, Any]:
     """`model_index.json`, once it names a pipeline and parts that we have."""
     pipeline = index.get("_class_name")
     if pipeline not in _PIPELINES:
-        raise ValueError(f"genpipe cannot run a {pipeline} yet, only Stable Diffusion 1.x and 2.x")
+        raise ValueError(f"genpipe cannot run {pipeline} yet, only Stable Diffusion 1.x and 2.x")
     for part, classes in _CLASSES.items():
         _, name = index.get(part) or (None, None)
         if name is None:
             raise ValueError(f"the checkpoint lacks a {part}")
         if classes and name not in classes:
-            raise ValueError(f"its {part} is a {name}, which genpipe cannot run (only {' or '.join(classes)})")
+            raise ValueError(f"its {part} is {name}, which genpipe cannot run (only {' or '.join(classes)})")
     return index
 
 
 def _vae_config(config: Mapping[str, Any]) -> VAEConfig:
     if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
-        raise ValueError(f"genpipe cannot run a {config['_class_name']} (only AutoencoderKL)")
+        raise ValueError(f"genpipe cannot run {config['_class_name']} (only AutoencoderKL)")
     return VAEConfig.from_dict(config)
 
 

@@ -92,8 +92,10 @@ def _write_network(
         if not bool(stored.isfinite().all()):
             raise ValueError(f"{names.folder}: {name} is not finite in {stored.dtype}: it cannot be saved so")
         state[names.theirs(name)] = stored
-    _write_json(root / names.folder / "config.json", config)
-    save_file(state, root / names.folder / f"{names.stem}.safetensors", metadata={"format": "pt"})
+    config_file, weights = root / names.folder / "config.json", root / names.folder / f"{names.stem}.safetensors"
+    _write_json(config_file, config)
+    save_file(state, weights, metadata={"format": "pt"})
+    shutil.copymode(config_file, weights)  # safetensors makes files that only their owner can read
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
