@@ -3,7 +3,7 @@
 from genpipe.scenes.captions import caption, corpus
 from genpipe.scenes.colours import COLOURS
 from genpipe.scenes.concepts import Concept, concepts, names
-from genpipe.scenes.settings import SETTINGS
+from genpipe.scenes.places import SETTINGS
 from genpipe.scenes.vocabulary import unknown_words, vocabulary
 from genpipe.scenes.world import Placed, Scene, canonical, held_out, sample, sample_batch
 

@@ -1,12 +1,13 @@
 """The sprites: one shipped picture holding a square per sprite, written by scripts/build_sprites.py."""
 
+from __future__ import annotations
+
 from functools import cache
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SIDE = 128  # pixels a side of one sprite
 
@@ -26,6 +27,10 @@ def variants(concept: str) -> tuple[int, ...]:
 @cache
 def sprites() -> Tensor:
     """All sprites, premultiplied RGBA: (N, 4, SIDE, SIDE) uint8."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
     with (files(__package__) / "atlas.webp").open("rb") as file, Image.open(file) as image:
         sheet = np.asarray(image.convert("RGBA").convert("RGBa"))
     rows, columns = sheet.shape[0] // SIDE, sheet.shape[1] // SIDE

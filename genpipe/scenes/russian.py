@@ -21,7 +21,7 @@ ONE = {"m": "один", "f": "одна", "n": "одно", "p": "одни"}
 
 
 def _is_adjective(word: str) -> bool:
-    return word.endswith(("ый", "ий", "ой", "ая", "яя", "ья", "ое", "ее", "ые", "ие"))
+    return word.endswith(("ый", "ий", "ой", "ая", "яя", "жья", "ое", "ее", "ые", "ие"))
 
 
 def _soft(stem: str, ending: str) -> bool:
@@ -88,7 +88,7 @@ def instrumental(noun: str, gender: str, of: str) -> str:
         return stem + "ей"
     if last == "ё":
         return stem + "ём"
-    if of[-1] == "я" or stem[-1] in HUSHING + "ц":
+    if last != "о" and (of[-1] == "я" or stem[-1] in HUSHING + "ц"):
         return stem + "ем"
     return stem + "ом"
 
@@ -110,7 +110,7 @@ class Name:
         phrase, kind, *cases = text.split(":")
         words, gender, manner = phrase.split(), kind[0], kind[1:]
         head = 0
-        while head < len(words) - 1 and _is_adjective(words[head]):
+        while manner != "a" and head < len(words) - 1 and _is_adjective(words[head]):
             head += 1
         noun = words[head]
         if manner == "0":

@@ -13,8 +13,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-LOOK = 6
-
 Rgb = tuple[float, float, float]
 
 
@@ -289,7 +287,6 @@ PAINTERS: dict[str, Callable[[View], Tensor]] = {
     "pink": _plain((0.99, 0.72, 0.82)), "green": _plain((0.56, 0.82, 0.48)),
 }  # fmt: skip
 FRONTS: dict[str, Callable[[View], tuple[Tensor, Tensor]]] = {"sea": sea_front}
-SETTINGS: tuple[str, ...] = tuple(PAINTERS)
 
 
 def view(look: Tensor, size: int) -> View:

@@ -13,7 +13,7 @@ from functools import cache
 from genpipe.scenes import atlas
 from genpipe.scenes.colours import COLOURS
 from genpipe.scenes.concepts import concepts, names
-from genpipe.scenes.settings import LOOK, SETTINGS
+from genpipe.scenes.places import LOOK, SETTINGS
 
 LARGE, SMALL, BIG = 0.80, 0.40, 0.97  # share of the picture's side
 RELATIONS = {  # where the first object and the second one stand
@@ -31,6 +31,7 @@ ROWS = {  # where one, two, three or four of a thing stand
 HALF = 0.46  # size of an object that shares the picture
 FAVOURITES = {"pirate ship": 6.0, "ship": 3.0, "sailboat": 2.0}  # drawn so many times more often
 KINDS = {"bare": 0.33, "setting": 0.24, "colour": 0.13, "size": 0.04, "pair": 0.15, "count": 0.09, "place": 0.02}
+UNUSUAL = 0.15  # how often a concept's other sprites stand in for its first
 HELD_OUT_SHARE = 20  # one combination in this many
 
 
@@ -100,7 +101,7 @@ def _place(
 ) -> Placed:
     return Placed(
         concept,
-        rng.choice(atlas.variants(concept)) if sprite is None else sprite,
+        _variant(rng, concept) if sprite is None else sprite,
         x=at[0] + rng.uniform(-jitter, jitter),
         y=at[1] + rng.uniform(-jitter, jitter),
         scale=scale * rng.uniform(1 - 2 * jitter, 1 + 2 * jitter),
