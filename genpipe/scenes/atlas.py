@@ -15,7 +15,7 @@ SIDE = 128  # pixels a side of one sprite
 @cache
 def owners() -> tuple[str, ...]:
     """The concept that each sprite shows, in the order of the atlas."""
-    return tuple((files(__package__) / "atlas.txt").read_text(encoding="utf-8").split("\n")[:-1])
+    return tuple((files("genpipe.scenes") / "atlas.txt").read_text(encoding="utf-8").split("\n")[:-1])
 
 
 @cache
@@ -31,7 +31,7 @@ def sprites() -> Tensor:
     import torch
     from PIL import Image
 
-    with (files(__package__) / "atlas.webp").open("rb") as file, Image.open(file) as image:
+    with (files("genpipe.scenes") / "atlas.webp").open("rb") as file, Image.open(file) as image:
         sheet = np.asarray(image.convert("RGBA").convert("RGBa"))
     rows, columns = sheet.shape[0] // SIDE, sheet.shape[1] // SIDE
     squares = sheet.reshape(rows, SIDE, columns, SIDE, 4).transpose(0, 2, 4, 1, 3)

@@ -24,7 +24,7 @@ class Concept:
 def concepts() -> dict[str, Concept]:
     """Every concept by name, in the order of the table."""
     rows = csv.DictReader(
-        (files(__package__) / "concepts.tsv").read_text(encoding="utf-8").splitlines(),
+        (files("genpipe.scenes") / "concepts.tsv").read_text(encoding="utf-8").splitlines(),
         delimiter="\t",
         quoting=csv.QUOTE_NONE,
     )

@@ -150,6 +150,6 @@ class Name:
 @cache
 def russian_names() -> dict[str, tuple[Name, ...]]:
     """The Russian names of each concept, the usual one first."""
-    text = (files(__package__) / "russian.tsv").read_text(encoding="utf-8")
+    text = (files("genpipe.scenes") / "russian.tsv").read_text(encoding="utf-8")
     rows = csv.reader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
     return {name: tuple(Name.parse(part) for part in parts.split("; ")) for name, parts in rows}

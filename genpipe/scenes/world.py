@@ -89,6 +89,11 @@ def canonical(concept: str) -> Scene:
     return Scene("bare", concepts()[concept].home, (0.5,) * LOOK, (placed,))
 
 
+def _variant(rng: random.Random, concept: str) -> int:
+    first, *others = atlas.variants(concept)
+    return rng.choice(others) if others and rng.random() < UNUSUAL else first
+
+
 def _place(
     rng: random.Random,
     concept: str,
@@ -135,7 +140,11 @@ def _draw(rng: random.Random, pool: tuple[str, ...]) -> Scene:
         spots = ROWS[rng.choices((1, 2, 3, 4), (1, 3, 3, 3))[0]]
         sprite, scale = atlas.variants(first)[0], LARGE if len(spots) == 1 else HALF
         return Scene(kind, place, look, tuple(_place(rng, first, at, scale, sprite=sprite) for at in spots))
-    second = rng.choice([name for name in pool if name != first])
+    if len(pool) < 2:
+        return _draw(rng, pool)  # no pair to be had
+    second = first
+    while second == first:
+        second = rng.choice(pool)
     relation = rng.choice([None, None, *RELATIONS])
     spots = RELATIONS[relation or "left"]
     pair = tuple(_place(rng, name, at, HALF) for name, at in zip((first, second), spots, strict=True))
