@@ -288,6 +288,13 @@ def test_without_a_name_the_files_own_scheduler_runs(file: str) -> None:
         check(genpipe_run(None, SCHEDULER_FILES[file], steps), theirs, f"{file}, {steps} steps")
 
 
+def test_what_lcm_keeps_of_its_input_matches_diffusers() -> None:
+    """At the usual timestep_scaling of 10 it keeps less than the tolerance of every other test."""
+    file = SCHEDULER_FILES["lcm_dreamshaper"] | {"timestep_scaling": 0.002}
+    theirs, _ = diffusers_run(loaded(file), 4)
+    check(genpipe_run("lcm", file, 4), theirs, "lcm, 4 steps")
+
+
 @pytest.mark.parametrize("final", ["zero", "sigma_min"])
 @pytest.mark.parametrize("name", ["euler", "euler_karras", "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde"])
 def test_where_the_last_sigma_is_matches_diffusers(name: str, final: str) -> None:
@@ -373,6 +380,13 @@ def test_other_schedulers_run_through_diffusers_itself(name: str, file: str) -> 
     for steps in (1, 2, 10):
         theirs, _ = diffusers_run(scheduler, steps)
         check(genpipe_run(name, SCHEDULER_FILES[file], steps), theirs, f"{name} with {file}, {steps} steps")
+
+
+def test_latents_are_not_clipped_by_a_scheduler_that_would_by_default() -> None:
+    """DDIMParallelScheduler clips unless the file says otherwise, and this file says nothing."""
+    theirs, _ = diffusers_run(switched(SCHEDULER_FILES["old"], "DDIMParallelScheduler"), 5)
+    assert theirs[-1][1].abs().max() > 1
+    check(genpipe_run("DDIMParallelScheduler", SCHEDULER_FILES["old"], 5), theirs, "DDIMParallelScheduler")
 
 
 def test_other_flow_schedulers_run_through_diffusers_itself() -> None:
