@@ -53,6 +53,7 @@ class Repository:
     def __init__(self, name: str, revision: str | None) -> None:
         self.name = name
         self.reachable = True
+        self._check_reachable(revision)
         index = self._fetch("model_index.json", revision)
         if index is None:
             raise CheckpointError(
@@ -77,11 +78,33 @@ class Repository:
     def listing(self, folder: str) -> list[str]:
         from huggingface_hub import HfApi
 
+        cached = Folder(self.root).listing(folder)
+        if not self.reachable:
+            return cached
         try:
             entries = list(HfApi().list_repo_tree(self.name, folder, revision=self.commit))
         except Exception:  # noqa: BLE001 - whatever it is, there is an error to report already
-            return Folder(self.root).listing(folder)
+            return cached
         return sorted(entry.path.rpartition("/")[2] for entry in entries)
+
+    def _check_reachable(self, revision: str | None) -> None:
+        """Fail at once where there is neither a cache nor a network: a download would be tried for half a minute."""
+        from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+        if isinstance(try_to_load_from_cache(self.name, "model_index.json", revision=revision), str):
+            return
+        try:
+            get_hf_file_metadata(hf_hub_url(self.name, "model_index.json", revision=revision))
+        except errors.HfHubHTTPError:
+            pass  # it answers, and the download will find out what is wrong
+        except Exception as error:
+            raise self._unreachable() from error
+
+    def _unreachable(self) -> CheckpointError:
+        from huggingface_hub import constants
+
+        reason = "HF_HUB_OFFLINE forbids asking the hub" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+        return CheckpointError(f"{self} is not a folder here, nor in the hub's cache, and {reason}")
 
     def _fetch(self, name: str, revision: str | None) -> Path | None:
         from huggingface_hub import errors, hf_hub_download
@@ -99,12 +122,10 @@ class Repository:
         except errors.RevisionNotFoundError:
             raise CheckpointError(f"{self} has no revision {revision!r} on the hub") from None
         except errors.LocalEntryNotFoundError:
+            if name == "model_index.json":
+                raise self._unreachable() from None
             self.reachable = False
-            if name != "model_index.json":
-                return None
-            raise CheckpointError(
-                f"{self} is not a folder here, nor in the hub's cache, and {_why_offline()}"
-            ) from None
+            return None
         except errors.EntryNotFoundError:
             return None
         except Exception as error:  # the HTTP client's own errors change with the hub library's version
@@ -145,9 +166,3 @@ def read_json(source: Source, name: str, read: Callable[[dict[str, Any]], T]) ->
         raise ValueError("it is not a JSON object")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{source}/{name} cannot be used: {error}") from error
-
-
-def _why_offline() -> str:
-    from huggingface_hub import constants
-
-    return "HF_HUB_OFFLINE forbids asking the hub" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"

@@ -105,7 +105,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def _replace(new: Path, directory: Path) -> None:
     """Put the folder `new` in the place of `directory`; what was there is moved aside first, and then deleted."""
-    old = new.with_suffix(".old")
+    old = directory.with_name(f".{directory.name}.old-{os.getpid()}")
     if directory.exists():
         directory.rename(old)
     try:

@@ -176,7 +176,7 @@ def test_one_error_lists_everything_that_does_not_fit(edited: Any) -> None:
 
 def test_a_tensor_under_two_names_is_unexpected(edited: Any) -> None:
     edited.edit_weights("vae", lambda state: {k: t.clone() for k, t in [*legacy_names(state).items(), *state.items()]})
-    with pytest.raises(CheckpointError, match=r"unexpected: .*\.query\.weight"):
+    with pytest.raises(CheckpointError, match=r"unexpected: .*\.to_q\.weight"):
         load_checkpoint(edited.root)
 
 

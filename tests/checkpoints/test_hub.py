@@ -1,0 +1,237 @@
+"""Checkpoints from the hub, played by a server on this machine, and from its cache, with no network at all."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from genpipe.checkpoints import Checkpoint, CheckpointError, load_checkpoint
+
+ID, COMMIT, OTHER = "owner/tiny", "0" * 39 + "1", "0" * 39 + "2"
+NEEDED = {
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "tokenizer/merges.txt",
+    "tokenizer/special_tokens_map.json",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/vocab.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+}
+EXTRA = (
+    "README.md",
+    "v1-5-pruned.ckpt",
+    "feature_extractor/preprocessor_config.json",
+    "safety_checker/config.json",
+    "safety_checker/model.safetensors",
+    "text_encoder/pytorch_model.bin",
+    "unet/diffusion_pytorch_model.bin",
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "unet/diffusion_pytorch_model.non_ema.safetensors",
+)
+
+Tensors = Callable[[Checkpoint], dict[str, Tensor]]
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+class Hub:
+    """A hub with one repository; `sent` lists the files that were fetched, `asked` counts all requests."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.sent, self.asked = root, [], 0
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                self.answer(body=False)
+
+            def do_GET(self) -> None:
+                self.answer(body=True)
+
+            def answer(self, *, body: bool) -> None:
+                hub.asked += 1
+                if self.path.startswith("/api/models/"):
+                    return self.reply(hub.tree(self.path.partition("?")[0].rpartition("/")[2]))
+                repository, _, rest = self.path[1:].partition("/resolve/")
+                revision, _, name = rest.partition("/")
+                if repository != ID:
+                    return self.reply(error="RepoNotFound")
+                if revision not in ("main", COMMIT):
+                    return self.reply(error="RevisionNotFound")
+                if not (hub.root / name).is_file():
+                    return self.reply(error="EntryNotFound")
+                if body:
+                    hub.sent.append(name)
+                self.reply((hub.root / name).read_bytes(), body=body)
+
+            def reply(self, content: bytes = b"", *, body: bool = True, error: str | None = None) -> None:
+                self.send_response(404 if error else 200)
+                headers = {"X-Repo-Commit": COMMIT, "Content-Length": str(len(content))}
+                headers |= {"X-Error-Code": error} if error else {"ETag": f'"{hash(content) & 0xFFFFFFFF:08x}"'}
+                for key, value in headers.items():
+                    self.send_header(key, value)
+                self.end_headers()
+                self.wfile.write(content if body else b"")
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+        Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def tree(self, folder: str) -> bytes:
+        files = [path for path in (self.root / folder).iterdir() if path.is_file()]
+        return json.dumps(
+            [{"type": "file", "path": f"{folder}/{f.name}", "size": 1, "oid": "0"} for f in files]
+        ).encode()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def point_at(address: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+
+@pytest.fixture
+def hub(edited: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    for name in EXTRA:
+        (edited.root / name).parent.mkdir(exist_ok=True)
+        (edited.root / name).write_bytes(b"should not be fetched")
+    hub = Hub(edited.root)
+    point_at(hub.address, tmp_path / "cache", monkeypatch)
+    yield hub
+    hub.close()
+
+
+@pytest.fixture
+def cache(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A hub cache that holds the tiny checkpoint at `main`, and nothing but its index at `half`."""
+    repository = tmp_path / "hub" / f"models--{ID.replace('/', '--')}"
+    shutil.copytree(tiny_checkpoint, repository / "snapshots" / COMMIT)
+    (repository / "snapshots" / OTHER).mkdir()
+    shutil.copy(tiny_checkpoint / "model_index.json", repository / "snapshots" / OTHER)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    (repository / "refs" / "half").write_text(OTHER)
+    return tmp_path / "hub"
+
+
+def test_only_the_needed_files_are_fetched_and_only_once(hub: Hub, tiny_checkpoint: Path, tensors: Tensors) -> None:
+    checkpoint = load_checkpoint(ID)
+    assert sorted(hub.sent) == sorted(NEEDED)
+    assert checkpoint.source == ID
+    assert same(tensors(checkpoint), tensors(load_checkpoint(tiny_checkpoint)))
+    hub.asked = 0
+    assert same(tensors(load_checkpoint(ID)), tensors(checkpoint))
+    assert sorted(hub.sent) == sorted(NEEDED) and hub.asked == 1  # is `main` still the commit that the cache holds?
+    load_checkpoint(ID, revision=COMMIT)
+    assert hub.asked == 1  # a commit never changes
+
+
+def test_a_variant_is_fetched_in_place_of_the_plain_files(hub: Hub) -> None:
+    state = load_file(hub.root / "unet/diffusion_pytorch_model.safetensors")
+    half = {key: tensor.half() for key, tensor in state.items()}
+    save_file(half, hub.root / "unet/diffusion_pytorch_model.fp16.safetensors")
+    assert load_checkpoint(ID, variant="fp16").unet.conv_in.weight.dtype == torch.float16
+    plain, variant = (f"unet/diffusion_pytorch_model{v}.safetensors" for v in ("", ".fp16"))
+    assert sorted(hub.sent) == sorted(NEEDED - {plain} | {variant})
+
+
+def test_shards_are_fetched(hub: Hub, edited: Any, tiny_checkpoint: Path, tensors: Tensors) -> None:
+    edited.shard("unet")
+    assert same(tensors(load_checkpoint(ID)), tensors(load_checkpoint(tiny_checkpoint)))
+    assert len([name for name in hub.sent if "-of-00002" in name]) == 2
+
+
+def test_what_was_fetched_loads_with_the_hub_gone(hub: Hub, monkeypatch: pytest.MonkeyPatch, tensors: Tensors) -> None:
+    checkpoint = load_checkpoint(ID)
+    hub.close()
+    assert same(tensors(load_checkpoint(ID)), tensors(checkpoint))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert same(tensors(load_checkpoint(ID)), tensors(checkpoint))
+
+
+def test_only_pickles_on_the_hub_are_named_not_fetched(hub: Hub) -> None:
+    for name in ("", ".fp16", ".non_ema"):
+        (hub.root / f"unet/diffusion_pytorch_model{name}.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"unet holds only pickle files \(diffusion_pytorch_model.bin\)"):
+        load_checkpoint(ID)
+    assert not any(name.endswith(".bin") for name in hub.sent)
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "message"),
+    [
+        ("owner/unknown", None, "owner/unknown is neither a folder here nor a repository on the hub"),
+        (ID, "v9", "owner/tiny has no revision 'v9' on the hub"),
+    ],
+)
+def test_unknown_ids_and_revisions_get_one_clear_line(hub: Hub, name: str, revision: str | None, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_checkpoint(name, revision=revision)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_repository_in_another_layout_gets_one_clear_line(hub: Hub) -> None:
+    (hub.root / "model_index.json").unlink()
+    with pytest.raises(CheckpointError, match=r"owner/tiny: the repository has no model_index.json"):
+        load_checkpoint(ID)
+
+
+def test_no_network_gets_one_clear_line_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("waits to try again"))
+    point_at("http://127.0.0.1:1", tmp_path, monkeypatch)
+    with pytest.raises(CheckpointError, match="nor in the hub's cache, and the hub cannot be reached") as caught:
+        load_checkpoint("owner/unknown")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_cache_alone_is_enough(
+    cache: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tensors: Tensors
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    expected = tensors(load_checkpoint(tiny_checkpoint))
+    for revision in (None, "main", COMMIT):
+        assert same(tensors(load_checkpoint(ID, revision=revision)), expected)
+    with pytest.raises(CheckpointError, match=r"owner/tiny has no text_encoder/config.json"):
+        load_checkpoint(ID, revision="half")
+    with pytest.raises(
+        CheckpointError, match="owner/other is not a folder here, nor in the hub's cache, and HF_HUB_OFFLINE"
+    ):
+        load_checkpoint("owner/other")
+
+
+def test_hf_home_and_hf_hub_offline_are_obeyed(cache: Path) -> None:
+    code = f"from genpipe.checkpoints import load_checkpoint as load; print(load({ID!r}).source); load('owner/other')"
+    environment = {**os.environ, "HF_HOME": str(cache.parent), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        environment.pop(name, None)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == f"{ID}\n", done.stderr
+    assert done.stderr.splitlines()[-1].endswith("nor in the hub's cache, and HF_HUB_OFFLINE forbids asking the hub")

@@ -1,0 +1,119 @@
+"""What is saved is whole, replaces what was there in one move, and is what diffusers opens."""
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+from genpipe.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, saving
+
+
+@pytest.fixture
+def parts(tiny_checkpoint: Path) -> dict[str, Any]:
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    names = ("text_encoder", "unet", "vae", "tokenizer", "scheduler_config")
+    return {name: getattr(checkpoint, name) for name in names}
+
+
+def weights(checkpoint: Checkpoint) -> list[torch.Tensor]:
+    return [t for part in ("text_encoder", "unet", "vae") for t in getattr(checkpoint, part).state_dict().values()]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_diffusers_opens_it_and_computes_the_same(tmp_path: Path, parts: dict[str, Any], dtype: torch.dtype) -> None:
+    save_checkpoint(tmp_path, **parts, dtype=dtype, defaults={"steps": 5})
+    ours = load_checkpoint(tmp_path, dtype=torch.float32)
+    theirs: Any = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None, dtype=torch.float32)
+    assert ours.defaults == {"steps": 5} and type(theirs.scheduler).__name__ == "DDIMScheduler"
+
+    texts = ["a red cat", "a pirate ship at sea " * 9]
+    ids = torch.tensor(ours.tokenizer(texts).ids)
+    settings = {"padding": "max_length", "truncation": True, "max_length": 16, "return_tensors": "pt"}
+    assert torch.equal(ids, theirs.tokenizer(texts, **settings).input_ids)
+    torch.manual_seed(0)
+    latents, pixels = torch.randn(2, 4, 8, 8), torch.rand(2, 3, 32, 32) * 2 - 1
+    context = ours.text_encoder(ids).context
+    time = torch.tensor([7.0, 800.0])
+    pairs = {
+        "text encoder": (context, theirs.text_encoder(ids)[0]),
+        "U-Net": (ours.unet(latents, time, context), theirs.unet(latents, time, context).sample),
+        "encoder": (ours.vae.encode(pixels)[0], theirs.vae.encode(pixels).latent_dist.mean),
+        "decoder": (ours.vae.decode(latents), theirs.vae.decode(latents / theirs.vae.config.scaling_factor).sample),
+    }
+    for name, (our, their) in pairs.items():
+        assert (our - their).abs().max() <= 1e-5 * max(1.0, float(their.abs().max())), name
+
+
+def test_saving_and_loading_is_the_identity(tmp_path: Path, tiny_checkpoint: Path, parts: dict[str, Any]) -> None:
+    save_checkpoint(tmp_path / "new" / "folder", **parts)
+    saved, original = load_checkpoint(tmp_path / "new" / "folder"), load_checkpoint(tiny_checkpoint)
+    assert all(torch.equal(a, b) for a, b in zip(weights(saved), weights(original), strict=True))
+    for part in ("text_encoder", "unet", "vae"):
+        assert getattr(saved, part).config == getattr(original, part).config
+    assert saved.scheduler_config == original.scheduler_config
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "new").rglob("*") if path.is_file()}
+    assert len(modes) == 1  # whoever may read the configs may read the weights
+
+
+def test_a_checkpoint_that_is_there_is_replaced_even_by_what_was_read_from_it(
+    tmp_path: Path, parts: dict[str, Any]
+) -> None:
+    target = tmp_path / "checkpoint"
+    save_checkpoint(target, **parts, defaults={"steps": 1})
+    loaded = load_checkpoint(target)
+    (target / "leftover").touch()
+    save_checkpoint(target, **{**parts, "unet": loaded.unet}, dtype=torch.float16)
+    assert load_checkpoint(target).defaults == {} and not (target / "leftover").exists()
+    assert {t.dtype for t in weights(load_checkpoint(target))} == {torch.float16}
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_failed_save_leaves_what_was_there(
+    tmp_path: Path, parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "checkpoint"
+    save_checkpoint(target, **parts, defaults={"steps": 1})
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    for name in ("save_file", "_replace"):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+            patch.setattr(saving, name, full)
+            save_checkpoint(target, **parts, defaults={"steps": 2})
+        assert load_checkpoint(target).defaults == {"steps": 1}
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        original = Path.rename
+
+        def fail_second(path: Path, new: Path) -> Path:
+            return full() if ".partial-" in path.name else original(path, new)  # type: ignore[return-value]
+
+        patch.setattr(Path, "rename", fail_second)
+        save_checkpoint(target, **parts, defaults={"steps": 2})
+    assert load_checkpoint(target).defaults == {"steps": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_mistakes_are_named_and_nothing_is_written(tmp_path: Path, parts: dict[str, Any]) -> None:
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(ValueError, match="holds something other than a checkpoint"):
+        save_checkpoint(tmp_path, **parts)
+    with pytest.raises(ValueError, match="scheduler_config has no _class_name"):
+        save_checkpoint(tmp_path / "new", **{**parts, "scheduler_config": {"beta_start": 1}})
+    with torch.no_grad():
+        parts["unet"].conv_in.weight[0] = 1e5  # over what fp16 can hold
+    with pytest.raises(ValueError, match=r"unet: conv_in.weight is not finite in torch.float16"):
+        save_checkpoint(tmp_path / "new", **parts, dtype=torch.float16)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_the_index_names_every_part(tiny_checkpoint: Path) -> None:
+    index = json.loads((tiny_checkpoint / "model_index.json").read_text())
+    for part, (library, name) in ((k, v) for k, v in index.items() if isinstance(v, list)):
+        assert (tiny_checkpoint / part).is_dir() == (library is not None and name is not None)
