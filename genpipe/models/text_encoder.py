@@ -147,7 +147,9 @@ class TextEncoder(nn.Module):
             ValueError: `clip_skip` outside its range, or more tokens than there are positions.
         """
         if not 0 <= clip_skip < len(self.layers):
-            raise ValueError(f"clip_skip {clip_skip} is out of range: this text encoder takes 0 to {len(self.layers) - 1}")
+            raise ValueError(
+                f"clip_skip {clip_skip} is out of range: this text encoder takes 0 to {len(self.layers) - 1}"
+            )
         if ids.shape[1] > self.config.max_position_embeddings:
             raise ValueError(f"{ids.shape[1]} tokens are more than the {self.config.max_position_embeddings} positions")
         x = self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]  # (B, T, D)

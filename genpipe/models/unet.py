@@ -5,9 +5,9 @@ same class; the widths of the way up are derived from what the way down pushes.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -86,10 +86,14 @@ class UNetConfig:
     def __post_init__(self) -> None:
         for name in ("attention", "attention_up", "layers", "depth", "heads", "only_cross"):
             if len(getattr(self, name)) != len(self.channels):
-                raise ValueError(f"{name} {getattr(self, name)} needs one entry for each of {len(self.channels)} levels")
+                raise ValueError(
+                    f"{name} {getattr(self, name)} needs one entry for each of {len(self.channels)} levels"
+                )
         for channels, heads in zip(self.channels, self.heads, strict=True):
             if channels % heads or channels % self.norm_groups:
-                raise ValueError(f"{channels} channels are not a multiple of {heads} heads and {self.norm_groups} groups")
+                raise ValueError(
+                    f"{channels} channels are not a multiple of {heads} heads and {self.norm_groups} groups"
+                )
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "UNetConfig":
@@ -299,7 +303,7 @@ class UNet(nn.Module):
 
         h = self.conv_in(latents)
         skips = [h]
-        for level in self.down:
+        for level in cast(Iterable[Level], self.down):
             for index in range(len(level)):
                 h = level.layer(index, h, embedding, context)
                 skips.append(h)
@@ -309,7 +313,7 @@ class UNet(nn.Module):
 
         h = self.middle(h, embedding, context)
 
-        for level in self.up:
+        for level in cast(Iterable[Level], self.up):
             for index in range(len(level)):
                 h = level.layer(index, torch.cat([h, skips.pop()], dim=1), embedding, context)
             if level.resample is not None:

@@ -52,23 +52,25 @@ def standardise_latents(vae: VAE, pixels: Tensor) -> None:
     Afterwards latents of pictures like `pixels` (B, 3, H, W) have mean 0 and variance 1 in every channel, which one
     scaling factor for all channels, as in the checkpoint's layout, could not give. What is decoded does not change.
     """
-    if not isinstance(vae.moments, nn.Conv2d) or not isinstance(vae.unmoments, nn.Conv2d):
+    before, after = vae.moments, vae.unmoments
+    if not isinstance(before, nn.Conv2d) or not isinstance(after, nn.Conv2d):
         raise ValueError("this autoencoder has no 1x1 convolutions beside its latents to fold the scale into")
+    assert before.bias is not None and after.bias is not None
     latents = vae.scale(vae.encode(pixels)[0].float())
     mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3)).clamp(min=1e-4)
     config = vae.config
     # decode computes W (z / scaling + shift) + b; with z = std z' + mean that is (W std) z' / scaling + …
-    weight = vae.unmoments.weight[:, :, 0, 0].clone()
-    vae.unmoments.bias.add_(weight @ (mean / config.scaling_factor + (1 - std) * config.shift_factor))
-    vae.unmoments.weight.mul_(std[None, :, None, None])
+    weight = after.weight[:, :, 0, 0].clone()
+    after.bias.add_(weight @ (mean / config.scaling_factor + (1 - std) * config.shift_factor))
+    after.weight.mul_(std[None, :, None, None])
     # encode gives e; scale(e) = (e - shift) scaling must become (scale(e) - mean) / std
     channels = config.latent_channels
     offset = config.shift_factor - config.shift_factor / std - mean / (config.scaling_factor * std)
-    vae.moments.weight[:channels].div_(std[:, None, None, None])
-    vae.moments.bias[:channels].div_(std).add_(offset)
+    before.weight[:channels].div_(std[:, None, None, None])
+    before.bias[:channels].div_(std).add_(offset)
     # The half that holds the log-variance was never trained: state the variance that training used.
-    vae.moments.weight[channels:].zero_()
-    vae.moments.bias[channels:] = 2 * torch.log(LATENT_NOISE / std / config.scaling_factor)
+    before.weight[channels:].zero_()
+    before.bias[channels:] = 2 * torch.log(LATENT_NOISE / std / config.scaling_factor)
 
 
 @torch.no_grad()

@@ -111,7 +111,9 @@ def fit(
             accelerator.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            torch._foreach_lerp_(averages, [p.detach() for p in parameters], 1 - min(average, (1 + step) / (10 + step)))
+            follow = 1 - min(average, (1 + step) / (10 + step))
+            for mean, parameter in zip(averages, parameters, strict=True):
+                mean.lerp_(parameter.detach(), follow)
 
             step, seconds = step + 1, time.monotonic() - started
             running = value.item() if running is None else 0.98 * running + 0.02 * value.item()
@@ -146,9 +148,7 @@ def _save(
     temporary.replace(path)
 
 
-def _restore(
-    path: Path, model: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[int, float]:
+def _restore(path: Path, model: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
     """Load a state saved by `_save`; returns the step and the seconds it was saved at, 0 and 0.0 without one."""
     if not path.exists():
         return 0, 0.0

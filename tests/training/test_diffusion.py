@@ -1,4 +1,5 @@
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,10 @@ def test_the_window_moves_on_and_each_picture_is_encoded_once() -> None:
 
 
 def test_a_pool_that_starts_late_holds_what_an_old_one_holds() -> None:
-    old, new = LatentPool(Numbers(), initial=8, fresh=4, capacity=16), LatentPool(Numbers(), initial=8, fresh=4, capacity=16)
+    old, new = (
+        LatentPool(Numbers(), initial=8, fresh=4, capacity=16),
+        LatentPool(Numbers(), initial=8, fresh=4, capacity=16),
+    )
     for step in range(20):
         kept = old.draw(step, 6, random.Random(step))
     late = new.draw(19, 6, random.Random(19))
@@ -88,9 +92,15 @@ def test_the_two_networks_are_wired_as_in_the_pipeline() -> None:
     from genpipe.models.unet import UNet, UNetConfig
 
     torch.manual_seed(0)
-    shape = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    shape: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     text_encoder = TextEncoder(TextEncoderConfig(vocab_size=10, max_position_embeddings=4, **shape))
-    levels = dict(attention=(True,), attention_up=(True,), layers=(1,), depth=(1,), heads=(2,), only_cross=(False,))
+    levels: dict[str, Any] = {name: (True,) for name in ("attention", "attention_up")}
+    levels |= {"layers": (1,), "depth": (1,), "heads": (2,), "only_cross": (False,)}
     unet = UNet(UNetConfig(channels=(8,), norm_groups=4, context_channels=16, **levels))
     model = TextToImage(text_encoder, unet)
     x, t, ids = torch.randn(2, 4, 4, 4), torch.tensor([1.0, 900.0]), torch.tensor([[1, 2, 3, 4], [4, 3, 2, 1]])

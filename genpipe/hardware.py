@@ -1,0 +1,95 @@
+"""Which device and which dtype the networks run on, and on how many threads."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+DTYPES = {
+    "fp32": torch.float32,
+    "float32": torch.float32,
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+}
+
+
+def choose_device(name: str | torch.device | None = None) -> torch.device:
+    """The named device, or the best there is: cuda, then mps, then cpu.
+
+    Raises:
+        ValueError: the name is no device, or that device is not here.
+    """
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device {name!r} is not a device: use cuda, cuda:0, mps or cpu") from None
+    if device.type not in ("cuda", "mps", "cpu"):
+        raise ValueError(f"device {str(name)!r} is not supported: use cuda, cuda:0, mps or cpu")
+    cards = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= cards:
+        raise ValueError(f"device {str(name)!r} is not here: torch sees {cards} CUDA devices; use --device cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device {str(name)!r} is not here: torch sees no Apple GPU; use --device cpu")
+    return device
+
+
+def choose_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The named dtype, or the best for the device.
+
+    That is bf16 on a GPU that has it, else fp16; on a CPU bf16 only where the processor multiplies it natively
+    (AVX512-BF16 or AMX), since elsewhere oneDNN emulates it at a loss.
+
+    Raises:
+        ValueError: the name is not one of fp32, bf16, fp16, or it is fp16 on a CPU.
+    """
+    if isinstance(name, str):
+        if name not in DTYPES:
+            raise ValueError(f"dtype {name!r} is not supported: use fp32, bf16 or fp16")
+        name = DTYPES[name]
+    if name is not None:
+        if name not in DTYPES.values():
+            raise ValueError(f"dtype {name} is not supported: use torch.float32, torch.bfloat16 or torch.float16")
+        if name == torch.float16 and device.type == "cpu":
+            raise ValueError("dtype fp16 is not supported on a CPU: use bf16 or fp32")
+        return name
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "mps":
+        return torch.float16
+    return torch.bfloat16 if _cpu_has_bf16() else torch.float32
+
+
+def _cpu_has_bf16() -> bool:
+    # Private names: where a torch release lacks one, fp32 is the safe answer.
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    native = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return bool(supported is not None and supported() and any(check is not None and check() for check in native))
+
+
+@contextmanager
+def one_thread(wanted: bool = True) -> Iterator[None]:
+    """torch on one CPU thread for a while, so that sums are always added in the same order."""
+    threads = torch.get_num_threads()
+    if wanted:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def in_float32(module: torch.nn.Module) -> Iterator[None]:
+    """The module in fp32 for a while; back to 16 bits afterwards, which loses nothing."""
+    dtype = next(module.parameters()).dtype
+    module.float()
+    try:
+        yield
+    finally:
+        module.to(dtype)

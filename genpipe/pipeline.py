@@ -1,0 +1,372 @@
+"""The pipeline: encode the prompt, denoise latents, decode them to a picture."""
+
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from genpipe.checkpoints import Checkpoint, load_checkpoint, nonfinite_weights
+from genpipe.hardware import choose_device, choose_dtype, in_float32, one_thread
+from genpipe.images import Picture, annotate, to_pil
+from genpipe.preview import LatentPreview
+from genpipe.request import Request, check_size, random_seed, seeds_for
+from genpipe.sampling.guidance import guided, x0_from_output
+from genpipe.sampling.noise import ImageNoise
+from genpipe.sampling.samplers import Sampler, make_sampler
+from genpipe.sampling.schedule import Step
+
+EMBEDDED = Path(__file__).parent / "embedded"
+# Pictures that go through the networks together; more requests are taken in turn, so memory stays flat.
+BATCH = 8
+
+
+class NonFiniteError(RuntimeError):
+    """The networks gave NaN or infinity, in fp32 too."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One finished step of a batch.
+
+    Attributes:
+        step, steps: how many solver steps are done, and how many there are.
+        latents: (B, C, h, w) fp32, still noisy until the last step.
+        preview: the batch as small pictures, one pixel a latent pixel, by a linear map; cheap enough for every step.
+    """
+
+    step: int
+    steps: int
+    latents: Tensor
+    preview: Callable[[], list[Picture]]
+
+
+class Pipeline:
+    """A checkpoint ready to draw.
+
+    `Pipeline.from_pretrained(...)` makes one; calling it draws; `stream` gives every step of a batch of requests.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> None:
+        self.checkpoint = checkpoint
+        self.text_encoder = checkpoint.text_encoder.eval().requires_grad_(False)
+        self.unet = checkpoint.unet.eval().requires_grad_(False)
+        self.vae = checkpoint.vae.eval().requires_grad_(False)
+        self.tokenizer = checkpoint.tokenizer
+        self.device = device
+        self.dtype = dtype
+        self._preview = LatentPreview(self.vae)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path | None = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+        variant: str | None = None,
+    ) -> "Pipeline":
+        """Load a checkpoint.
+
+        Args:
+            path_or_id: a folder in the diffusers layout, or a hub id such as "owner/name"; None is the embedded model.
+            device: "cuda", "cuda:1", "mps" or "cpu"; None takes the best there is.
+            dtype: "fp32", "bf16", "fp16" or a torch dtype; None takes what is fast on the device.
+            revision: branch, tag or commit on the hub.
+            variant: "fp16" reads the files of that name.
+
+        Raises:
+            CheckpointError: the checkpoint is not there, not whole or not one that genpipe can run.
+            ValueError: device or dtype is not one, or not here.
+        """
+        chosen = choose_device(device)
+        chosen_dtype = choose_dtype(dtype, chosen)
+        checkpoint = load_checkpoint(
+            EMBEDDED if path_or_id is None else path_or_id,
+            device=chosen,
+            dtype=chosen_dtype,
+            revision=revision,
+            variant=variant,
+        )
+        return cls(checkpoint, device=chosen, dtype=chosen_dtype)
+
+    @property
+    def name(self) -> str:
+        """What the pictures' metadata says of the model: its path or id, "embedded" for the one that ships."""
+        return "embedded" if self.checkpoint.source == str(EMBEDDED) else self.checkpoint.source
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str = "",
+        n: int = 1,
+        seed: int | None = None,
+        seeds: Sequence[int] | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_rescale: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        sampler: str | None = None,
+        clip_skip: int = 0,
+        deterministic: bool = False,
+        progress: bool = True,
+        callback: Callable[[Progress], None] | None = None,
+    ) -> Any:
+        """Draw.
+
+        Args:
+            prompt: one prompt, or a list.
+            negative_prompt: what guidance leads away from.
+            n: pictures a prompt.
+            seed: of the first picture; picture k takes seed + k mod 2⁶⁴. None draws one and prints it on stderr.
+            seeds: one for each picture, instead of `seed`.
+            steps: solver steps; None takes the checkpoint's default, 30 where it has none (LCM: 4).
+            guidance_scale: weight of the prompt (classifier-free guidance); 1 or less turns it off. None takes the
+                checkpoint's default, 7.5 where it has none (LCM: 1).
+            guidance_rescale: 0 … 1, against over-exposure at high scales (arXiv 2305.08891).
+            height, width: in pixels, multiples of the autoencoder's factor; None takes what the model was trained on.
+            sampler: "dpmpp_2m", "euler_a", "DPM++ 2M Karras", a diffusers class name, …; None is the checkpoint's own.
+            clip_skip: last layers of the text encoder to leave out.
+            deterministic: bitwise the same picture in any batch, at some cost: one picture at a time, on one thread.
+            progress: show a bar on stderr.
+            callback: called with the `Progress` of every step.
+
+        Returns:
+            A PIL image for one prompt, n = 1 and no list of seeds; else a list, in the order of prompts, then of n.
+            `image.info` holds the seed and all else that made it, as "genpipe" (JSON) and "parameters" (A1111's text).
+
+        Raises:
+            ValueError: an argument is out of its range.
+            NonFiniteError: the networks gave no finite picture, in fp32 either.
+        """
+        requests = self.requests(
+            prompt,
+            n=n,
+            seed=seed,
+            seeds=seeds,
+            negative_prompt=negative_prompt,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            height=height,
+            width=width,
+            sampler=sampler,
+            clip_skip=clip_skip,
+        )
+        size = 1 if deterministic else BATCH
+        images: list[Picture] = []
+        with one_thread(deterministic):
+            total = math.ceil(len(requests) / size) * requests[0].steps
+            with tqdm(total=total, unit="step", disable=not progress, leave=False, dynamic_ncols=True) as bar:
+                for start in range(0, len(requests), size):
+                    batch = requests[start : start + size]
+                    latents: Tensor | None = None
+                    for state in self.stream(batch):
+                        latents = state.latents
+                        bar.update()
+                        if callback is not None:
+                            callback(state)
+                    assert latents is not None
+                    images += self.decode(latents, batch)
+        single = isinstance(prompt, str) and n == 1 and seeds is None
+        return images[0] if single else images
+
+    def requests(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        n: int = 1,
+        seed: int | None = None,
+        seeds: Sequence[int] | None = None,
+        **settings: Any,
+    ) -> list[Request]:
+        """The validated requests that `__call__` draws, defaults filled in; see there for arguments and errors."""
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, list | tuple) else None
+        if prompts is None or not all(isinstance(text, str) for text in prompts):
+            raise ValueError(f"prompt {prompt!r:.80} is not text: give a string or a list of strings")
+        if not prompts:
+            raise ValueError("prompt [] is an empty list: give at least one prompt")
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ValueError(f"n {n!r} is out of range: give a whole number of pictures, 1 or more")
+        count = len(prompts) * n
+        if seeds is None:
+            if seed is None:
+                seed = random_seed()
+                print(f"seed {seed}", file=sys.stderr)
+            seeds = seeds_for(seed, count)
+        elif seed is not None or len(seeds) != count:
+            raise ValueError(f"seeds holds {len(seeds)} for {count} pictures: give one for each, and no seed beside it")
+        settings = {key: self.defaults(settings.get("sampler"))[key] if value is None and key != "sampler" else value
+                    for key, value in settings.items()}  # fmt: skip
+        check_size(settings["height"], settings["width"], self.vae.config.factor)
+        if settings["clip_skip"] and not 0 <= settings["clip_skip"] < len(self.text_encoder.layers):
+            raise ValueError(
+                f"clip_skip {settings['clip_skip']} is out of range: 0 to {len(self.text_encoder.layers) - 1} here"
+            )
+        texts = [text for text in prompts for _ in range(n)]
+        return [Request(prompt=text, seed=s, **settings) for text, s in zip(texts, seeds, strict=True)]
+
+    def defaults(self, sampler: str | None = None) -> dict[str, Any]:
+        """What applies where a caller says nothing: the checkpoint's `genpipe.json`, else what such checkpoints want."""
+        lcm = self.sampler(sampler).name == "lcm"
+        size = self.unet.config.sample_size * self.vae.config.factor
+        usual = {
+            "height": size,
+            "width": size,
+            "steps": 4 if lcm else 30,
+            "guidance_scale": 1.0 if lcm else 7.5,
+            "guidance_rescale": 0.0,
+        }
+        return {**usual, **self.checkpoint.defaults}
+
+    def sampler(self, name: str | None = None) -> Sampler:
+        """The named sampler on this checkpoint's noise schedule, its own for None."""
+        return make_sampler(name, self.checkpoint.scheduler_config)
+
+    @torch.inference_mode()
+    def stream(self, requests: Sequence[Request]) -> Iterator[Progress]:
+        """Denoise a batch of requests, step by step: a generator, so a caller may look, stop or let go of it at any step.
+
+        The requests must agree in size, steps, sampler, guidance and clip_skip; prompts and seeds may differ. `decode`
+        makes pictures of the last step's latents.
+        """
+        first = requests[0]
+        same = ("height", "width", "steps", "sampler", "guidance_scale", "guidance_rescale", "clip_skip")
+        for key in same:
+            if any(getattr(request, key) != getattr(first, key) for request in requests):
+                raise ValueError(f"a batch must agree in {', '.join(same)}: it differs in {key}")
+        sampler = self.sampler(first.sampler)
+        schedule = sampler.schedule(first.steps)
+        # Distilled networks take the scale as an input and have no use for a second, unprompted half.
+        distilled = self.unet.config.guidance_channels is not None
+        is_guided = first.guidance_scale > 1 and not distilled
+        context = self.encode([request.prompt for request in requests], clip_skip=first.clip_skip)
+        if is_guided:
+            negative = self.encode([request.negative_prompt for request in requests], clip_skip=first.clip_skip)
+            context = torch.cat([negative, context])  # (2B, T, D)
+        scale = torch.full((len(requests),), first.guidance_scale, device=self.device) if distilled else None
+
+        def evaluate(x: Tensor, step: Step) -> Tensor:
+            inputs = torch.cat([x, x]) if is_guided else x
+            timestep = torch.full((len(inputs),), step.timestep, device=self.device)
+            output = self.unet(inputs, timestep, context, guidance=scale).float()
+            if is_guided:
+                unprompted, prompted = output.chunk(2)
+                output = guided(unprompted, prompted, first.guidance_scale, first.guidance_rescale)
+            return x0_from_output(output, x, step, sampler.prediction_type)
+
+        factor, channels = self.vae.config.factor, self.vae.config.latent_channels
+        shape = (channels, first.height // factor, first.width // factor)
+
+        def run(denoise: Callable[[Tensor, Step], Tensor]) -> Iterator[Tensor]:
+            noise = ImageNoise([request.seed for request in requests], shape, self.device)
+            return sampler.sample(denoise, noise() * schedule.initial_scale, schedule, noise)
+
+        latents = torch.empty(0)
+        for attempt in (evaluate, self._in_fp32_where_needed(evaluate)):
+            for index, latents in enumerate(run(attempt), start=1):
+                yield Progress(index, first.steps, latents, lambda latents=latents: self._preview(latents))
+            if latents.isfinite().all():
+                return
+        raise NonFiniteError(self._blame("denoiser", self.unet))
+
+    @torch.inference_mode()
+    def encode(self, prompts: Sequence[str], *, clip_skip: int = 0) -> Tensor:
+        """The context (B, T, D) of prompts; each distinct one is encoded once.
+
+        A prompt that is longer than the text encoder's positions is cut there, with a warning that quotes what was cut.
+        """
+        distinct = list(dict.fromkeys(prompts))
+        tokens = self.tokenizer(distinct)
+        for cut in filter(None, tokens.cut):
+            quoted = cut if len(cut) <= 60 else f"{cut[:60]}…"
+            warnings.warn(
+                f"the prompt is cut after {self.tokenizer.length - 2} tokens, leaving out {quoted!r}", stacklevel=2
+            )
+        ids = torch.tensor(tokens.ids, device=self.device)
+        # One at a time: an encoding must not depend on what else is in the batch.
+        contexts = [self.text_encoder(row[None], clip_skip=clip_skip).context for row in ids]
+        return torch.cat([contexts[distinct.index(prompt)] for prompt in prompts])
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor, requests: Sequence[Request]) -> list[Picture]:
+        """Finished latents (B, C, h, w) to pictures that carry what made them."""
+        pixels = self.vae.decode(latents).float()
+        if not pixels.isfinite().all():
+            with in_float32(self.vae):
+                pixels = self.vae.decode(latents)
+            if not pixels.isfinite().all():
+                raise NonFiniteError(self._blame("decoder", self.vae))
+        images = to_pil(pixels)
+        for image, request in zip(images, requests, strict=True):
+            annotate(image, request, self.name)
+        return images
+
+    def _in_fp32_where_needed(self, evaluate: Callable[[Tensor, Step], Tensor]) -> Callable[[Tensor, Step], Tensor]:
+        """`evaluate`, repeated in fp32 for the pictures of a batch that it leaves non-finite."""
+
+        def careful(x: Tensor, step: Step) -> Tensor:
+            x0 = evaluate(x, step)
+            finite = x0.isfinite().all(dim=(1, 2, 3)) if x0.ndim == 4 else x0.isfinite()
+            if finite.all():
+                return x0
+            with in_float32(self.unet):
+                repeated = evaluate(x, step)
+            if not repeated.isfinite().all():
+                raise NonFiniteError(self._blame("denoiser", self.unet))
+            return torch.where(finite[:, None, None, None], x0, repeated)
+
+        return careful
+
+    def _blame(self, part: str, module: torch.nn.Module) -> str:
+        bad = [*nonfinite_weights(self.text_encoder), *nonfinite_weights(module)]
+        if not bad:
+            return (
+                f"the {part} of {self.name} gave values that are not finite, in fp32 too: try another sampler or seed"
+            )
+        listed = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+        return (
+            f"the {part} of {self.name} gave values that are not finite: its weights hold NaN or infinity in {listed}"
+        )
+
+
+_warm: dict[tuple[Any, ...], Pipeline] = {}
+
+
+def generate(
+    prompt: str | Sequence[str],
+    *,
+    model: str | Path | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    **settings: Any,
+) -> Any:
+    """Draw a prompt: `generate("pirate ship").save("ship.png")`.
+
+    The pipeline of the last call is kept, so that the next with the same model starts at once.
+
+    Args:
+        prompt: one prompt, or a list.
+        model, device, dtype, revision, variant: as in `Pipeline.from_pretrained`; by default the embedded model.
+        settings: everything that `Pipeline.__call__` takes: n, seed, steps, guidance_scale, height, width, sampler, ….
+
+    Returns:
+        A PIL image, or a list of them for a list of prompts, n > 1 or a list of seeds.
+    """
+    key = (model, device, dtype, revision, variant)
+    if key not in _warm:
+        pipeline = Pipeline.from_pretrained(model, device=device, dtype=dtype, revision=revision, variant=variant)
+        _warm.clear()
+        _warm[key] = pipeline
+    return _warm[key](prompt, **settings)

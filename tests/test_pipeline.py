@@ -1,0 +1,355 @@
+import io
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from genpipe.pipeline import NonFiniteError, Pipeline, Progress, generate
+from genpipe.request import Request
+from genpipe.sampling.noise import ImageNoise
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_checkpoint: Path) -> Pipeline:
+    return Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32")
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_checkpoint: Path) -> Any:
+    diffusers = pytest.importorskip("diffusers")
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(tiny_checkpoint, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def fresh(tiny_checkpoint: Path) -> Pipeline:
+    """A pipeline to break."""
+    return Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32")
+
+
+def draw(pipe: Pipeline, prompt: Any = "a red cat", **settings: Any) -> Any:
+    return pipe(prompt, **{"seed": 5, "steps": 4, "guidance_scale": 4.0, "progress": False, **settings})
+
+
+def difference(one: Image.Image, other: Image.Image) -> int:
+    return int(np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max())
+
+
+SOLVERS = {
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "ddim": ("DDIMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", {}),
+    "dpmpp_2m_karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "lcm": ("LCMScheduler", {}),
+    "UniPCMultistepScheduler": ("UniPCMultistepScheduler", {}),
+}
+
+
+@pytest.mark.parametrize("sampler", SOLVERS)
+def test_a_seed_gives_the_picture_that_diffusers_gives(pipe: Pipeline, reference: Any, sampler: str) -> None:
+    import diffusers
+
+    name, settings = SOLVERS[sampler]
+    original = reference.scheduler
+    reference.scheduler = getattr(diffusers, name).from_config(original.config, **settings)
+    try:
+        theirs = reference(
+            ["a red cat", "a blue dog"],
+            negative_prompt=["bad", "bad"],
+            num_inference_steps=4,
+            guidance_scale=4.0,
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in (5, 6)],
+        ).images
+    finally:
+        reference.scheduler = original
+    ours = draw(pipe, ["a red cat", "a blue dog"], negative_prompt="bad", sampler=sampler)
+    assert np.asarray(ours[0]).std() > 5  # a flat picture would agree with anything
+    assert difference(ours[0], ours[1]) > 5
+    for our, their in zip(ours, theirs, strict=True):
+        assert difference(our, their) <= 1
+
+
+def test_guidance_rescale_as_in_diffusers(pipe: Pipeline, reference: Any) -> None:
+    theirs = reference(
+        "a red cat",
+        num_inference_steps=4,
+        guidance_scale=6.0,
+        guidance_rescale=0.7,
+        generator=torch.Generator("cpu").manual_seed(5),
+    ).images[0]
+    assert difference(draw(pipe, guidance_scale=6.0, guidance_rescale=0.7), theirs) <= 1
+    assert difference(draw(pipe, guidance_scale=6.0), theirs) > 1
+
+
+def test_clip_skip_reaches_the_text_encoder(pipe: Pipeline) -> None:
+    assert torch.equal(pipe.encode(["a"], clip_skip=1), pipe.text_encoder(ids(pipe, "a"), clip_skip=1).context)
+    assert difference(draw(pipe), draw(pipe, clip_skip=1)) > 0
+
+
+def ids(pipe: Pipeline, prompt: str) -> torch.Tensor:
+    return torch.tensor(pipe.tokenizer([prompt]).ids)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler_a", "dpmpp_2m_sde"])
+def test_a_picture_does_not_depend_on_its_batch(pipe: Pipeline, sampler: str) -> None:
+    together = draw(pipe, n=3, sampler=sampler)
+    for k, image in enumerate(together):
+        assert difference(image, draw(pipe, seed=5 + k, sampler=sampler)) <= 2
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_deterministic_is_bitwise_the_same_in_any_batch(tiny_checkpoint: Path, dtype: str) -> None:
+    pipe = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype=dtype)
+    threads = torch.get_num_threads()
+    together = draw(pipe, n=3, deterministic=True, sampler="euler_a")
+    alone = [draw(pipe, seed=5 + k, deterministic=True, sampler="euler_a") for k in range(3)]
+    assert [difference(a, b) for a, b in zip(together, alone, strict=True)] == [0, 0, 0]
+    assert torch.get_num_threads() == threads
+
+
+def test_bf16_is_close_across_batches(tiny_checkpoint: Path) -> None:
+    pipe = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="bf16")
+    together = draw(pipe, n=3)
+    for k, image in enumerate(together):
+        error = np.asarray(image, dtype=float) - np.asarray(draw(pipe, seed=5 + k), dtype=float)
+        assert 10 * np.log10(255**2 / max((error**2).mean(), 1e-9)) >= 40
+
+
+def test_more_pictures_than_a_batch_are_drawn_in_turn(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = draw(pipe, n=5)
+    monkeypatch.setattr("genpipe.pipeline.BATCH", 2)
+    parts = draw(pipe, n=5)
+    assert all(difference(a, b) <= 2 for a, b in zip(whole, parts, strict=True))
+
+
+def test_seeds_count_up_and_wrap(pipe: Pipeline) -> None:
+    images = draw(pipe, n=2, seed=2**64 - 1)
+    assert [json.loads(image.info["genpipe"])["seed"] for image in images] == [2**64 - 1, 0]
+    listed = draw(pipe, n=2, seed=None, seeds=[9, 5])
+    assert difference(listed[1], draw(pipe)) <= 2
+
+
+def test_a_seed_that_was_drawn_is_printed_and_kept(pipe: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    image = draw(pipe, seed=None)
+    seed = json.loads(image.info["genpipe"])["seed"]
+    assert f"seed {seed}" in capsys.readouterr().err
+    assert difference(draw(pipe, seed=seed), image) == 0
+
+
+def test_a_picture_can_be_made_again_from_what_it_carries(pipe: Pipeline) -> None:
+    image = draw(pipe, negative_prompt="bad", guidance_rescale=0.3, sampler="Euler a", height=32, width=48)
+    made = json.loads(image.info["genpipe"])
+    del made["version"], made["model"]
+    request = Request.from_dict(made)
+    assert image.size == (48, 32)
+    *_, last = pipe.stream([request])
+    assert difference(pipe.decode(last.latents, [request])[0], image) == 0
+
+
+def test_noise_is_that_of_the_seed_alone() -> None:
+    noise = ImageNoise([3, 4], (4, 8, 8), torch.device("cpu"))
+    generator = torch.Generator("cpu").manual_seed(4)
+    for _ in range(3):
+        assert torch.equal(noise()[1], torch.randn((1, 4, 8, 8), generator=generator)[0])
+
+
+def test_guidance_off_never_reads_the_negative_prompt(pipe: Pipeline) -> None:
+    off = draw(pipe, guidance_scale=1.0)
+    assert difference(off, draw(pipe, guidance_scale=1.0, negative_prompt="something else")) == 0
+    assert difference(off, draw(pipe, guidance_scale=0.0)) == 0
+    assert difference(off, draw(pipe)) > 0
+
+
+def test_every_step_can_be_looked_at(pipe: Pipeline) -> None:
+    seen: list[Progress] = []
+    final = draw(pipe, callback=seen.append)
+    assert [(state.step, state.steps) for state in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    preview = seen[-1].preview()[0]
+    small = final.resize(preview.size, Image.Resampling.BOX)
+    assert preview.size == tuple(size // pipe.vae.config.factor for size in final.size)
+    correlation = np.corrcoef(np.asarray(preview, dtype=float).ravel(), np.asarray(small, dtype=float).ravel())[0, 1]
+    assert correlation > 0.3
+
+
+def test_a_stream_can_be_left_early(pipe: Pipeline) -> None:
+    requests = pipe.requests("a red cat", seed=1, **SETTINGS)
+    stream = pipe.stream(requests)
+    assert next(stream).step == 1
+    del stream
+    assert difference(draw(pipe), draw(pipe)) == 0
+
+
+SETTINGS: dict[str, Any] = {
+    "negative_prompt": "",
+    "steps": 3,
+    "guidance_scale": 2.0,
+    "guidance_rescale": 0.0,
+    "height": None,
+    "width": None,
+    "sampler": None,
+    "clip_skip": 0,
+}
+
+
+def test_a_batch_that_does_not_agree_is_refused(pipe: Pipeline) -> None:
+    one, two = (pipe.requests("a", seed=1, **{**SETTINGS, "steps": steps})[0] for steps in (2, 3))
+    with pytest.raises(ValueError, match="differs in steps"):
+        next(iter(pipe.stream([one, two])))
+
+
+def test_a_long_prompt_is_cut_with_a_warning_that_quotes_the_rest(pipe: Pipeline) -> None:
+    prompt = "cat " * 3000
+    with pytest.warns(UserWarning, match="the prompt is cut after"):
+        image = draw(pipe, prompt)
+    assert difference(image, draw_silently(pipe, "cat " * 500)) == 0
+
+
+def draw_silently(pipe: Pipeline, prompt: str) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return draw(pipe, prompt)
+
+
+@pytest.mark.parametrize("prompt", ["", " ", "a\0b", "مرحبا بالعالم", "🏴‍☠️🚢", "x" * 10_000])
+def test_odd_prompts_draw(pipe: Pipeline, prompt: str) -> None:
+    image = draw_silently(pipe, prompt)
+    assert np.isfinite(np.asarray(image, dtype=float)).all()
+    assert json.loads(image.info["genpipe"])["prompt"] == prompt
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sampler": "eulr"}, "euler"),
+        ({"height": 33}, "33"),
+        ({"width": 0}, "0"),
+        ({"height": 10**6}, "1000000"),
+        ({"steps": 0}, "steps must be a whole number from 1 to 1000, not 0"),
+        ({"guidance_scale": float("nan")}, "nan"),
+        ({"guidance_scale": float("inf")}, "inf"),
+        ({"seed": -1}, "-1"),
+        ({"seed": 2**64}, str(2**64)),
+        ({"n": 0}, "n 0"),
+        ({"prompt": 7}, "prompt 7"),
+        ({"prompt": []}, "empty list"),
+        ({"seeds": [1]}, "seeds holds 1"),
+        ({"clip_skip": 99}, "clip_skip 99"),
+    ],
+)
+def test_bad_arguments_get_one_clear_line(pipe: Pipeline, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        draw(pipe, **settings)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_devices_and_dtypes_get_one_clear_line(tiny_checkpoint: Path) -> None:
+    for settings in (
+        {"device": "gpu"},
+        {"device": "cuda:99"},
+        {"device": "meta"},
+        {"dtype": "fp8"},
+        {"dtype": "fp16", "device": "cpu"},
+    ):
+        with pytest.raises(ValueError) as caught:
+            Pipeline.from_pretrained(tiny_checkpoint, **settings)
+        assert "\n" not in str(caught.value)
+
+
+def overflowing(module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, *, rows: slice) -> list[torch.dtype]:
+    """Make `module` give NaN in bf16, for some rows of the batch, as a network that overflows 16 bits does."""
+    seen: list[torch.dtype] = []
+    original = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+        output = original(*args, **kwargs)
+        dtype = next(module.parameters()).dtype
+        seen.append(dtype)
+        if dtype == torch.bfloat16:
+            output = output.clone()
+            output[rows] = float("nan")
+        return output
+
+    monkeypatch.setattr(module, "forward", forward)
+    return seen
+
+
+def test_a_step_that_overflows_is_repeated_in_fp32(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="bf16")
+    sound = draw(pipe, n=2)
+    seen = overflowing(pipe.unet, monkeypatch, rows=slice(0, None, 2))  # the first picture, both halves
+    images = draw(pipe, n=2)
+    assert torch.float32 in seen
+    assert difference(images[1], sound[1]) == 0  # its neighbour is as before
+    exact = draw(Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32"))
+    error = np.asarray(images[0], dtype=float) - np.asarray(exact, dtype=float)
+    assert 10 * np.log10(255**2 / max((error**2).mean(), 1e-9)) >= 30
+    assert next(pipe.unet.parameters()).dtype == torch.bfloat16
+
+
+def test_a_decode_that_overflows_is_repeated_in_fp32(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="bf16")
+    sound = draw(pipe)
+    seen = overflowing(pipe.vae.decoder, monkeypatch, rows=slice(None))
+    # The parameters that `seen` looks at are the decoder's.
+    image = draw(pipe)
+    assert seen == [torch.bfloat16, torch.float32]
+    error = np.asarray(image, dtype=float) - np.asarray(sound, dtype=float)
+    assert 10 * np.log10(255**2 / max((error**2).mean(), 1e-9)) >= 30
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "unet", "vae"])
+def test_weights_that_are_not_finite_are_named(fresh: Pipeline, part: str) -> None:
+    module = getattr(fresh, part)
+    name, weight = [item for item in module.named_parameters() if "encoder." not in item[0] or part == "text_encoder"][
+        3
+    ]
+    with torch.no_grad():
+        weight.view(-1)[0] = float("nan")
+    with pytest.raises(NonFiniteError) as caught:
+        draw(fresh)
+    assert "not finite" in str(caught.value)
+    assert name.split(".")[-1] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_generate_keeps_the_last_pipeline_warm(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[Any] = []
+    original = Pipeline.from_pretrained.__func__  # type: ignore[attr-defined]
+
+    def counted(cls: type, *args: Any, **kwargs: Any) -> Pipeline:
+        loads.append(args)
+        return original(cls, *args, **kwargs)
+
+    monkeypatch.setattr("genpipe.pipeline._warm", {})
+    monkeypatch.setattr(Pipeline, "from_pretrained", classmethod(counted))
+    settings = {"model": tiny_checkpoint, "device": "cpu", "dtype": "fp32", "steps": 2, "seed": 1, "progress": False}
+    one, two = generate("a red cat", **settings), generate("a red cat", **settings)
+    assert len(loads) == 1
+    assert difference(one, two) == 0
+
+
+def test_pictures_survive_a_png(pipe: Pipeline) -> None:
+    image = draw(pipe)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    assert difference(Image.open(file), image) == 0
+
+
+@pytest.fixture(autouse=True)
+def few_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
