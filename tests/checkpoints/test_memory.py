@@ -1,0 +1,84 @@
+"""Loading maps the files: memory grows by the weights once, and nothing heavy is imported for it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from genpipe.checkpoints import save_checkpoint
+from genpipe.checkpoints.weights import skeleton
+from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
+from genpipe.models.tokenizer import train_tokenizer
+from genpipe.models.unet import UNet, UNetConfig
+from genpipe.models.vae import VAE, VAEConfig
+
+# Peak memory of a process that loads a checkpoint and reads every weight, over what it held before.
+PROBE = """
+import json, resource, sys
+import torch
+from genpipe.checkpoints import load_checkpoint
+
+def status(key):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+
+def load(path, dtype):
+    checkpoint = load_checkpoint(path, dtype=dtype)
+    networks = (checkpoint.text_encoder, checkpoint.unet, checkpoint.vae)
+    for network in networks:
+        for tensor in network.state_dict().values():
+            tensor.view(-1)[:: 4096 // tensor.element_size()].sum()  # one number of every page
+    return networks
+
+small, large, dtype = sys.argv[1:]
+dtype = getattr(torch, dtype, None)
+load(small, dtype)
+open("/proc/self/clear_refs", "w").write("5")  # sets the peak back to what is held now
+before = status("VmRSS")
+networks = load(large, dtype)
+sizes = [sum(t.nbytes for t in network.state_dict().values()) for network in networks]
+heavy = [name for name in ("diffusers", "transformers", "huggingface_hub", "sympy") if name in sys.modules]
+print(json.dumps({"growth": status("VmHWM") - before, "sizes": sizes, "heavy": heavy}))
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of about 200 MB of fp16 weights."""
+    tokenizer = train_tokenizer(["a"], 514, length=16)
+    networks = {
+        "text_encoder": skeleton(
+            lambda: TextEncoder(TextEncoderConfig(vocab_size=8000, num_hidden_layers=2, max_position_embeddings=16))
+        ),
+        "unet": skeleton(lambda: UNet(UNetConfig(channels=(128, 256, 384, 512), heads=(4,) * 4, layers=(1,) * 4))),
+        "vae": skeleton(lambda: VAE(VAEConfig(channels=(64, 128, 256), layers=1))),
+    }
+    generator = torch.Generator().manual_seed(0)
+    for name, network in networks.items():
+        networks[name] = network.to(torch.float16).to_empty(device="cpu")
+        for parameter in networks[name].parameters():
+            parameter.data.uniform_(-0.1, 0.1, generator=generator)
+    directory = tmp_path_factory.mktemp("large") / "checkpoint"
+    scheduler_config = {"_class_name": "DDIMScheduler"}
+    save_checkpoint(directory, **networks, tokenizer=tokenizer, scheduler_config=scheduler_config)
+    return directory
+
+
+def probe(small: Path, large: Path, dtype: str) -> tuple[int, list[int], list[str]]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, str(small), str(large), dtype], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return tuple(json.loads(done.stdout).values())
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+def test_loading_grows_memory_by_the_weights_once(tiny_checkpoint: Path, large: Path) -> None:
+    growth, sizes, heavy = probe(tiny_checkpoint, large, "as stored")
+    assert sum(sizes) > 180e6 and heavy == []
+    assert growth <= 1.15 * sum(sizes)
+    growth, sizes, _ = probe(tiny_checkpoint, large, "float32")
+    stored = [size // 2 for size in sizes]
+    assert growth <= sum(sizes) + max(stored) + 0.05 * sum(sizes)
