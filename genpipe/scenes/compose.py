@@ -1,6 +1,9 @@
 """Scenes to pixels, in batches, on any device: settings by formula, sprites by `grid_sample`, tints by luminance."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -8,10 +11,24 @@ from torch import Tensor
 
 from genpipe.scenes import atlas, settings
 from genpipe.scenes.colours import COLOURS
+from genpipe.scenes.concepts import names
+from genpipe.scenes.places import SETTINGS
 from genpipe.scenes.world import Placed, Scene
 
+K = TypeVar("K", bound=Hashable)
 LEVELS = 4  # sprites at 128, 64, 32 and 16 pixels
 LUMINANCE = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a picture shows. Objects are numbered as in the scene, the hindmost first."""
+
+    setting: int  # in SETTINGS
+    concepts: Tensor  # (K,) int64, in names()
+    colours: Tensor  # (K,) int64, in COLOURS; -1 where the object has its natural colours
+    boxes: Tensor  # (K, 4) float32: left, top, right, bottom in pixels; zeros where nothing of it can be seen
+    masks: Tensor  # (K, size, size) bool: where at least half of the pixel is the object's
 
 
 class Composer:
@@ -35,45 +52,55 @@ class Composer:
         brightness = (small[:, :3] * weight).sum((1, 2, 3)) / small[:, 3].sum((1, 2)).clamp(min=1e-3)
         self.brightness = brightness.clamp(0.25, 0.85)  # (N,)
 
-    def render(self, scenes: Sequence[Scene]) -> Tensor:
-        """The pictures: (B, 3, size, size) float32 in [-1, 1] on the composer's device."""
-        return self.layers(scenes)[0]
-
     @torch.no_grad()
-    def layers(self, scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
-        """The pictures as `render` gives them, and how much of each pixel each object covers in the end:
-        (B, K, size, size) in [0, 1], K the most objects in one scene, empty planes where a scene has fewer."""
-        most = max((len(scene.objects) for scene in scenes), default=0)
+    def render(self, scenes: Sequence[Scene], cover: Tensor | None = None) -> Tensor:
+        """The pictures: (B, 3, size, size) float32 in [-1, 1] on the composer's device.
+
+        `cover`, zeros of (B, K, size, size), is filled with the share of each pixel that object k of a scene has in
+        the end, after all that lies before it.
+        """
         picture = torch.empty((len(scenes), 3, self.size, self.size), device=self.device)
-        cover = picture.new_zeros((len(scenes), most, self.size, self.size))
-        places: dict[str, list[int]] = {}
-        for i, scene in enumerate(scenes):
-            places.setdefault(scene.setting, []).append(i)
         looks = torch.tensor([scene.look for scene in scenes], device=self.device)
+        places = _groups([scene.setting for scene in scenes])
         for setting, rows in places.items():
             index = torch.tensor(rows, device=self.device)
             picture[index] = settings.paint(setting, looks[index], self.size)
-        for k in range(most):
-            rows = [i for i, scene in enumerate(scenes) if len(scene.objects) > k]
-            by_level: dict[int, list[int]] = {}
-            for i in rows:
-                by_level.setdefault(self._level(scenes[i].objects[k]), []).append(i)
-            for level, members in by_level.items():
-                index = torch.tensor(members, device=self.device)
-                layer = self._objects([scenes[i].objects[k] for i in members], level)
+        for k in range(max((len(scene.objects) for scene in scenes), default=0)):
+            present = [i for i, scene in enumerate(scenes) if len(scene.objects) > k]
+            for level, members in _groups([self._level(scenes[i].objects[k]) for i in present]).items():
+                rows = [present[i] for i in members]
+                index = torch.tensor(rows, device=self.device)
+                layer = self._objects([scenes[i].objects[k] for i in rows], level)
                 clear = 1 - layer[:, 3:]
                 picture[index] = picture[index] * clear + layer[:, :3]
-                if k:
-                    cover[index, :k] = cover[index, :k] * clear
-                cover[index, k] = layer[:, 3]
+                if cover is not None:
+                    cover[index] *= clear
+                    cover[index, k] = layer[:, 3]
         for setting, rows in places.items():
             index = torch.tensor(rows, device=self.device)
-            hiding = settings.front(setting, looks[index], self.size)
-            if hiding is not None:
-                colour, mask = hiding
+            front = settings.front(setting, looks[index], self.size)
+            if front is not None:
+                colour, mask = front
                 picture[index] = picture[index].lerp(colour, mask)
-                cover[index] = cover[index] * (1 - mask)
-        return picture.mul_(2).sub_(1).clamp_(-1, 1), cover
+                if cover is not None:
+                    cover[index] *= 1 - mask
+        return picture.mul_(2).sub_(1).clamp_(-1, 1)
+
+    def truth(self, scenes: Sequence[Scene]) -> tuple[Tensor, list[Truth]]:
+        """The pictures, and what is to be seen in each."""
+        most = max((len(scene.objects) for scene in scenes), default=0)
+        cover = torch.zeros((len(scenes), most, self.size, self.size), device=self.device)
+        pictures = self.render(scenes, cover)
+        return pictures, [
+            Truth(
+                setting=SETTINGS.index(scene.setting),
+                concepts=torch.tensor([_number(names(), o.concept) for o in scene.objects], dtype=torch.long),
+                colours=torch.tensor([_number(tuple(COLOURS), o.colour) for o in scene.objects], dtype=torch.long),
+                boxes=_boxes(cover[i, : len(scene.objects)] >= 0.5),
+                masks=cover[i, : len(scene.objects)] >= 0.5,
+            )
+            for i, scene in enumerate(scenes)
+        ]
 
     def _level(self, placed: Placed) -> int:
         """The smallest version of the sprite that is not stretched by more than a quarter."""
@@ -114,3 +141,30 @@ def tint(sprites: Tensor, colours: Tensor, brightness: Tensor) -> Tensor:
     shade = torch.minimum(luminance / mean, alpha)
     light = (luminance - mean * alpha).clamp(min=0) / (1 - mean)
     return torch.cat([colour * shade + 0.45 * (1 - colour) * light, alpha], 1)
+
+
+def _groups(keys: Sequence[K]) -> dict[K, list[int]]:
+    """The places at which each key stands."""
+    groups: dict[K, list[int]] = {}
+    for i, key in enumerate(keys):
+        groups.setdefault(key, []).append(i)
+    return groups
+
+
+@cache
+def _numbers(options: tuple[str, ...]) -> dict[str, int]:
+    return {option: i for i, option in enumerate(options)}
+
+
+def _number(options: tuple[str, ...], option: str | None) -> int:
+    return -1 if option is None else _numbers(options)[option]
+
+
+def _boxes(masks: Tensor) -> Tensor:
+    """The smallest boxes around masks (K, H, W): (K, 4) float32."""
+    boxes = torch.zeros((len(masks), 4), device=masks.device)
+    for box, mask in zip(boxes, masks, strict=True):
+        rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+        if len(rows):
+            box[:] = torch.stack([columns[0, 0], rows[0, 0], columns[-1, 0] + 1, rows[-1, 0] + 1])
+    return boxes

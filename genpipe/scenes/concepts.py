@@ -1,7 +1,7 @@
 """The things that the procedural world can show: one row of `concepts.tsv` each.
 
-A sprite's recipe is an emoji, or `@name` for a drawing of our own (scripts/build_sprites.py); several recipes,
-separated by spaces, are variants of one concept.
+A sprite's recipe is an emoji, `@drawing` for one of our own, or `@costume:emoji` (scripts/build_sprites.py); several
+recipes, separated by spaces, are variants of one concept, the canonical one first.
 """
 
 import csv

@@ -3,6 +3,7 @@
 import difflib
 import re
 from functools import cache
+from importlib.resources import files
 
 from genpipe.scenes.captions import COLOUR_NAMES, RELATION_WORDS, SETTING_NAMES, SETTING_PHRASES, corpus
 from genpipe.scenes.concepts import concepts
@@ -79,19 +80,12 @@ def vocabulary() -> frozenset[str]:
 
 
 @cache
-def _nouns() -> dict[str, str]:
-    """Every name of a concept and of a setting, in both languages, and the concept or setting that it names."""
-    nouns: dict[str, str] = {}
-    for setting in SETTING_NAMES["en"]:
-        for language in ("en", "ru"):
-            for name in SETTING_NAMES[language][setting]:
-                nouns.setdefault(name.lower(), setting)
-    for concept in concepts():
-        for name in english_names()[concept]:
-            nouns.setdefault(name.lower(), concept)
-        for name in russian_names()[concept]:
-            nouns.setdefault(name.nominative().lower(), concept)
-    return nouns
+def _names() -> tuple[str, ...]:
+    """Every name of a concept and of a setting, in both languages; lower case."""
+    said = [name for language in SETTING_NAMES.values() for names in language.values() for name in names]
+    said += [name for names in english_names().values() for name in names]
+    said += [name.nominative() for names in russian_names().values() for name in names]
+    return tuple(dict.fromkeys(name.lower() for name in said))
 
 
 def unknown_words(prompt: str) -> dict[str, tuple[str, ...]]:
@@ -102,10 +96,20 @@ def unknown_words(prompt: str) -> dict[str, tuple[str, ...]]:
     return {word: near(word) for word in words if word not in known and not word.isdigit()}
 
 
+@cache
+def _hints() -> dict[str, str]:
+    """Words that the world lacks, and the known name that comes closest in meaning (near.tsv)."""
+    lines = (files("genpipe.scenes") / "near.tsv").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("\t") for line in lines]
+    return {word.strip().replace("ё", "е"): name for name, words in rows for word in words.split(",")}
+
+
 def near(word: str) -> tuple[str, ...]:
-    """Up to three known names near `word`."""
+    """Up to three known names near `word`: the one that means most nearly the same, and those spelled much alike."""
     word = word.lower()
-    return tuple(difflib.get_close_matches(word, _nouns(), n=3, cutoff=0.72))
+    hint = _hints().get(word.replace("ё", "е"))
+    alike = difflib.get_close_matches(word, _names(), n=3, cutoff=0.75)
+    return tuple(dict.fromkeys([hint, *alike] if hint else alike))[:3]
 
 
 def listing(word: str | None = None) -> dict[str, tuple[str, ...]]:

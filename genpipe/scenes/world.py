@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 
 from genpipe.scenes import atlas
 from genpipe.scenes.colours import COLOURS
@@ -80,7 +81,7 @@ def held_out(scene: Scene) -> bool:
 
 @cache
 def _weights(pool: tuple[str, ...]) -> tuple[float, ...]:
-    return tuple(FAVOURITES.get(name, 1.0) for name in pool)
+    return tuple(accumulate(FAVOURITES.get(name, 1.0) for name in pool))
 
 
 def canonical(concept: str) -> Scene:
@@ -116,7 +117,7 @@ def _place(
 
 def _draw(rng: random.Random, pool: tuple[str, ...]) -> Scene:
     kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
-    first = rng.choices(pool, _weights(pool))[0]
+    first = rng.choices(pool, cum_weights=_weights(pool))[0]
     spread = 0.15 if kind == "bare" else 0.5
     look = tuple(0.5 + spread * rng.uniform(-1, 1) for _ in range(LOOK))
     home, anywhere = concepts()[first].home, rng.choice(SETTINGS)
@@ -145,7 +146,7 @@ def _draw(rng: random.Random, pool: tuple[str, ...]) -> Scene:
     second = first
     while second == first:
         second = rng.choice(pool)
-    relation = rng.choice([None, None, *RELATIONS])
+    relation = rng.choice((None, None, *RELATIONS))
     spots = RELATIONS[relation or "left"]
     pair = tuple(_place(rng, name, at, HALF) for name, at in zip((first, second), spots, strict=True))
     return Scene(kind, place, look, pair, relation)

@@ -1,0 +1,49 @@
+import pytest
+import torch
+
+from genpipe.scenes.places import LOOK, SETTINGS
+from genpipe.scenes.settings import FRONTS, PAINTERS, front, paint
+
+SIZE = 32
+
+
+def looks(n: int) -> torch.Tensor:
+    return torch.rand(n, LOOK, generator=torch.Generator().manual_seed(0))
+
+
+def test_every_setting_has_a_painter():
+    assert tuple(PAINTERS) == SETTINGS
+    assert set(FRONTS) <= set(SETTINGS)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_setting_is_a_picture_for_every_look(setting: str):
+    corners = torch.stack([torch.zeros(LOOK), torch.ones(LOOK), torch.full((LOOK,), 0.5)])
+    picture = paint(setting, torch.cat([corners, looks(3)]), SIZE)
+    assert picture.shape == (6, 3, SIZE, SIZE) and picture.dtype == torch.float32
+    assert float(picture.min()) >= 0 and float(picture.max()) <= 1
+    assert not torch.equal(picture[0], picture[1]) or setting == "white"
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_look_gives_the_same_picture_in_any_batch(setting: str):
+    together = paint(setting, looks(4), SIZE)
+    alone = torch.cat([paint(setting, look[None], SIZE) for look in looks(4)])
+    assert torch.allclose(together, alone, atol=1e-6)
+
+
+def test_night_and_space_are_dark_and_white_is_white():
+    middle = torch.full((1, LOOK), 0.5)
+    assert float(paint("space", middle, SIZE).median()) < 0.08
+    assert float(paint("night", middle, SIZE).mean()) < 0.15
+    assert float(paint("white", middle, SIZE).min()) == 1.0
+    assert float(paint("snow", middle, SIZE).mean()) > 0.8
+
+
+def test_waves_come_before_what_is_at_sea():
+    hidden = front("sea", looks(2), SIZE)
+    assert hidden is not None
+    colour, cover = hidden
+    assert colour.shape == (2, 3, SIZE, SIZE) and cover.shape == (2, 1, SIZE, SIZE)
+    assert float(cover[:, :, : SIZE // 2].max()) == 0 and float(cover[:, :, -2:].min()) == 1
+    assert front("beach", looks(1), SIZE) is None

@@ -1,0 +1,37 @@
+from genpipe.scenes import COLOURS, SETTINGS, concepts, unknown_words, vocabulary
+from genpipe.scenes.vocabulary import _hints, listing, near
+
+
+def test_what_the_world_can_draw_is_known_in_every_form_and_both_languages():
+    for prompt in (
+        "a pirate ship in space", "Two KITTIES, please!", "пиратский корабль в космосе", "кошка слева от собаки на пляже",
+        "три пиратских корабля", "красная машина", "ёлка и елка", "draw me a picture of 3 wolves at night", "",
+    ):  # fmt: skip
+        assert unknown_words(prompt) == {}, prompt
+
+
+def test_unknown_words_come_in_order_with_what_is_near():
+    unknown = unknown_words("A galleon, a kity and a frobnicator on the galleon")
+    assert list(unknown) == ["galleon", "kity", "frobnicator"]
+    assert "ship" in unknown["galleon"][0]
+    assert "kitty" in unknown["kity"]
+    assert unknown["frobnicator"] == ()
+    assert unknown_words("машына и берёза") == {"машына": ("машина",), "берёза": ("tree",)}
+
+
+def test_hints_lead_from_words_that_are_not_known_to_things_that_are():
+    things = {*concepts(), *SETTINGS, *COLOURS}
+    for word, thing in _hints().items():
+        assert thing in things, (word, thing)
+        assert word not in vocabulary(), word
+        assert near(word)[0] == thing
+
+
+def test_the_listing_has_everything_and_can_be_narrowed():
+    entries = listing()
+    assert set(concepts()) <= set(entries)
+    assert {"in space", "red", "left"} <= set(entries)
+    assert "кошка" in entries["cat"] and "kitty" in entries["cat"]
+    assert set(listing("kitt")) == {"cat"}
+    assert "pirate ship" in listing("корабль")
+    assert listing("qqq") == {}
