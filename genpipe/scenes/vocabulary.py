@@ -11,66 +11,12 @@ from genpipe.scenes.english import english_names
 from genpipe.scenes.russian import agree, russian_names
 
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+")
-QUIET = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "of",
-        "in",
-        "on",
-        "at",
-        "to",
-        "with",
-        "and",
-        "or",
-        "is",
-        "are",
-        "it",
-        "its",
-        "this",
-        "that",
-        "by",
-        "for",
-        "from",
-        "me",
-        "my",
-        "please",
-        "draw",
-        "drawing",
-        "picture",
-        "image",
-        "photo",
-        "painting",
-        "illustration",
-        "show",
-        "make",
-        "i",
-        "want",
-        "some",
-        "и",
-        "с",
-        "со",
-        "на",
-        "в",
-        "во",
-        "у",
-        "к",
-        "от",
-        "для",
-        "из",
-        "или",
-        "это",
-        "мне",
-        "нарисуй",
-        "покажи",
-        "рисунок",
-        "картинка",
-        "изображение",
-        "фото",
-        "пожалуйста",
-    ]
-)  # words that ask for nothing to be drawn
+ASKING = (  # words that ask for nothing to be drawn
+    "a an the of in on at to with and or is are it its this that by for from me my please draw drawing picture image photo",
+    "painting illustration show make i want some",
+    "и с со на в во у к от для из или это мне нарисуй покажи рисунок картинка изображение фото пожалуйста",
+)
+QUIET = frozenset(word for line in ASKING for word in line.split())
 
 
 @cache
