@@ -205,15 +205,15 @@ class Pipeline:
             seeds = seeds_for(seed, count)
         elif seed is not None or len(seeds) != count:
             raise ValueError(f"seeds holds {len(seeds)} for {count} pictures: give one for each, and no seed beside it")
-        settings = {key: self.defaults(settings.get("sampler"))[key] if value is None and key != "sampler" else value
-                    for key, value in settings.items()}  # fmt: skip
+        defaults = self.defaults(settings.get("sampler"))
+        settings |= {key: value for key, value in defaults.items() if settings.get(key) is None}
         check_size(settings["height"], settings["width"], self.vae.config.factor)
-        if settings["clip_skip"] and not 0 <= settings["clip_skip"] < len(self.text_encoder.layers):
-            raise ValueError(
-                f"clip_skip {settings['clip_skip']} is out of range: 0 to {len(self.text_encoder.layers) - 1} here"
-            )
         texts = [text for text in prompts for _ in range(n)]
-        return [Request(prompt=text, seed=s, **settings) for text, s in zip(texts, seeds, strict=True)]
+        requests = [Request(prompt=text, seed=s, **settings) for text, s in zip(texts, seeds, strict=True)]
+        layers = len(self.text_encoder.layers)
+        if requests[0].clip_skip >= layers:
+            raise ValueError(f"clip_skip {requests[0].clip_skip} is out of range: 0 to {layers - 1} for this model")
+        return requests
 
     def defaults(self, sampler: str | None = None) -> dict[str, Any]:
         """What applies where a caller says nothing: the checkpoint's `genpipe.json`, else what such checkpoints want."""
@@ -226,7 +226,7 @@ class Pipeline:
             "guidance_scale": 1.0 if lcm else 7.5,
             "guidance_rescale": 0.0,
         }
-        return {**usual, **self.checkpoint.defaults}
+        return {key: self.checkpoint.defaults.get(key, value) for key, value in usual.items()}
 
     def sampler(self, name: str | None = None) -> Sampler:
         """The named sampler on this checkpoint's noise schedule, its own for None."""

@@ -183,27 +183,15 @@ def test_every_step_can_be_looked_at(pipe: Pipeline) -> None:
 
 
 def test_a_stream_can_be_left_early(pipe: Pipeline) -> None:
-    requests = pipe.requests("a red cat", seed=1, **SETTINGS)
+    requests = pipe.requests("a red cat", seed=1, steps=3)
     stream = pipe.stream(requests)
     assert next(stream).step == 1
     del stream
     assert difference(draw(pipe), draw(pipe)) == 0
 
 
-SETTINGS: dict[str, Any] = {
-    "negative_prompt": "",
-    "steps": 3,
-    "guidance_scale": 2.0,
-    "guidance_rescale": 0.0,
-    "height": None,
-    "width": None,
-    "sampler": None,
-    "clip_skip": 0,
-}
-
-
 def test_a_batch_that_does_not_agree_is_refused(pipe: Pipeline) -> None:
-    one, two = (pipe.requests("a", seed=1, **{**SETTINGS, "steps": steps})[0] for steps in (2, 3))
+    one, two = (pipe.requests("a", seed=1, steps=steps)[0] for steps in (2, 3))
     with pytest.raises(ValueError, match="differs in steps"):
         next(iter(pipe.stream([one, two])))
 
@@ -353,3 +341,14 @@ def few_threads() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def test_defaults_are_those_of_the_checkpoint_else_of_its_kind(pipe: Pipeline, fresh: Pipeline) -> None:
+    request = pipe.requests("a", seed=1)[0]
+    assert (request.height, request.width, request.steps, request.guidance_scale) == (32, 32, 30, 7.5)
+    lcm = pipe.requests("a", seed=1, sampler="lcm")[0]
+    assert (lcm.steps, lcm.guidance_scale) == (4, 1.0)
+    fresh.checkpoint.defaults.update(steps=9, guidance_scale=0.0, width=48, unknown=1)
+    own = fresh.requests("a", seed=1)[0]
+    assert (own.height, own.width, own.steps, own.guidance_scale) == (32, 48, 9, 0.0)
+    assert fresh.requests("a", seed=1, steps=2)[0].steps == 2
