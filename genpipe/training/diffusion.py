@@ -7,10 +7,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from genpipe.models.attention import SpatialTransformer
 from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.tokenizer import Tokenizer
 from genpipe.models.unet import UNet
 from genpipe.training.loop import Draw
+from genpipe.vision.blocks import ResidualBlock, zero_init
 
 
 class TextToImage(nn.Module):
@@ -20,6 +22,18 @@ class TextToImage(nn.Module):
         super().__init__()
         self.text_encoder = text_encoder
         self.unet = unet
+
+    def initialise(self) -> "TextToImage":
+        """Fresh weights: every residual branch of the denoiser begins as nothing, embeddings are small as in CLIP."""
+        for module in self.unet.modules():
+            if isinstance(module, ResidualBlock):
+                zero_init(module.conv2)
+            elif isinstance(module, SpatialTransformer):
+                zero_init(module.project_out)
+        zero_init(self.unet.conv_out)
+        nn.init.normal_(self.text_encoder.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.text_encoder.position_embedding.weight, std=0.01)
+        return self
 
     def forward(self, latents: Tensor, timestep: Tensor, ids: Tensor) -> Tensor:
         """Latents (B, C, h, w), timesteps (B,) and token ids (B, T) to the model output (B, C, h, w)."""

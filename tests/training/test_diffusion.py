@@ -109,3 +109,28 @@ def test_the_two_networks_are_wired_as_in_the_pipeline() -> None:
     output.square().mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+def test_fresh_weights_predict_nothing_and_every_parameter_can_learn() -> None:
+    from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
+    from genpipe.models.unet import UNet, UNetConfig
+
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    text_encoder = TextEncoder(
+        TextEncoderConfig(vocab_size=10, max_position_embeddings=4, num_attention_heads=2, **shape)
+    )
+    levels: dict[str, Any] = {name: (True,) for name in ("attention", "attention_up")}
+    levels |= {"layers": (1,), "depth": (1,), "heads": (2,), "only_cross": (False,)}
+    model = TextToImage(text_encoder, UNet(UNetConfig(channels=(8,), norm_groups=4, context_channels=16, **levels)))
+    model.initialise()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    generator = torch.Generator().manual_seed(0)
+    x, target = torch.randn(2, 2, 4, 4, 4, generator=generator)
+    t, ids = torch.tensor([1.0, 900.0]), torch.tensor([[1, 2, 3, 4], [4, 3, 2, 1]])
+    assert model(x, t, ids).abs().max() == 0
+    for _ in range(4):  # zeros let gradients through from the end backwards, a layer a step
+        optimizer.zero_grad()
+        (model(x, t, ids) - target).square().mean().backward()
+        optimizer.step()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters() if p.requires_grad)
