@@ -12,6 +12,9 @@ from genpipe.models.tokenizer import Tokenizer, train_tokenizer
 from genpipe.models.unet import UNet, UNetConfig
 from genpipe.models.vae import VAE, VAEConfig
 
+# The models are so small that a second thread costs more than it gives; on a busy machine, many times more.
+torch.set_num_threads(1)
+
 CAPTIONS = ["a red cat and a blue dog", "a pirate ship at sea", "красный круг над синим квадратом"]
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
