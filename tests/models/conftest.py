@@ -1,4 +1,4 @@
-"""Putting the weights of a reference network into ours."""
+"""Putting the weights of a reference network into ours, and comparing what weights do not show."""
 
 from collections.abc import Callable
 
@@ -29,3 +29,20 @@ def copy_weights() -> Copy:
         theirs.eval()
 
     return copy
+
+
+@pytest.fixture
+def same_norms() -> Callable[[nn.Module, nn.Module, Layout], None]:
+    """`same_norms(theirs, ours, layout)`: a wrong epsilon moves the output of a random network too little to be seen."""
+
+    def norms(network: nn.Module, name_of: Callable[[str], str | None]) -> dict[str | None, tuple[float, int | None]]:
+        return {
+            name_of(f"{name}.weight"): (module.eps, getattr(module, "num_groups", None))
+            for name, module in network.named_modules()
+            if isinstance(module, nn.GroupNorm | nn.LayerNorm)
+        }
+
+    def check(theirs: nn.Module, ours: nn.Module, layout: Layout) -> None:
+        assert norms(ours, str) == norms(theirs, layout.ours)
+
+    return check

@@ -56,8 +56,11 @@ def close(ours: Tensor, theirs: Tensor) -> bool:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("name", CONFIGS)
-def test_it_computes_what_transformers_computes(name: str, copy_weights: Callable[..., None]) -> None:
+def test_it_computes_what_transformers_computes(
+    name: str, copy_weights: Callable[..., None], same_norms: Callable[..., None]
+) -> None:
     ours, theirs = pair(CLIPTextModel, copy_weights, **CONFIGS[name])
+    same_norms(theirs, ours, TEXT_ENCODER)
     for ids in (IDS, IDS[:2, :5], IDS[:1]):
         encoding, reference = ours(ids), theirs(ids)
         assert close(encoding.context, reference.last_hidden_state)

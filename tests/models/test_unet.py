@@ -89,8 +89,11 @@ def close(ours: Tensor, theirs: Tensor) -> bool:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("name", CONFIGS)
-def test_it_computes_what_diffusers_computes(name: str, copy_weights: Callable[..., None]) -> None:
+def test_it_computes_what_diffusers_computes(
+    name: str, copy_weights: Callable[..., None], same_norms: Callable[..., None]
+) -> None:
     ours, theirs = pair(copy_weights, **CONFIGS[name])
+    same_norms(theirs, ours, UNET)
     batch = inputs(channels=CONFIGS[name].get("in_channels", 4))
     assert close(ours(*batch), theirs(*batch).sample)
 

@@ -52,8 +52,11 @@ def close(ours: Tensor, theirs: Tensor) -> bool:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("name", CONFIGS)
-def test_it_computes_what_diffusers_computes(name: str, copy_weights: Callable[..., None]) -> None:
+def test_it_computes_what_diffusers_computes(
+    name: str, copy_weights: Callable[..., None], same_norms: Callable[..., None]
+) -> None:
     ours, theirs = pair(copy_weights, **CONFIGS[name])
+    same_norms(theirs, ours, layout.VAE)
     torch.manual_seed(2)
     pixels = torch.rand(2, theirs.config.in_channels, 48, 32) * 2 - 1
     mean, logvar = ours.encode(pixels)
