@@ -11,7 +11,7 @@ from genpipe.checkpoints.errors import CheckpointError
 
 T = TypeVar("T")
 
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
 
 
 class Source(Protocol):

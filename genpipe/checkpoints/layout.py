@@ -37,19 +37,19 @@ class Layout:
         folder: the network's folder in a checkpoint.
         stem: its weights' file name up to the first dot or dash.
         names: (our name, their name), one for one.
-        legacy: (their name, older name), for reading alone.
+        aliases: (their name, another name it goes by in some files), for reading alone.
         harmless: names in older files of tensors that the network does not need.
     """
 
     folder: str
     stem: str
     names: Names
-    legacy: Names = ()
+    aliases: Names = ()
     harmless: tuple[str, ...] = ()
 
     def ours(self, key: str) -> str | None:
-        """Our name of the file's tensor `key`, legacy names included; None for a tensor that is not in the table."""
-        return _rename(_rename(key, self._modern) or key, self._read)
+        """Our name of the file's tensor `key`, aliases included; None for a tensor that is not in the table."""
+        return _rename(_rename(key, self._canonical) or key, self._read)
 
     def theirs(self, key: str) -> str:
         """The file's name of our tensor `key`.
@@ -62,9 +62,9 @@ class Layout:
             raise KeyError(f"{self.folder}: no foreign name for {key}")
         return name
 
-    def is_legacy(self, key: str) -> bool:
-        """Whether the file's tensor `key` has an older name."""
-        return _rename(key, self._modern) is not None
+    def is_alias(self, key: str) -> bool:
+        """Whether the file's tensor `key` goes by an alias."""
+        return _rename(key, self._canonical) is not None
 
     @cached_property
     def _read(self) -> Rules:
@@ -75,8 +75,8 @@ class Layout:
         return _rules(self.names)
 
     @cached_property
-    def _modern(self) -> Rules:
-        return _rules((old, new) for new, old in self.legacy)
+    def _canonical(self) -> Rules:
+        return _rules((alias, name) for name, alias in self.aliases)
 
 
 def _under(ours: str, theirs: str, names: Names) -> Names:
@@ -153,7 +153,7 @@ VAE = Layout(
         *_under("decoder.up.{}.residuals.{}", "decoder.up_blocks.{}.resnets.{}", _RESIDUAL),
         ("decoder.up.{}.resample.conv.{}", "decoder.up_blocks.{}.upsamplers.0.conv.{}"),
     ),
-    legacy=tuple(
+    aliases=tuple(
         pair
         for half in ("encoder.mid_block.attentions.{}", "decoder.mid_block.attentions.{}")
         for pair in _under(half, half, _LEGACY_ATTENTION)
@@ -180,7 +180,7 @@ TEXT_ENCODER = Layout(
         ("projection.weight", "text_projection.weight"),
     ),
     # Without the prefix, as transformers 5 saves a `CLIPTextModel`.
-    legacy=tuple((f"text_model.{theirs}", theirs) for _, theirs in _TEXT),
+    aliases=tuple((f"text_model.{theirs}", theirs) for _, theirs in _TEXT),
     # A buffer that transformers saved before 4.31.
     harmless=("text_model.embeddings.position_ids", "embeddings.position_ids"),
 )

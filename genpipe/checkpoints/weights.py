@@ -56,7 +56,7 @@ def find_weights(source: Source, layout: Layout, variant: str | None) -> list[Pa
         if path is None:
             raise CheckpointError(f"{source}/{index} lists {name}, which is not there")
         paths.append(path)
-    return paths
+    return paths or None
 
 
 def explain_missing(source: Source, layout: Layout) -> CheckpointError:
@@ -112,7 +112,7 @@ def read_weights(
                 found.add(name)
                 if part.get_dtype() not in _FLOATS:
                     wrong.append(f"{key} is stored as {part.get_dtype()}")
-                elif shape != wanted[name] and not (layout.is_legacy(key) and shape == (*wanted[name], 1, 1)):
+                elif shape != wanted[name] and not (layout.is_alias(key) and shape == (*wanted[name], 1, 1)):
                     wrong.append(f"{key} is {shape}, not {wanted[name]}")
     missing = [layout.theirs(name) for name in wanted if name not in found]
     problems = [

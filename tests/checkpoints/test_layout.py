@@ -101,8 +101,8 @@ def test_no_two_rows_of_a_table_collide(layout: Layout) -> None:
     ],
 )
 def test_legacy_attention_names_of_the_autoencoder(old: str, new: str) -> None:
-    assert VAE.ours(old) == new and VAE.is_legacy(old)
-    assert not VAE.is_legacy(VAE.theirs(new))
+    assert VAE.ours(old) == new and VAE.is_alias(old)
+    assert not VAE.is_alias(VAE.theirs(new))
 
 
 @pytest.mark.parametrize(

@@ -269,7 +269,14 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
         lambda e: [e.shard("vae"), e.write_json("vae/diffusion_pytorch_model.safetensors.index.json", {})],
         "index.json cannot be used: 'weight_map'",
     ),
-    "shapes that only legacy names may have": (
+    "empty index of shards": (
+        lambda e: [
+            e.shard("vae"),
+            e.write_json("vae/diffusion_pytorch_model.safetensors.index.json", {"weight_map": {}}),
+        ],
+        "lacks the weights vae/diffusion_pytorch_model.safetensors",
+    ),
+    "shapes that only aliases may have": (
         conv_text,
         r"wrong shape: .*q_proj.weight is \(32, 32, 1, 1\), not \(32, 32\)",
     ),
@@ -286,7 +293,10 @@ def test_bad_checkpoints_get_one_clear_line(edited: Any, name: str) -> None:
     assert str(edited.root) in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("path", ["./missing", "~/no such folder", "/missing/model", "a/b/c", "model", "", Path("a/b")])
+@pytest.mark.parametrize(
+    "path",
+    ["./missing", "~/no such folder", "/missing/model", "a/b/c", "model", "", "ü/b", "a/..", "a/b.", Path("a/b")],
+)
 def test_paths_that_do_not_exist_get_one_clear_line(path: str | Path) -> None:
     with pytest.raises(CheckpointError, match=rf"the folder '{re.escape(str(path))}' does not exist .*'owner/name'"):
         load_checkpoint(path)
