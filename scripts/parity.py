@@ -44,13 +44,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
                  "hidden_act": "gelu", "projection_dim": 512},
         "unet": {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True,
                  "upcast_attention": True, "sample_size": 96},
-        "scheduler": ("DDIMScheduler", {"prediction_type": "v_prediction", "set_alpha_to_one": False}),
+        "scheduler": ("DDIMScheduler", {"prediction_type": "v_prediction", "set_alpha_to_one": False, "clip_sample": False}),
         "solvers": {"ddim": ("DDIMScheduler", {}), "euler": ("EulerDiscreteScheduler", {}),
                     "dpmpp_2m": ("DPMSolverMultistepScheduler", {})},
     },
 }  # fmt: skip
-BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1,
-         "clip_sample": False}  # fmt: skip
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}  # fmt: skip
 
 
 def build_checkpoint(family: str, directory: Path) -> None:
