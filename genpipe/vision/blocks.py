@@ -3,6 +3,8 @@
 Tensors are (B, C, H, W). Every block keeps the spatial size unless its name says otherwise.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,6 +18,43 @@ def conv3x3(in_channels: int, out_channels: int, *, stride: int = 1, padding: in
 def conv1x1(in_channels: int, out_channels: int, *, stride: int = 1, bias: bool = True) -> nn.Conv2d:
     """1×1 convolution: a linear map of the channels at each pixel."""
     return nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=bias)
+
+
+def conv_unit(
+    in_channels: int,
+    out_channels: int,
+    *,
+    kernel: int = 3,
+    stride: int = 1,
+    norm: Callable[[int], nn.Module] | None = nn.BatchNorm2d,
+    activation: Callable[[], nn.Module] | None = nn.ReLU,
+) -> nn.Sequential:
+    """Convolution, norm, activation: the unit of the networks of 2015 and after.
+
+    An odd kernel keeps the size (or divides it by `stride`). The convolution has a bias only where no norm follows,
+    which would take it away again. `norm` is called with the number of channels.
+    """
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=norm is None)
+    following = [] if norm is None else [norm(out_channels)]
+    return nn.Sequential(conv, *following, *([] if activation is None else [activation()]))
+
+
+def conv_output_size(size: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> int:
+    """The size along one axis of what a convolution or a pooling makes of `size` pixels.
+
+    ⌊(size + 2·padding - dilation·(kernel - 1) - 1) / stride⌋ + 1; below one where the window does not fit into the
+    padded input, which torch then refuses.
+
+    Raises:
+        ValueError: a size, kernel, stride or dilation below 1, or a padding below 0.
+    """
+    for name, value, least in (
+        *(("size", size, 1), ("kernel", kernel, 1), ("stride", stride, 1)),
+        *(("padding", padding, 0), ("dilation", dilation, 1)),
+    ):
+        if value < least:
+            raise ValueError(f"{name} {value} of a convolution is too small: use {least} or more")
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
 class ResidualBlock(nn.Module):

@@ -1,0 +1,58 @@
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from genpipe.vision.blocks import conv_output_size, conv_unit
+
+
+def test_output_sizes_are_torchs_and_below_one_exactly_where_torch_refuses() -> None:
+    refused = 0
+    for size, kernel, stride, padding, dilation in itertools.product(
+        (1, 2, 5, 7, 16, 31), (1, 2, 3, 5, 7), (1, 2, 3, 4), (0, 1, 3), (1, 2, 3)
+    ):
+        x, weight = torch.zeros(1, 1, size), torch.zeros(1, 1, kernel)
+        expected = conv_output_size(size, kernel, stride, padding, dilation)
+        try:
+            actual = F.conv1d(x, weight, stride=stride, padding=padding, dilation=dilation).shape[-1]
+        except RuntimeError:
+            assert expected < 1, (size, kernel, stride, padding, dilation)
+            refused += 1
+            continue
+        assert actual == expected, (size, kernel, stride, padding, dilation)
+        if padding <= kernel // 2:  # as far as torch lets a pooling be padded
+            pooled = F.max_pool1d(x, kernel, stride, padding, dilation)
+            assert pooled.shape[-1] == expected
+    assert refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [((0, 1), "size 0"), ((8, 0), "kernel 0"), ((8, 1, 0), "stride 0"), ((8, 1, 1, -1), "padding -1"),
+     ((8, 1, 1, 0, 0), "dilation 0")],
+)  # fmt: skip
+def test_what_no_convolution_has_is_refused(arguments: tuple[int, ...], name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} of a convolution is too small"):
+        conv_output_size(*arguments)
+
+
+def test_a_conv_unit_is_convolution_then_norm_then_activation() -> None:
+    torch.manual_seed(0)
+    unit = conv_unit(3, 8, stride=2).eval()
+    conv, norm = unit[0], unit[1]
+    assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+    x = torch.randn(2, 3, 9, 9)
+    assert torch.equal(unit(x), norm(F.conv2d(x, conv.weight, stride=2, padding=1)).relu())
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
+def test_a_conv_unit_keeps_the_size(kernel: int) -> None:
+    assert conv_unit(2, 4, kernel=kernel)(torch.zeros(1, 2, 9, 6)).shape == (1, 4, 9, 6)
+
+
+def test_only_a_convolution_without_norm_has_a_bias() -> None:
+    assert [len(list(conv_unit(2, 4, norm=norm).parameters())) for norm in (None, nn.BatchNorm2d)] == [2, 3]
+    bare = conv_unit(2, 4, norm=None, activation=None)
+    assert len(bare) == 1 and bare(torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0))).min() < 0
