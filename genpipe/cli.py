@@ -8,12 +8,14 @@ everything that can be checked without it has been.
 import argparse
 import contextlib
 import difflib
+import json
 import os
 import re
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -116,8 +118,19 @@ def info_command(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_info)
 
 
+def vocabulary_command(parser: argparse.ArgumentParser) -> None:
+    """list what the embedded model can draw"""
+    parser.usage = "%(prog)s [WORD]"
+    parser.set_defaults(run=_vocabulary)
+    parser.add_argument("word", nargs="?", metavar="WORD", help="only what has this in one of its names")
+
+
 # A command is a function that adds its arguments and sets `run`; its docstring is its line in the help.
-COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {"generate": generate_command, "info": info_command}
+COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+    "generate": generate_command,
+    "info": info_command,
+    "vocabulary": vocabulary_command,
+}
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -180,6 +193,9 @@ def _generate(args: argparse.Namespace) -> int:
     prompt = settings.pop("prompt")
     paths = _output_paths(args.output, args.outdir, seeds)
 
+    if model in (None, "embedded"):
+        _name_unknown_words(prompt)
+
     from genpipe.pipeline import BATCH, Pipeline
 
     pipeline = Pipeline.from_pretrained(
@@ -233,6 +249,40 @@ def _info(args: argparse.Namespace) -> int:
     for key, value in rows.items():
         print(f"{key:<13}{value}")
     return 0
+
+
+def _vocabulary(args: argparse.Namespace) -> int:
+    from genpipe.scenes.vocabulary import listing, near
+
+    learned = _learned()
+    entries = listing(args.word, learned)
+    if not entries:
+        others = near(args.word, learned)
+        hint = f"did you mean {' or '.join(others)}?" if others else "genpipe vocabulary lists what it does"
+        raise ValueError(f"the embedded model does not know {args.word!r}: {hint}")
+    for name, others in entries.items():
+        print(f"{name}: {', '.join(others)}" if others else name)
+    return 0
+
+
+def _learned() -> tuple[str, ...]:
+    """The concepts that the embedded model was trained on."""
+    return tuple(json.loads((files("genpipe") / "embedded" / "genpipe.json").read_text(encoding="utf-8"))["concepts"])
+
+
+def _name_unknown_words(prompt: str) -> None:
+    from genpipe.scenes.vocabulary import unknown_words
+
+    unknown = unknown_words(prompt, _learned())
+    if unknown:
+        named = ", ".join(
+            f"{word} (did you mean {' or '.join(near)}?)" if near else word for word, near in unknown.items()
+        )
+        warnings.warn(
+            f"the embedded model does not know {named}: it draws the rest; genpipe vocabulary lists what it knows, "
+            "--model takes a full Stable Diffusion checkpoint",
+            stacklevel=2,
+        )
 
 
 def _output_paths(output: str | None, outdir: str | None, seeds: Sequence[int]) -> list[Path] | None:

@@ -2,6 +2,7 @@ import io
 import json
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from genpipe.checkpoints import load_checkpoint, save_checkpoint
+from genpipe.models.unet import UNet
 from genpipe.pipeline import NonFiniteError, Pipeline, Progress, generate
 from genpipe.request import Request
 from genpipe.sampling.noise import ImageNoise
@@ -352,3 +355,40 @@ def test_defaults_are_those_of_the_checkpoint_else_of_its_kind(pipe: Pipeline, f
     own = fresh.requests("a", seed=1)[0]
     assert (own.height, own.width, own.steps, own.guidance_scale) == (32, 48, 9, 0.0)
     assert fresh.requests("a", seed=1, steps=2)[0].steps == 2
+
+
+def test_a_distilled_network_takes_the_guidance_scale_as_an_input(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    import diffusers
+
+    tiny = load_checkpoint(tiny_checkpoint)
+    torch.manual_seed(1)
+    save_checkpoint(
+        tmp_path / "lcm",
+        text_encoder=tiny.text_encoder,
+        tokenizer=tiny.tokenizer,
+        unet=UNet(replace(tiny.unet.config, guidance_channels=16)),
+        vae=tiny.vae,
+        scheduler_config={**tiny.scheduler_config, "_class_name": "LCMScheduler"},
+    )
+    reference = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "lcm", safety_checker=None)
+    reference.set_progress_bar_config(disable=True)
+    pipe = Pipeline.from_pretrained(tmp_path / "lcm", device="cpu", dtype="fp32")
+    seen = []
+    for scale in (1.5, 8.5):
+        theirs = reference(
+            "a red cat",
+            num_inference_steps=4,
+            guidance_scale=scale,
+            generator=torch.Generator("cpu").manual_seed(5),
+        ).images[0]
+        seen.append(draw(pipe, guidance_scale=scale))
+        assert difference(seen[-1], theirs) <= 1
+    assert difference(*seen) > 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_draws_what_the_cpu_draws(pipe: Pipeline, tiny_checkpoint: Path) -> None:
+    gpu = Pipeline.from_pretrained(tiny_checkpoint, device="cuda", dtype="fp32")
+    for sampler in ("dpmpp_2m", "euler_a"):
+        assert difference(draw(gpu, sampler=sampler), draw(pipe, sampler=sampler)) <= 2

@@ -212,21 +212,21 @@ def _forms(name: Name) -> list[str]:
     return [name.nominative(), name.genitive(), name.instrumental(), *(name.counted(n) for n in (1, 2, 3, 4))]
 
 
-def corpus() -> list[str]:
+def corpus(pool: Sequence[str] | None = None) -> list[str]:
     """Every word form and every pattern of the world in both languages, for a tokenizer to be trained on: each name
-    and its forms, each place, colour, size and relation."""
+    and its forms, each place, colour, size and relation. Names are those of the concepts in `pool` (default: all)."""
     lines: list[str] = []
+    pool = tuple(concepts()) if pool is None else pool
     for tongue in ("en", "ru"):
         language: Language = tongue
         for table in (SETTING_PHRASES, SETTING_NAMES):
             lines += [phrase for phrases in table[language].values() for phrase in phrases]
         lines += INTRODUCTIONS[language]
-    for names in english_names().values():
-        for noun in names:
+    for concept in pool:
+        for noun in english_names()[concept]:
             lines += [noun, english.with_article(noun, noun), f"{noun} and {english.with_article(noun, noun)}"]
             lines += [f"{number} {english.plural(noun)}" for number in list(english.NUMBERS.values())[1:]]
-    for names in russian_names().values():
-        for name in names:
+        for name in russian_names()[concept]:
             lines += [*_forms(name), f"{name.nominative()} и {name.nominative()}"]
             lines += [f"слева от {name.genitive()}", f"справа от {name.genitive()}"]
             lines += [f"над {name.instrumental()}", f"под {name.instrumental()}"]

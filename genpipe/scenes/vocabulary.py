@@ -20,26 +20,29 @@ QUIET = frozenset(word for line in ASKING for word in line.split())
 
 
 @cache
-def vocabulary() -> frozenset[str]:
-    """Every word, in every form and both languages, that a caption of the world can hold; lower case."""
-    return frozenset(word for line in corpus() for word in WORD.findall(line.lower()))
+def vocabulary(pool: tuple[str, ...] | None = None) -> frozenset[str]:
+    """Every word, in every form and both languages, that a caption can hold; lower case.
+
+    Here and below `pool` narrows the world to these concepts, as a model may have learned only some (default: all).
+    """
+    return frozenset(word for line in corpus(pool) for word in WORD.findall(line.lower()))
 
 
 @cache
-def _names() -> tuple[str, ...]:
+def _names(pool: tuple[str, ...] | None) -> tuple[str, ...]:
     """Every name of a concept and of a setting, in both languages; lower case."""
     said = [name for language in SETTING_NAMES.values() for names in language.values() for name in names]
-    said += [name for names in english_names().values() for name in names]
-    said += [name.nominative() for names in russian_names().values() for name in names]
+    said += [name for concept in pool or concepts() for name in english_names()[concept]]
+    said += [name.nominative() for concept in pool or concepts() for name in russian_names()[concept]]
     return tuple(dict.fromkeys(name.lower() for name in said))
 
 
-def unknown_words(prompt: str) -> dict[str, tuple[str, ...]]:
+def unknown_words(prompt: str, pool: tuple[str, ...] | None = None) -> dict[str, tuple[str, ...]]:
     """The words of `prompt` that the world does not know, in order, each with up to three known names near it (by
     meaning where a hint is listed, else by spelling); empty tuples where nothing is near."""
-    known = vocabulary() | QUIET
+    known = vocabulary(pool) | QUIET
     words = dict.fromkeys(WORD.findall(prompt.lower()))
-    return {word: near(word) for word in words if word not in known and not word.isdigit()}
+    return {word: near(word, pool) for word in words if word not in known and not word.isdigit()}
 
 
 @cache
@@ -50,20 +53,22 @@ def _hints() -> dict[str, str]:
     return {word.strip().replace("ё", "е"): name for name, words in rows for word in words.split(",")}
 
 
-def near(word: str) -> tuple[str, ...]:
+def near(word: str, pool: tuple[str, ...] | None = None) -> tuple[str, ...]:
     """Up to three known names near `word`: the one that means most nearly the same, and those spelled much alike."""
     word = word.lower()
     hint = _hints().get(word.replace("ё", "е"))
-    alike = difflib.get_close_matches(word, _names(), n=3, cutoff=0.75)
+    if hint in concepts() and hint not in (pool or concepts()):
+        hint = None
+    alike = difflib.get_close_matches(word, _names(pool), n=3, cutoff=0.75)
     return tuple(dict.fromkeys([hint, *alike] if hint else alike))[:3]
 
 
-def listing(word: str | None = None) -> dict[str, tuple[str, ...]]:
+def listing(word: str | None = None, pool: tuple[str, ...] | None = None) -> dict[str, tuple[str, ...]]:
     """What can be asked for: canonical English name to its other names in both languages; with `word`, only entries
     that have it in one of their names."""
     entries = {
         name: (*english_names()[name][1:], *(russian.nominative() for russian in russian_names()[name]))
-        for name in concepts()
+        for name in pool or concepts()
     }
     for setting in SETTING_PHRASES["en"]:
         entries[SETTING_PHRASES["en"][setting][0]] = (

@@ -35,3 +35,12 @@ def test_the_listing_has_everything_and_can_be_narrowed():
     assert set(listing("kitt")) == {"cat"}
     assert "pirate ship" in listing("корабль")
     assert listing("qqq") == {}
+
+
+def test_a_model_that_learned_a_part_of_the_world_knows_that_part_alone():
+    learned = ("ship", "cat")
+    assert unknown_words("a red cat on a ship at night, кошка в космосе", learned) == {}
+    assert unknown_words("a dog", learned) == {"dog": ()}
+    assert unknown_words("a galleon", learned) == {"galleon": ()}  # its hint, a tall ship, was not learned
+    assert set(listing(pool=learned)) & (set(concepts()) - set(COLOURS)) == set(learned)
+    assert vocabulary(learned) < vocabulary()
