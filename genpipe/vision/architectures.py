@@ -1,0 +1,43 @@
+"""The classifiers by name, and the layer that each of them ends in."""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from genpipe.vision.alexnet import AlexNet, AlexNet2012
+from genpipe.vision.lenet import LeNet5
+from genpipe.vision.resnet import DEPTHS, ResNet
+
+# Each is called with the number of classes.
+ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
+    "lenet5": LeNet5,
+    "alexnet": AlexNet,
+    "alexnet2012": AlexNet2012,
+    **{f"resnet{depth}": partial(ResNet, depth) for depth in DEPTHS},
+}
+
+
+def build(architecture: str, classes: int = 1000) -> nn.Module:
+    """A network of this name with random weights.
+
+    Raises:
+        ValueError: there is none, or fewer than two classes.
+    """
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"model {architecture!r} is not known: use one of {', '.join(ARCHITECTURES)}")
+    if classes < 2:
+        raise ValueError(f"a classifier of {classes} classes has nothing to choose: use 2 or more")
+    return ARCHITECTURES[architecture](classes)
+
+
+def find_head(model: nn.Module) -> tuple[str, nn.Linear]:
+    """Name and module of the layer that gives the logits: the last linear one.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    heads = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not heads:
+        raise ValueError(f"{type(model).__name__} has no linear layer, so it has no head")
+    return heads[-1]

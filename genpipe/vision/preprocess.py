@@ -1,0 +1,88 @@
+"""From a picture to what a classifier was trained on."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize the shorter side, crop the middle, normalise. The defaults are those of ImageNet's published weights.
+
+    Computes what torchvision's `Resize`, `CenterCrop`, `ToTensor` and `Normalize` compute of a PIL picture.
+
+    Args:
+        resize: the shorter side, in pixels.
+        crop: the side of the square in the middle, not above `resize`.
+        mean: of each channel on the scale 0 … 1; one number makes pictures grey.
+        std: of each channel.
+        interpolation: bilinear, bicubic or lanczos, antialiased.
+
+    Raises:
+        ValueError: settings out of range.
+    """
+
+    resize: int = 256
+    crop: int = 224
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.crop <= self.resize:
+            raise ValueError(
+                f"crop {self.crop} of pictures resized to {self.resize} does not fit: use 1 to {self.resize}"
+            )
+        if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean):
+            raise ValueError(
+                f"{len(self.mean)} means and {len(self.std)} stds are neither grey nor RGB: give 1 or 3 of both"
+            )
+        if not all(math.isfinite(value) for value in self.mean) or not all(0 < value < math.inf for value in self.std):
+            raise ValueError(
+                f"mean {self.mean} and std {self.std} cannot normalise: use finite means and positive stds"
+            )
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation {self.interpolation!r} is not known: use {', '.join(INTERPOLATIONS)}")
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """A PIL picture of any size as (C, crop, crop) float32."""
+        image = image.convert("L" if len(self.mean) == 1 else "RGB")
+        short = min(image.size)
+        resized = [self.resize if side == short else int(self.resize * side / short) for side in image.size]
+        # Only the square is computed: a picture one pixel high would be resized to millions of pixels.
+        box = []
+        for side, whole in zip(image.size, resized, strict=True):
+            start, scale = round((whole - self.crop) / 2), side / whole
+            box.append((start * scale, min((start + self.crop) * scale, side)))
+        (left, right), (top, bottom) = box
+        method = Image.Resampling[self.interpolation.upper()]
+        square = image.resize((self.crop, self.crop), method, box=(left, top, right, bottom))
+        levels = np.asarray(square, dtype=np.float32).reshape(self.crop, self.crop, -1) / 255  # (H, W, C)
+        normalised = (levels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return torch.from_numpy(normalised.transpose(2, 0, 1).copy())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON has them."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "Preprocess":
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: settings are missing, unknown or out of range.
+        """
+        try:
+            mean, std = (tuple(float(value) for value in settings[name]) for name in ("mean", "std"))
+            others = {name: value for name, value in settings.items() if name not in ("mean", "std")}
+            return cls(**others, mean=mean, std=std)
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"{settings} is not a preprocessing: {error}") from None

@@ -1,0 +1,16 @@
+from genpipe.vision.architectures import ARCHITECTURES
+from genpipe.vision.imagenet import PUBLISHED, imagenet_classes
+
+
+def test_the_classes_are_in_the_challenges_order() -> None:
+    classes = imagenet_classes()
+    assert len(classes) == len(set(classes)) == 1000
+    known = {0: "tench", 207: "golden retriever", 281: "tabby", 388: "giant panda", 487: "cellular telephone",
+             724: "pirate, pirate ship", 895: "warplane", 937: "broccoli", 999: "toilet tissue"}  # fmt: skip
+    assert all(classes[index].startswith(name) for index, name in known.items())
+    assert classes[134] == "crane (bird)" and classes[517] == "crane (machine)"
+
+
+def test_published_weights_are_of_networks_that_are_here() -> None:
+    assert {architecture for architecture, _ in PUBLISHED.values()} <= set(ARCHITECTURES)
+    assert all(stem.startswith(architecture) for stem, (architecture, _) in PUBLISHED.items())

@@ -1,0 +1,210 @@
+import hashlib
+import shutil
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from genpipe.vision.architectures import build
+from genpipe.vision.imagenet import PUBLISHED, imagenet_classes
+from genpipe.vision.lenet import LeNet5
+from genpipe.vision.preprocess import Preprocess
+from genpipe.vision.weights import Classifier, fetch, load_classifier, load_weights, save_classifier
+
+GREY = Preprocess(resize=32, crop=32, mean=(0.5,), std=(0.25,), interpolation="bicubic")
+
+
+@pytest.fixture(autouse=True)
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "torch" / "hub" / "checkpoints"
+
+
+@pytest.fixture
+def classifier() -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(LeNet5(3).eval(), "lenet5", ("кот", "dog", "pirate, pirate ship"), GREY)
+
+
+@pytest.fixture
+def saved(tmp_path: Path, classifier: Classifier) -> Path:
+    save_classifier(classifier, tmp_path / "mine.safetensors")
+    return tmp_path / "mine.safetensors"
+
+
+def hashed(path: Path, stem: str = "net") -> Path:
+    """A copy of a file with its SHA-256 prefix in its name."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    return Path(shutil.copy(path, path.with_name(f"{stem}-{digest}{path.suffix}")))
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    ours, theirs = first.state_dict(), second.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_classifier_comes_back_from_its_file_alone(saved: Path, classifier: Classifier) -> None:
+    loaded = load_classifier(saved)
+    assert same(loaded.network, classifier.network) and not loaded.network.training
+    assert (loaded.architecture, loaded.classes) == ("lenet5", classifier.classes)
+    assert loaded.preprocess == GREY
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+def test_loading_leaves_the_random_state_alone(saved: Path) -> None:
+    torch.manual_seed(5)
+    load_classifier(saved)
+    drawn = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(1))
+
+
+def test_half_precision_files_are_computed_in_single(tmp_path: Path, classifier: Classifier) -> None:
+    save_classifier(classifier, tmp_path / "half.safetensors", dtype=torch.float16)
+    loaded = load_classifier(tmp_path / "half.safetensors").network
+    assert all(parameter.dtype == torch.float32 for parameter in loaded.parameters())
+    assert same(loaded, LeNet5(3)) is False
+    assert same(loaded.half(), deepcopy(classifier.network).half())
+
+
+def test_a_published_name_says_the_network_and_the_preprocessing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    network = build("resnet18")
+    torch.save(network.state_dict(), tmp_path / "file.pth")
+    path = hashed(tmp_path / "file.pth", "resnet18")
+    monkeypatch.setitem(PUBLISHED, path.stem, ("resnet18", 232))
+    loaded = load_classifier(path, allow_pickle=True)
+    assert same(loaded.network, network)
+    assert loaded.architecture == "resnet18" and loaded.classes == imagenet_classes()
+    assert loaded.preprocess == Preprocess(resize=232)
+
+
+def test_files_from_before_batches_were_counted_load(tmp_path: Path) -> None:
+    network = build("resnet18", 4)
+    old = {key: tensor for key, tensor in network.state_dict().items() if not key.endswith("num_batches_tracked")}
+    save_file(old, tmp_path / "old.safetensors")
+    fresh = build("resnet18", 4)
+    load_weights(fresh, tmp_path / "old.safetensors")
+    assert same(fresh, network)
+
+
+def test_a_url_is_fetched_once_into_the_cache_of_torchs_hub(saved: Path, hub: Path, classifier: Classifier) -> None:
+    path = hashed(saved)
+    url = path.as_uri()
+    assert same(load_classifier(url).network, classifier.network)
+    assert [file.name for file in hub.iterdir()] == [path.name]
+    path.unlink()
+    assert same(load_classifier(url).network, classifier.network)
+
+
+@pytest.mark.parametrize("where", ["file", "url", "cache"])
+def test_a_file_without_the_hash_in_its_name_is_refused(saved: Path, hub: Path, where: str) -> None:
+    path = saved.rename(saved.with_name("net-00000000.safetensors"))
+    if where == "cache":
+        hub.mkdir(parents=True)
+        path.rename(hub / path.name)
+    with pytest.raises(ValueError, match=r"net-00000000.safetensors .*its name says"):
+        fetch(path if where == "file" else path.as_uri())
+    assert where == "cache" or not (hub / path.name).exists()
+
+
+def test_what_cannot_be_fetched_is_an_os_error(tmp_path: Path, hub: Path) -> None:
+    with pytest.raises(OSError, match=r"file://.*none.safetensors could not be fetched"):
+        fetch((tmp_path / "none.safetensors").as_uri())
+    assert not list(hub.iterdir())
+    with pytest.raises(FileNotFoundError):
+        fetch(tmp_path / "none.safetensors")
+
+
+def test_a_pickle_is_read_only_when_asked_for(tmp_path: Path, classifier: Classifier) -> None:
+    path = tmp_path / "net.pth"
+    torch.save(classifier.network.state_dict(), path)
+    with pytest.raises(ValueError, match=r"net.pth is not a .safetensors file but a pickle.*allow_pickle"):
+        load_weights(LeNet5(3), path)
+    model = LeNet5(3)
+    load_weights(model, path, allow_pickle=True)
+    assert same(model, classifier.network)
+
+
+class Payload:
+    """What unpickling would run."""
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return Path.touch, (Path("ran"),)
+
+
+@pytest.mark.parametrize("content", [Payload(), {"state_dict": {}, "epoch": 3}, LeNet5(3)])
+def test_a_pickle_with_more_than_tensors_is_refused_and_runs_nothing(
+    tmp_path: Path, content: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, "net.pth")
+    with pytest.raises(
+        ValueError, match=r"net.pth (is damaged, or holds more than tensors|does not hold a state dict)"
+    ):
+        load_weights(LeNet5(3), "net.pth", allow_pickle=True)
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("name", ["cut.safetensors", "cut.pth"])
+def test_a_cut_file_is_a_line(saved: Path, classifier: Classifier, name: str) -> None:
+    whole = saved.with_name("whole.pth")
+    torch.save(classifier.network.state_dict(), whole)
+    data = (saved if name.endswith("safetensors") else whole).read_bytes()
+    path = saved.with_name(name)
+    for length in (0, 5, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:length])
+        with pytest.raises(ValueError, match=f"{name} is (truncated|damaged)") as caught:
+            load_weights(LeNet5(3), path, allow_pickle=True)
+        assert "\n" not in str(caught.value)
+
+
+def test_another_head_is_one_clear_error(saved: Path) -> None:
+    with pytest.raises(ValueError, match=r"mine.safetensors has a head of 3 classes where the model has 10: build"):
+        load_weights(LeNet5(10), saved)
+
+
+def test_all_that_does_not_fit_is_in_one_error(tmp_path: Path) -> None:
+    state = LeNet5(3).state_dict()
+    state["extra"] = state.pop("classifier.f6.bias")
+    state["features.c1.weight"] = torch.zeros(6, 3, 5, 5)
+    save_file(state, tmp_path / "other.safetensors")
+    model = LeNet5(3)
+    before = model.state_dict()["features.c1.weight"].clone()
+    with pytest.raises(ValueError) as caught:
+        load_weights(model, tmp_path / "other.safetensors")
+    assert str(caught.value).endswith(
+        "does not fit a LeNet5; missing: classifier.f6.bias; unexpected: extra; "
+        "wrong shape: features.c1.weight is (6, 3, 5, 5), not (6, 1, 5, 5)"
+    )
+    assert torch.equal(before, model.state_dict()["features.c1.weight"])
+
+
+def test_what_the_file_says_is_not_overruled(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds weights of lenet5, not of resnet50: ask for lenet5"):
+        load_classifier(saved, "resnet50")
+    save_file(LeNet5(1000).state_dict(), tmp_path / "bare.safetensors")
+    with pytest.raises(ValueError, match="does not say what its weights are for: name the model"):
+        load_classifier(tmp_path / "bare.safetensors")
+    assert load_classifier(tmp_path / "bare.safetensors", "lenet5").classes == imagenet_classes()
+
+
+def test_damaged_metadata_are_a_line(tmp_path: Path) -> None:
+    metadata = {"architecture": "lenet5", "classes": '["a", "b", "c"]', "preprocess": '{"resize": 1}'}
+    save_file(LeNet5(3).state_dict(), tmp_path / "odd.safetensors", metadata=metadata)
+    with pytest.raises(ValueError, match=r"odd.safetensors has damaged metadata"):
+        load_classifier(tmp_path / "odd.safetensors")
+
+
+def test_what_cannot_be_saved_is_refused(tmp_path: Path, classifier: Classifier) -> None:
+    with pytest.raises(ValueError, match="genpipe writes no pickles"):
+        save_classifier(classifier, tmp_path / "net.pth")
+    with pytest.raises(ValueError, match="2 class names for a head of 3"):
+        save_classifier(Classifier(classifier.network, "lenet5", ("a", "b"), GREY), tmp_path / "net.safetensors")
+    assert not list(tmp_path.iterdir())
