@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import genpipe
+from genpipe.vision.command import classify_command
 
 EXAMPLES = """\
 examples:
@@ -128,6 +129,7 @@ def vocabulary_command(parser: argparse.ArgumentParser) -> None:
 # A command is a function that adds its arguments and sets `run`; its docstring is its line in the help.
 COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "generate": generate_command,
+    "classify": classify_command,
     "info": info_command,
     "vocabulary": vocabulary_command,
 }

@@ -22,7 +22,7 @@ _LOW = {"vision.blocks", "models", "sampling", "request", "images", "hardware", 
 _HIGH = _LOW | {"pipeline", "scenes", "vision"}
 ALLOWED: dict[str, set[str]] = {
     "vision.blocks": set(),
-    "vision": {"vision.blocks"},
+    "vision": {"vision.blocks", "hardware"},
     "models": {"vision.blocks"},
     "sampling": set(),
     "request": {"sampling"},
@@ -128,10 +128,11 @@ def test_torch_would_be_noticed():
 @pytest.mark.parametrize(
     "arguments",
     [
-        *([], ["--help"], ["--version"], ["generate", "--help"], ["info", "--help"]),
+        *([], ["--help"], ["--version"], ["generate", "--help"], ["info", "--help"], ["classify", "--help"]),
         *(["ship", "--nope"], ["ship", "--steps", "0"], ["ship", "--seed", "x"], ["ship", "--sampler", "eulr"]),
         *(
             ["ship", "--output", "missing/ship.png"],
+            ["classify", "missing.png"],
             ["ship", "-n", "2", "-o", "a.png"],
             ["--from-image", "missing.png"],
         ),
