@@ -1,0 +1,119 @@
+"""How good classifiers, segmentations and detections are."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def top_k_error(logits: Tensor, labels: Tensor, k: int = 1) -> float:
+    """The share of pictures whose label is not among the `k` likeliest; the order of equal logits is torch's.
+
+    Args:
+        logits: (N, K) or anything that orders the classes alike.
+        labels: (N,) int64.
+
+    Raises:
+        ValueError: no pictures, shapes that do not belong together, or `k` out of 1 … K.
+    """
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
+        raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} are not (N, K) and (N,)")
+    if not 1 <= k <= logits.shape[1]:
+        raise ValueError(f"k {k} is out of range: use 1 to {logits.shape[1]}, the number of classes")
+    found = (logits.topk(k, dim=1).indices == labels[:, None]).any(dim=1)
+    return 1 - found.double().mean().item()
+
+
+def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """How often each class (row) was taken for each (column): (classes, classes) int64.
+
+    Matrices of batches add up. Of segmentations every pixel counts.
+
+    Args:
+        predicted: class indices, int64, of any shape.
+        labels: of the same shape; where it is negative nothing is counted.
+
+    Raises:
+        ValueError: other shapes, or an index of `classes` or more.
+    """
+    if predicted.shape != labels.shape:
+        raise ValueError(f"predictions {tuple(predicted.shape)} and labels {tuple(labels.shape)} differ in shape")
+    counted = labels >= 0
+    predicted, labels = predicted[counted], labels[counted]
+    for name, indices in (("predicted", predicted), ("labelled", labels)):
+        if indices.numel() and not 0 <= indices.min() <= indices.max() < classes:
+            raise ValueError(f"a {name} class is out of range: use 0 to {classes - 1}")
+    return torch.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
+def per_class_accuracy(confusion: Tensor) -> Tensor:
+    """The share of each class that was recognised: (K,) float64, NaN for a class without pictures."""
+    return confusion.diagonal().double() / confusion.sum(dim=1)
+
+
+def mean_iou(confusion: Tensor) -> float:
+    """Mean intersection over union of the classes, of the pixels counted by `confusion_matrix`.
+
+    Classes that are neither there nor predicted are left out; NaN if all are.
+    """
+    intersection = confusion.diagonal().double()
+    union = confusion.sum(dim=0) + confusion.sum(dim=1) - intersection
+    return (intersection / union)[union > 0].mean().item()
+
+
+def box_iou(first: Tensor, second: Tensor) -> Tensor:
+    """Intersection over union of boxes (N, 4) and (M, 4), left, top, right, bottom: (N, M); 0 for two empty boxes."""
+    corner = torch.maximum(first[:, None, :2], second[None, :, :2])  # (N, M, 2)
+    size = (torch.minimum(first[:, None, 2:], second[None, :, 2:]) - corner).clamp(min=0)
+    intersection = size.prod(dim=2)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1) for boxes in (first, second)]
+    union = areas[0][:, None] + areas[1][None] - intersection
+    return torch.where(union > 0, intersection / union, 0.0)
+
+
+def average_precision(
+    boxes: Sequence[Tensor], scores: Sequence[Tensor], truths: Sequence[Tensor], *, threshold: float = 0.5
+) -> float:
+    """Average precision of the detections of one class over a set of pictures, as Pascal VOC has computed it since 2010.
+
+    From the highest score down, a detection is right if the true box of its picture that it overlaps most does so by
+    `threshold` (intersection over union) and was not found before. The result is the area under precision over recall,
+    after precision was raised to the highest at any greater recall.
+
+    Args:
+        boxes: for each picture (D, 4), left, top, right, bottom.
+        scores: for each picture (D,).
+        truths: for each picture (T, 4); D and T may be 0.
+
+    Returns:
+        0 … 1; NaN if no picture has a true box.
+
+    Raises:
+        ValueError: lists of different lengths, or a picture with boxes and scores of different numbers.
+    """
+    if not len(boxes) == len(scores) == len(truths):
+        raise ValueError(
+            f"{len(boxes)} boxes, {len(scores)} scores and {len(truths)} truths are not of the same pictures"
+        )
+    ranked: list[tuple[float, int, int]] = []  # score, picture, detection
+    for picture, (found, values) in enumerate(zip(boxes, scores, strict=True)):
+        if len(found) != len(values):
+            raise ValueError(f"picture {picture} has {len(found)} boxes and {len(values)} scores: give one for each")
+        ranked += ((value, picture, index) for index, value in enumerate(values.tolist()))
+    total = sum(len(boxes) for boxes in truths)
+    if not total:
+        return float("nan")
+    overlaps = [box_iou(found, true) for found, true in zip(boxes, truths, strict=True)]
+    taken = [set[int]() for _ in truths]
+    right: list[float] = []
+    for _, picture, index in sorted(ranked, key=lambda item: -item[0]):
+        overlap = overlaps[picture][index]
+        best = int(overlap.argmax()) if len(overlap) else -1
+        hit = best >= 0 and overlap[best].item() >= threshold and best not in taken[picture]
+        if hit:
+            taken[picture].add(best)
+        right.append(float(hit))
+    hits = torch.tensor(right, dtype=torch.float64)
+    precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1)
+    raised = precision.flip(0).cummax(0).values.flip(0) if len(hits) else precision
+    return ((raised * hits).sum() / total).item()  # each hit is a step of 1/total in recall
