@@ -95,6 +95,7 @@ def fit(
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, betas=(0.9, 0.99), weight_decay=0.01)
     step, seconds = _restore(directory / "state.safetensors", model, averaged, optimizer)
     parameters, averages = list(model.parameters()), list(averaged.parameters())
+    buffers, averaged_buffers = list(model.buffers()), list(averaged.buffers())
 
     started, saved = time.monotonic() - seconds, time.monotonic()
     running: float | None = None
@@ -114,6 +115,9 @@ def fit(
             follow = 1 - min(average, (1 + step) / (10 + step))
             for mean, parameter in zip(averages, parameters, strict=True):
                 mean.lerp_(parameter.detach(), follow)
+            # A batch norm's statistics are averages already.
+            for mean, buffer in zip(averaged_buffers, buffers, strict=True):
+                mean.copy_(buffer)
 
             step, seconds = step + 1, time.monotonic() - started
             running = value.item() if running is None else 0.98 * running + 0.02 * value.item()
@@ -140,7 +144,8 @@ def _save(
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"average.{name}": tensor for name, tensor in averaged.state_dict().items()}
     for name, parameter in model.named_parameters():
-        for moment in ("exp_avg", "exp_avg_sq"):
+        # What is frozen has no moments.
+        for moment in optimizer.state.get(parameter, {}).keys() & {"exp_avg", "exp_avg_sq"}:
             tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
     temporary = path.with_suffix(".tmp")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -163,6 +168,8 @@ def _restore(path: Path, model: nn.Module, averaged: nn.Module, optimizer: torch
     model.load_state_dict(part("model"))
     averaged.load_state_dict(part("average"))
     for name, parameter in model.named_parameters():
+        if f"exp_avg.{name}" not in tensors:
+            continue
         optimizer.state[parameter] = {
             "step": torch.tensor(float(step)),
             "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device),

@@ -59,6 +59,40 @@ def test_the_average_lags_behind_the_weights_and_reaches_them_when_they_stop(tmp
         assert not torch.equal(weight, state[f"model.{name}"])
 
 
+def train_with_norm(directory: Path, *, until: int | None = None) -> tuple[nn.Module, nn.Module]:
+    """The weights and their average after 20 steps of a network with a batch norm and a layer that is frozen."""
+
+    def loss(model: nn.Module, step: int, draw: Draw) -> Tensor:
+        if step == until:
+            raise KeyboardInterrupt
+        return noisy_regression(model, step, draw)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8).requires_grad_(False), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    accelerator = Accelerator(cpu=True)
+    averaged = fit(model, loss, directory=directory, budget=Budget(steps=20), peak_rate=1e-2, accelerator=accelerator,
+                   checkpoint_minutes=0)  # fmt: skip
+    return model, averaged
+
+
+def test_a_batch_norms_statistics_go_with_the_average(tmp_path: Path) -> None:
+    model, averaged = train_with_norm(tmp_path)
+    for (name, ours), (_, theirs) in zip(model.named_buffers(), averaged.named_buffers(), strict=True):
+        assert torch.equal(ours, theirs), name
+    assert dict(averaged.named_buffers())["1.num_batches_tracked"] == 20
+
+
+def test_a_run_with_frozen_layers_continues_too(tmp_path: Path) -> None:
+    model, averaged = train_with_norm(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train_with_norm(tmp_path / "killed", until=7)
+    states = [part.state_dict() for part in train_with_norm(tmp_path / "killed")]
+    for expected, state in zip((model.state_dict(), averaged.state_dict()), states, strict=True):
+        assert all(torch.equal(expected[name], tensor) for name, tensor in state.items())
+    torch.manual_seed(0)
+    assert torch.equal(states[0]["0.weight"], nn.Linear(3, 8).weight)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match="loss is nan at step 0"):
         fit(nn.Linear(1, 1), lambda model, step, draw: model(torch.full((1, 1), math.nan)).sum(), directory=tmp_path,
