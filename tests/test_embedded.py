@@ -1,0 +1,95 @@
+"""The embedded model, as it ships."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from genpipe.pipeline import EMBEDDED, Pipeline, generate
+from genpipe.scenes import canonical, concepts
+from genpipe.scenes.compose import Composer
+
+PROMPTS = ("pirate ship", "cat", "castle", "car", "rocket", "tree", "пиратский корабль", "sunflower")
+SHOWN = {"пиратский корабль": "pirate ship"}
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Pipeline:
+    return Pipeline.from_pretrained(device="cpu", dtype="fp32")
+
+
+@pytest.fixture(scope="module")
+def learned() -> list[str]:
+    return json.loads((EMBEDDED / "genpipe.json").read_text())["concepts"]
+
+
+def pixels(images: Any) -> torch.Tensor:
+    arrays = [np.asarray(image, dtype=np.float32) / 127.5 - 1 for image in images]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+
+
+def test_prompts_draw_what_they_name(pipe: Pipeline, learned: list[str]) -> None:
+    """Of the canonical pictures of all that the model learned, each drawn one is nearest to its own."""
+    drawn = pixels(pipe(list(PROMPTS), seeds=[1] * len(PROMPTS), progress=False))
+    known = Composer(size=drawn.shape[-1]).render([canonical(name) for name in learned])
+    distances = torch.cdist(drawn.flatten(1), known.flatten(1))
+    nearest = {prompt: learned[index] for prompt, index in zip(PROMPTS, distances.argmin(1).tolist(), strict=True)}
+    wrong = {prompt: name for prompt, name in nearest.items() if name != SHOWN.get(prompt, prompt)}
+    assert "pirate ship" not in wrong
+    assert len(wrong) <= 2, wrong
+
+
+def test_a_prompt_is_what_makes_the_difference(pipe: Pipeline) -> None:
+    ship, cat = pixels(pipe(["pirate ship", "cat"], seeds=[1, 1], progress=False))
+    other = pixels([pipe("pirate ship", seed=2, progress=False)])[0]
+    assert (ship - cat).square().mean() > 2 * (ship - other).square().mean()
+
+
+def test_diffusers_draws_the_same_picture_from_it() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    reference = diffusers.StableDiffusionPipeline.from_pretrained(EMBEDDED, safety_checker=None).to(torch.float32)
+    reference.set_progress_bar_config(disable=True)
+    pipe = Pipeline.from_pretrained(device="cpu", dtype="fp32")
+    defaults = pipe.defaults()
+    theirs = reference(
+        "pirate ship",
+        num_inference_steps=defaults["steps"],
+        guidance_scale=defaults["guidance_scale"],
+        generator=torch.Generator("cpu").manual_seed(1),
+    ).images
+    ours = pixels([pipe("pirate ship", seed=1, progress=False)])
+    assert (ours - pixels(theirs)).abs().max() <= 1.01 / 127.5
+    assert pixels(theirs).std() > 20 / 127.5
+
+
+def test_drawing_needs_neither_network_nor_the_reference_libraries(tmp_path: Path) -> None:
+    code = (
+        "import socket, sys\n"
+        "def refuse(*_, **__): raise OSError('no network here')\n"
+        "socket.socket.connect = refuse\n"
+        "from genpipe import generate\n"
+        "image = generate('pirate ship', seed=1, progress=False)\n"
+        "image.save('ship.png')\n"
+        "assert not {'diffusers', 'transformers', 'accelerate'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert (tmp_path / "ship.png").stat().st_size > 5000
+
+
+def test_it_is_small_and_safe_and_says_what_it_learned(learned: list[str]) -> None:
+    files = [path for path in EMBEDDED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 40e6
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt", ".md"}
+    assert set(learned) <= set(concepts())
+    assert "pirate ship" in learned
+
+
+def test_generate_is_the_one_liner() -> None:
+    image: Any = generate("pirate ship", seed=1, progress=False)
+    assert image.size == (128, 128)
+    assert json.loads(image.info["genpipe"])["model"] == "embedded"
