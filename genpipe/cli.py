@@ -186,7 +186,8 @@ def _generate(args: argparse.Namespace) -> int:
     if args.from_image is not None:
         made = read_metadata(args.from_image)
         model = model or made.get("model")
-        settings = {**{key: made[key] for key in made if key not in ("model", "version")}, **settings}
+        args.dtype = args.dtype or made.get("dtype")
+        settings = {**{key: made[key] for key in made if key not in ("model", "version", "dtype")}, **settings}
     if "prompt" not in settings:
         raise ValueError('nothing to draw: give a prompt, as in genpipe "pirate ship"')
     Request.from_dict({**_STAND_INS, **settings})

@@ -1,9 +1,13 @@
 """Which device and which dtype the networks run on, and on how many threads."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
+
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 DTYPES = {
     "fp32": torch.float32,
@@ -74,22 +78,18 @@ def _cpu_has_bf16() -> bool:
 
 @contextmanager
 def one_thread(wanted: bool = True) -> Iterator[None]:
-    """torch on one CPU thread for a while, so that sums are always added in the same order."""
+    """torch on one CPU thread for a while, so that sums are always added in the same order; the whole process is."""
+    if not wanted:
+        yield
+        return
     threads = torch.get_num_threads()
-    if wanted:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
 
 
-@contextmanager
-def in_float32(module: torch.nn.Module) -> Iterator[None]:
-    """The module in fp32 for a while; back to 16 bits afterwards, which loses nothing."""
-    dtype = next(module.parameters()).dtype
-    module.float()
-    try:
-        yield
-    finally:
-        module.to(dtype)
+def float32_copy(module: Network) -> Network:
+    """The network again in fp32, to repeat what overflowed; the original, which others may be using, stays as it is."""
+    return copy.deepcopy(module).float()

@@ -13,6 +13,7 @@ import secrets
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -108,11 +109,24 @@ def grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Ima
     return sheet
 
 
-def annotate(image: Image.Image, request: Request, model: str) -> None:
-    """Write into `image.info` what made the picture; `model` is the checkpoint's path, hub id or "embedded"."""
+def annotate(
+    image: Image.Image, request: Request, model: str, *, sampler: str | None = None, dtype: Any = None
+) -> None:
+    """Write into `image.info` what made the picture.
+
+    Args:
+        image: written to.
+        request: what was asked for.
+        model: the checkpoint's path, hub id or "embedded".
+        sampler: the sampler that ran, where the request leaves it to the checkpoint.
+        dtype: of the networks; None leaves it out.
+    """
     made = {**request.to_dict(), "model": model, "version": genpipe.__version__}
+    if dtype is not None:
+        made["dtype"] = str(dtype).removeprefix("torch.")
     image.info["genpipe"] = json.dumps(made, ensure_ascii=False)
-    image.info["parameters"] = parameters_text(request, model)
+    named = request if request.sampler else replace(request, sampler=sampler)
+    image.info["parameters"] = parameters_text(named, model)
 
 
 def parameters_text(request: Request, model: str) -> str:
@@ -141,7 +155,7 @@ def parameters_text(request: Request, model: str) -> str:
 
 
 def read_metadata(source: str | Path | Image.Image) -> dict[str, Any]:
-    """What a picture says of itself: the keys of `Request`, "model" and "version".
+    """What a picture says of itself: the keys of `Request`, "model", "version" and "dtype".
 
     Raises:
         ValueError: not a picture, or one without a readable `genpipe` text (it was not made by genpipe, or has been
@@ -170,7 +184,7 @@ def read_metadata(source: str | Path | Image.Image) -> dict[str, Any]:
 def read_request(source: str | Path | Image.Image) -> Request:
     """The request that made a picture, from a PNG that genpipe wrote. Errors as in `read_metadata`."""
     made = read_metadata(source)
-    return Request.from_dict({key: value for key, value in made.items() if key not in ("model", "version")})
+    return Request.from_dict({key: value for key, value in made.items() if key not in ("model", "version", "dtype")})
 
 
 def save_image(image: Image.Image, path: str | Path) -> None:

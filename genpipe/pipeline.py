@@ -13,10 +13,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genpipe.checkpoints import Checkpoint, load_checkpoint, nonfinite_weights
-from genpipe.hardware import choose_device, choose_dtype, in_float32, one_thread
+from genpipe.hardware import choose_device, choose_dtype, float32_copy, one_thread
 from genpipe.images import Picture, annotate, to_pil
+from genpipe.models.unet import UNet
 from genpipe.preview import LatentPreview
-from genpipe.request import Request, check_size, random_seed, seeds_for
+from genpipe.request import MAX_PICTURES, Request, check_size, random_seed, seeds_for
 from genpipe.sampling.guidance import guided, x0_from_output
 from genpipe.sampling.noise import ImageNoise
 from genpipe.sampling.samplers import Sampler, make_sampler
@@ -25,6 +26,8 @@ from genpipe.sampling.schedule import Step
 EMBEDDED = Path(__file__).parent / "embedded"
 # Pictures that go through the networks together; more requests are taken in turn, so memory stays flat.
 BATCH = 8
+# Latents more than twice this many latent pixels high or wide are decoded in tiles of it, so memory stays flat.
+TILE = 64
 
 
 class NonFiniteError(RuntimeError):
@@ -36,7 +39,8 @@ class Progress:
     """One finished step of a batch.
 
     Attributes:
-        step, steps: how many solver steps are done, and how many there are.
+        step, steps: how many steps are done, and how many there are: the solver's, or for a diffusers scheduler the
+            network's evaluations.
         latents: (B, C, h, w) fp32, still noisy until the last step.
         preview: the batch as small pictures, one pixel a latent pixel, by a linear map; cheap enough for every step.
     """
@@ -99,8 +103,11 @@ class Pipeline:
 
     @property
     def name(self) -> str:
-        """What the pictures' metadata says of the model: its path or id, "embedded" for the one that ships."""
-        return "embedded" if self.checkpoint.source == str(EMBEDDED) else self.checkpoint.source
+        """What the pictures' metadata says of the model: its full path or id, "embedded" for the one that ships."""
+        source = self.checkpoint.source
+        if source == str(EMBEDDED):
+            return "embedded"
+        return str(Path(source).resolve()) if Path(source).is_dir() else source
 
     def __call__(
         self,
@@ -165,12 +172,15 @@ class Pipeline:
         size = 1 if deterministic else BATCH
         images: list[Picture] = []
         with one_thread(deterministic):
-            total = math.ceil(len(requests) / size) * requests[0].steps
-            with tqdm(total=total, unit="step", disable=not progress, leave=False, dynamic_ncols=True) as bar:
+            batches = math.ceil(len(requests) / size)
+            with tqdm(
+                total=batches * requests[0].steps, unit="step", disable=not progress, leave=False, dynamic_ncols=True
+            ) as bar:
                 for start in range(0, len(requests), size):
                     batch = requests[start : start + size]
                     latents: Tensor | None = None
                     for state in self.stream(batch):
+                        bar.total = batches * state.steps
                         latents = state.latents
                         bar.update()
                         if callback is not None:
@@ -195,13 +205,12 @@ class Pipeline:
             raise ValueError(f"prompt {prompt!r:.80} is not text: give a string or a list of strings")
         if not prompts:
             raise ValueError("prompt [] is an empty list: give at least one prompt")
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise ValueError(f"n {n!r} is out of range: give a whole number of pictures, 1 or more")
-        count = len(prompts) * n
+        if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_PICTURES:
+            raise ValueError(f"n {n!r} is out of range: give a whole number of pictures, 1 to {MAX_PICTURES}")
+        count, drawn = len(prompts) * n, seed is None and seeds is None
         if seeds is None:
             if seed is None:
                 seed = random_seed()
-                print(f"seed {seed}", file=sys.stderr)
             seeds = seeds_for(seed, count)
         elif seed is not None or len(seeds) != count:
             raise ValueError(f"seeds holds {len(seeds)} for {count} pictures: give one for each, and no seed beside it")
@@ -213,6 +222,8 @@ class Pipeline:
         layers = len(self.text_encoder.layers)
         if requests[0].clip_skip >= layers:
             raise ValueError(f"clip_skip {requests[0].clip_skip} is out of range: 0 to {layers - 1} for this model")
+        if drawn:
+            print(f"seed {requests[0].seed}", file=sys.stderr)
         return requests
 
     def defaults(self, sampler: str | None = None) -> dict[str, Any]:
@@ -237,8 +248,15 @@ class Pipeline:
         """Denoise a batch of requests, step by step: a generator, so a caller may look, stop or let go of it at any step.
 
         The requests must agree in size, steps, sampler, guidance and clip_skip; prompts and seeds may differ. `decode`
-        makes pictures of the last step's latents.
+        makes pictures of the last step's latents. Whether those are finite is looked at once, at the end; where they are
+        not, the steps come again from the first, with what overflows repeated in fp32.
+
+        Raises:
+            ValueError: there are no requests, or they do not agree.
+            NonFiniteError: the latents are not finite in fp32 either.
         """
+        if not requests:
+            raise ValueError("a batch of [] has nothing to draw: give at least one request")
         first = requests[0]
         same = ("height", "width", "steps", "sampler", "guidance_scale", "guidance_rescale", "clip_skip")
         for key in same:
@@ -255,10 +273,10 @@ class Pipeline:
             context = torch.cat([negative, context])  # (2B, T, D)
         scale = torch.full((len(requests),), first.guidance_scale, device=self.device) if distilled else None
 
-        def evaluate(x: Tensor, step: Step) -> Tensor:
+        def evaluate(x: Tensor, step: Step, unet: UNet = self.unet) -> Tensor:
             inputs = torch.cat([x, x]) if is_guided else x
             timestep = torch.full((len(inputs),), step.timestep, device=self.device)
-            output = self.unet(inputs, timestep, context, guidance=scale).float()
+            output = unet(inputs, timestep, context, guidance=scale).float()
             if is_guided:
                 unprompted, prompted = output.chunk(2)
                 output = guided(unprompted, prompted, first.guidance_scale, first.guidance_rescale)
@@ -271,10 +289,10 @@ class Pipeline:
             noise = ImageNoise([request.seed for request in requests], shape, self.device)
             return sampler.sample(denoise, noise() * schedule.initial_scale, schedule, noise)
 
-        latents = torch.empty(0)
+        latents, count = torch.empty(0), len(schedule.steps) - 1
         for attempt in (evaluate, self._in_fp32_where_needed(evaluate)):
             for index, latents in enumerate(run(attempt), start=1):
-                yield Progress(index, first.steps, latents, lambda latents=latents: self._preview(latents))
+                yield Progress(index, count, latents, lambda latents=latents: self._preview(latents))
             if latents.isfinite().all():
                 return
         raise NonFiniteError(self._blame("denoiser", self.unet))
@@ -294,33 +312,41 @@ class Pipeline:
             )
         ids = torch.tensor(tokens.ids, device=self.device)
         # One at a time: an encoding must not depend on what else is in the batch.
-        contexts = [self.text_encoder(row[None], clip_skip=clip_skip).context for row in ids]
-        return torch.cat([contexts[distinct.index(prompt)] for prompt in prompts])
+        contexts = torch.cat([self.text_encoder(row[None], clip_skip=clip_skip).context for row in ids])
+        if not contexts.isfinite().all():
+            text_encoder = float32_copy(self.text_encoder)
+            contexts = torch.cat([text_encoder(row[None], clip_skip=clip_skip).context for row in ids])
+            if not contexts.isfinite().all():
+                raise NonFiniteError(self._blame("text encoder", self.text_encoder))
+        return contexts[[distinct.index(prompt) for prompt in prompts]]
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, requests: Sequence[Request]) -> list[Picture]:
         """Finished latents (B, C, h, w) to pictures that carry what made them."""
-        pixels = self.vae.decode(latents).float()
+        tile = TILE if max(latents.shape[-2:]) > 2 * TILE else None
+        pixels = self.vae.decode(latents, tile=tile).float()
         if not pixels.isfinite().all():
-            with in_float32(self.vae):
-                pixels = self.vae.decode(latents)
+            pixels = float32_copy(self.vae).decode(latents, tile=tile)
             if not pixels.isfinite().all():
                 raise NonFiniteError(self._blame("decoder", self.vae))
         images = to_pil(pixels)
         for image, request in zip(images, requests, strict=True):
-            annotate(image, request, self.name)
+            annotate(image, request, self.name, sampler=self.sampler(request.sampler).name, dtype=self.dtype)
         return images
 
-    def _in_fp32_where_needed(self, evaluate: Callable[[Tensor, Step], Tensor]) -> Callable[[Tensor, Step], Tensor]:
+    def _in_fp32_where_needed(self, evaluate: Callable[..., Tensor]) -> Callable[[Tensor, Step], Tensor]:
         """`evaluate`, repeated in fp32 for the pictures of a batch that it leaves non-finite."""
 
+        unet: UNet | None = None
+
         def careful(x: Tensor, step: Step) -> Tensor:
+            nonlocal unet
             x0 = evaluate(x, step)
-            finite = x0.isfinite().all(dim=(1, 2, 3)) if x0.ndim == 4 else x0.isfinite()
+            finite = x0.isfinite().all(dim=(1, 2, 3))
             if finite.all():
                 return x0
-            with in_float32(self.unet):
-                repeated = evaluate(x, step)
+            unet = float32_copy(self.unet) if unet is None else unet
+            repeated = evaluate(x, step, unet)
             if not repeated.isfinite().all():
                 raise NonFiniteError(self._blame("denoiser", self.unet))
             return torch.where(finite[:, None, None, None], x0, repeated)
@@ -328,7 +354,7 @@ class Pipeline:
         return careful
 
     def _blame(self, part: str, module: torch.nn.Module) -> str:
-        bad = [*nonfinite_weights(self.text_encoder), *nonfinite_weights(module)]
+        bad = nonfinite_weights(module)
         if not bad:
             return (
                 f"the {part} of {self.name} gave values that are not finite, in fp32 too: try another sampler or seed"
@@ -364,9 +390,10 @@ def generate(
     Returns:
         A PIL image, or a list of them for a list of prompts, n > 1 or a list of seeds.
     """
-    key = (model, device, dtype, revision, variant)
-    if key not in _warm:
+    key = tuple(None if part is None else str(part) for part in (model, device, dtype, revision, variant))
+    pipeline = _warm.get(key)
+    if pipeline is None:
+        _warm.clear()  # before the next is loaded, so that two are never in memory
         pipeline = Pipeline.from_pretrained(model, device=device, dtype=dtype, revision=revision, variant=variant)
-        _warm.clear()
         _warm[key] = pipeline
-    return _warm[key](prompt, **settings)
+    return pipeline(prompt, **settings)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from genpipe.hardware import float32_copy
 from genpipe.images import Picture, to_pil
 from genpipe.models.vae import VAE
 
@@ -30,7 +31,8 @@ class LatentPreview:
         # Smooth latents, as colour is what changes slowly.
         coarse = torch.randn((8, config.latent_channels, 4, 4), generator=torch.Generator().manual_seed(0))
         latents = F.interpolate(coarse, scale_factor=2, mode="bicubic").to(device)
-        pixels = F.avg_pool2d(self._vae.decode(latents).float(), config.factor)  # (8, 3, 8, 8)
+        # In fp32: some autoencoders overflow 16 bits.
+        pixels = F.avg_pool2d(float32_copy(self._vae).decode(latents), config.factor)  # (8, 3, 8, 8)
         inputs = latents.movedim(1, -1).flatten(0, 2)
         inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=-1)
         return torch.linalg.lstsq(inputs.cpu(), pixels.movedim(1, -1).flatten(0, 2).cpu()).solution.to(device)

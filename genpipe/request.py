@@ -16,6 +16,7 @@ from typing import Any
 from genpipe.sampling.names import canonical_name
 
 MAX_SEED = 2**64 - 1
+MAX_PICTURES = 100_000  # of one call
 MAX_STEPS = 1000
 MAX_GUIDANCE = 1000.0
 # Pixels a side; past this, attention and the decoder need more memory than machines have.
@@ -112,10 +113,10 @@ def seeds_for(seed: int, n: int) -> list[int]:
     """The seeds of `n` pictures: seed + k mod 2⁶⁴ for picture k, so one picture of a set can be drawn again alone.
 
     Raises:
-        ValueError: `seed` outside 0 … 2⁶⁴ - 1, or `n` below 1.
+        ValueError: `seed` outside 0 … 2⁶⁴ - 1, or `n` outside 1 … MAX_PICTURES.
     """
     seed = _whole("seed", seed, 0, MAX_SEED, "leave it out for a random one")
-    n = _whole("n", n, 1, None, "it is the number of pictures")
+    n = _whole("n", n, 1, MAX_PICTURES, "it is the number of pictures")
     return [(seed + k) % (MAX_SEED + 1) for k in range(n)]
 
 

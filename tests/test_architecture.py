@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "hardware": set(),
     "checkpoints": {"models"},
     "scenes": {"images"},
-    "preview": {"models", "images"},
+    "preview": {"models", "images", "hardware"},
     "pipeline": _LOW | {"preview"},
     "training": _HIGH,
     "cli": _HIGH | {"training"},

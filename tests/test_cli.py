@@ -230,7 +230,7 @@ GIVEN = "genpipe: error: "
         (["ship", "--scale", "inf"], "not inf"),
         (["ship", "--seed", "-1"], "0 to 18446744073709551615, not -1"),
         (["ship", "--seed", str(2**64)], "18446744073709551616"),
-        (["ship", "-n", "0"], "n must be a whole number, 1 or more, not 0"),
+        (["ship", "-n", "0"], "n must be a whole number from 1 to 100000, not 0"),
         (["ship", "--size", "0x64"], "width must be a whole number from 1 to 8192, not 0"),
         (["ship", "--size", "64"], "WxH"),
         (["ship", "--size", "64x64", "-H", "64"], "--size or"),

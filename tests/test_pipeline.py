@@ -153,7 +153,9 @@ def test_a_seed_that_was_drawn_is_printed_and_kept(pipe: Pipeline, capsys: pytes
 def test_a_picture_can_be_made_again_from_what_it_carries(pipe: Pipeline) -> None:
     image = draw(pipe, negative_prompt="bad", guidance_rescale=0.3, sampler="Euler a", height=32, width=48)
     made = json.loads(image.info["genpipe"])
-    del made["version"], made["model"]
+    assert made["dtype"] == "float32"
+    assert "Sampler: Euler a" in image.info["parameters"]
+    del made["version"], made["model"], made["dtype"]
     request = Request.from_dict(made)
     assert image.size == (48, 32)
     *_, last = pipe.stream([request])
@@ -261,18 +263,18 @@ def test_bad_devices_and_dtypes_get_one_clear_line(tiny_checkpoint: Path) -> Non
 def overflowing(module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, *, rows: slice) -> list[torch.dtype]:
     """Make `module` give NaN in bf16, for some rows of the batch, as a network that overflows 16 bits does."""
     seen: list[torch.dtype] = []
-    original = module.forward
+    original = type(module).forward
 
-    def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
-        output = original(*args, **kwargs)
-        dtype = next(module.parameters()).dtype
+    def forward(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        output = original(self, *args, **kwargs)
+        dtype = next(self.parameters()).dtype
         seen.append(dtype)
         if dtype == torch.bfloat16:
             output = output.clone()
             output[rows] = float("nan")
         return output
 
-    monkeypatch.setattr(module, "forward", forward)
+    monkeypatch.setattr(type(module), "forward", forward)
     return seen
 
 
@@ -392,3 +394,38 @@ def test_a_gpu_draws_what_the_cpu_draws(pipe: Pipeline, tiny_checkpoint: Path) -
     gpu = Pipeline.from_pretrained(tiny_checkpoint, device="cuda", dtype="fp32")
     for sampler in ("dpmpp_2m", "euler_a"):
         assert difference(draw(gpu, sampler=sampler), draw(pipe, sampler=sampler)) <= 2
+
+
+def test_a_text_encoder_that_overflows_is_repeated_in_fp32(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="bf16")
+    exact = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32").encode(["a red cat"])
+    overflowing(pipe.text_encoder.layers[0], monkeypatch, rows=slice(None))
+    repeated = pipe.encode(["a red cat"])
+    assert repeated.isfinite().all()
+    assert (repeated - exact).abs().max() < 0.1
+
+
+def test_large_pictures_are_decoded_in_tiles(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = draw(pipe, height=256, width=64, steps=2)
+    monkeypatch.setattr("genpipe.pipeline.TILE", 16)
+    tiled = draw(pipe, height=256, width=64, steps=2)
+    assert tiled.size == whole.size
+    error = np.asarray(whole, dtype=float) - np.asarray(tiled, dtype=float)
+    assert 0 < np.abs(error).mean() < 25  # near, since a tile's norms see the tile only
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun", "pndm", "KDPM2DiscreteScheduler"])
+def test_the_last_step_is_the_number_of_steps(pipe: Pipeline, sampler: str) -> None:
+    seen: list[Progress] = []
+    draw(pipe, sampler=sampler, callback=seen.append)
+    assert [state.step for state in seen] == list(range(1, seen[-1].steps + 1))
+
+
+def test_previews_work_where_the_autoencoder_overflows(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="bf16")
+    overflowing(pipe.vae.decoder, monkeypatch, rows=slice(None))
+    sizes = []
+    draw(pipe, callback=lambda state: sizes.append(state.preview()[0].size))
+    assert sizes == [(8, 8)] * 4

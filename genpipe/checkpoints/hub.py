@@ -160,9 +160,9 @@ def read_json(source: Source, name: str, read: Callable[[dict[str, Any]], T]) ->
     if path is None:
         raise CheckpointError(f"{source} has no {name}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         if isinstance(content, dict):
             return read(content)
         raise ValueError("it is not a JSON object")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(f"{source}/{name} cannot be used: {error}") from error

@@ -36,7 +36,7 @@ class TextEncoderConfig:
 
         Only `CLIPTextModelWithProjection` projects the pooled output; other files name a `projection_dim` they don't use.
         """
-        config = {**config, **config.get("text_config", {})}
+        config = {**config, **(config.get("text_config") or {})}
         known = {f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None}
         if "CLIPTextModelWithProjection" not in (config.get("architectures") or []):
             known.pop("projection_dim", None)

@@ -25,7 +25,7 @@ SAMPLERS: tuple[str, ...] = tuple(
     for name in (solver, *(f"{solver}_{spacing}" for spacing in SPACINGS if solver in RESPACED))
 )
 
-_ALIASES = {"plms": "pndm", "euler_ancestral": "euler_a"}
+_ALIASES = {"plms": "pndm", "euler_ancestral": "euler_a", "dpmpp2m": "dpmpp_2m"}
 # dpmpp_2m precedes its SDE form in the table, and the class's own default is the former.
 _CLASS_NAMES = {name.lower(): solver for solver, name in reversed(SOLVER_CLASSES.items())}
 _OTHER_CLASS = re.compile(r"[A-Z][A-Za-z0-9]*Scheduler")

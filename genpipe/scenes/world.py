@@ -162,7 +162,6 @@ def sample(rng: random.Random, pool: Sequence[str] | None = None, *, held: bool 
             return scene
 
 
-def sample_batch(rng: random.Random, n: int, *, core: bool = False) -> list[Scene]:
-    """`n` training scenes: uniform over all concepts or the core ones, ships more often."""
-    pool = names(core)
+def sample_batch(rng: random.Random, n: int, *, pool: Sequence[str] | None = None) -> list[Scene]:
+    """`n` training scenes of the concepts in `pool` (default: all), ships more often than the rest."""
     return [sample(rng, pool) for _ in range(n)]

@@ -48,7 +48,7 @@ def test_diffusers_class_names() -> None:
     ("name", "hint"),
     [
         ("eulr", "did you mean euler"),
-        ("dpmpp2m", "did you mean dpmpp_2m"),
+        ("dpmp_2m", "did you mean dpmpp_2m"),
         ("Euler a Karras", "did you mean euler_karras"),
         ("ddim_karras", "did you mean"),
         ("xyzzy", "choose one of pndm, ddim, euler"),
