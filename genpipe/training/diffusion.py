@@ -56,6 +56,7 @@ class LatentPool:
         source: pictures start … stop - 1 of the sequence, as latents (n, C, h, w) and their captions.
         initial: pictures in the window at step 0.
         fresh: pictures that join at each step; the oldest leave once there are `capacity`.
+        period: after so many pictures the sequence begins again; None if it never does.
     """
 
     def __init__(
@@ -65,7 +66,11 @@ class LatentPool:
         initial: int = 2048,
         fresh: int = 16,
         capacity: int = 32768,
+        period: int | None = None,
     ) -> None:
+        # A window that can hold the whole period stops moving once it does: each picture is then encoded only once.
+        self._end = period if period is not None and period <= capacity else None
+        capacity = self._end or capacity
         self._source, self._initial, self._fresh, self._capacity = source, initial, fresh, capacity
         self._latents: Tensor | None = None  # ring buffer: picture i lies at i mod capacity
         self._captions: list[Captioned | None] = [None] * capacity
@@ -74,6 +79,7 @@ class LatentPool:
     def draw(self, step: int, batch: int, rng: random.Random) -> tuple[Tensor, list[str]]:
         """`batch` latents and captions, uniformly from the window at `step`."""
         stop = self._initial + self._fresh * step
+        stop = stop if self._end is None else min(stop, self._end)
         start = max(0, stop - self._capacity)
         position = max(self._stop, start)
         while position < stop:

@@ -84,9 +84,11 @@ def fit(
             state there continues from it.
         peak_rate: AdamW's highest learning rate, see `learning_rate`.
         average: decay of the moving average, reached gradually in the first steps.
-        on_checkpoint: called with the average after each checkpoint, to draw samples or to save weights.
+        on_checkpoint: called with the average after each checkpoint, to draw samples or to save weights, and at once
+            if the budget was used up before: the last run may have been killed between its state and this.
 
     Raises:
+        ValueError: the state in `directory` is that of another network.
         FloatingPointError: the loss is not finite; the last checkpoint is intact.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -95,6 +97,8 @@ def fit(
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, betas=(0.9, 0.99), weight_decay=0.01)
     step, seconds = _restore(directory / "state.safetensors", model, averaged, optimizer)
     parameters, averages = list(model.parameters()), list(averaged.parameters())
+    if step and budget.fraction(step, seconds) >= 1 and on_checkpoint is not None:
+        on_checkpoint(averaged)
     buffers, averaged_buffers = list(model.buffers()), list(averaged.buffers())
 
     started, saved = time.monotonic() - seconds, time.monotonic()
@@ -165,6 +169,9 @@ def _restore(path: Path, model: nn.Module, averaged: nn.Module, optimizer: torch
     def part(prefix: str) -> dict[str, Tensor]:
         return {key[len(prefix) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(prefix + ".")}
 
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if {name: tensor.shape for name, tensor in part("model").items()} != wanted:
+        raise ValueError(f"{path} is the state of another network: repeat that run's arguments, or use another folder")
     model.load_state_dict(part("model"))
     averaged.load_state_dict(part("average"))
     for name, parameter in model.named_parameters():

@@ -134,3 +134,14 @@ def test_fresh_weights_predict_nothing_and_every_parameter_can_learn() -> None:
         (model(x, t, ids) - target).square().mean().backward()
         optimizer.step()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters() if p.requires_grad)
+
+
+def test_a_window_that_holds_all_pictures_stops_and_encodes_each_once() -> None:
+    source = Numbers()
+    pool = LatentPool(source, initial=8, fresh=4, capacity=16, period=10)
+    assert [window(pool, step) for step in range(3)] == [set(range(8)), set(range(10)), set(range(10))]
+    assert source.asked == list(range(10))
+    few = LatentPool(source, initial=8, fresh=4, capacity=16, period=3)
+    assert window(few, 0) == set(range(3))
+    many = LatentPool(Numbers(), initial=8, fresh=4, capacity=16, period=17)  # goes on, into the next round
+    assert window(many, 5) == set(range(12, 28))

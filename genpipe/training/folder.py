@@ -1,0 +1,270 @@
+"""A person's own folder of captioned pictures, checked and read once, before any training.
+
+Captions stand in `metadata.jsonl`, in the form of Hugging Face's ImageFolder (one JSON object a line, with `file_name`
+and `text`), or in a `.txt` file of the same name beside each picture.
+"""
+
+import json
+import os
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from tqdm import tqdm
+
+from genpipe.training.diffusion import Captioned
+from genpipe.vision.pictures import SUFFIXES, read_picture
+
+METADATA = "metadata.jsonl"
+CAPTION_KEYS = ("text", "caption", "prompt")
+# Pillow knows more, among them PostScript, which it hands to a program that runs it.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+# A picture is enlarged at most so many times: beyond that it would teach nothing but blur.
+ENLARGED = 4
+
+
+class _Unusable(Exception):
+    """Why a picture is skipped, in a few words."""
+
+
+@dataclass
+class Report:
+    """What became of a folder's pictures: how many are used, and the names of those skipped or converted, by reason.
+
+    `str()` of it is for people: a line of counts, then a line for each reason, with every name.
+    """
+
+    used: int = 0
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+    converted: dict[str, list[str]] = field(default_factory=dict)
+
+    def skip(self, name: str, reason: str) -> None:
+        self.skipped.setdefault(reason, []).append(_printable(name))
+
+    def convert(self, name: str, reason: str) -> None:
+        self.converted.setdefault(reason, []).append(_printable(name))
+
+    def __str__(self) -> str:
+        counts = [f"{self.used} picture" + "s" * (self.used != 1)]
+        details = []
+        for title, reasons in (("skipped", self.skipped), ("converted", self.converted)):
+            if names := {name for names in reasons.values() for name in names}:
+                counts.append(f"{len(names)} {title}")
+            details += [f"  {title}, {reason}: {', '.join(names)}" for reason, names in reasons.items()]
+        return "\n".join([", ".join(counts), *details])
+
+
+class Folder:
+    """The usable pictures of a folder as an endless supply for training; see `genpipe.training.text_to_image.Pictures`.
+
+    They are held in memory, as bytes: what happens to the files later cannot stop a training.
+
+    Args:
+        pixels: (N, 3, size, size) uint8.
+        captions: one a picture.
+        report: what was skipped and converted.
+        device: where batches are wanted.
+    """
+
+    def __init__(
+        self, pixels: Tensor, captions: Sequence[str], report: Report, *, device: torch.device | str = "cpu"
+    ) -> None:
+        self.captions, self.report, self._pixels, self._device = list(captions), report, pixels, device
+        self.size, self.period = pixels.shape[-1], len(pixels)
+        self._order = list(range(len(pixels)))
+        random.Random(0).shuffle(self._order)
+
+    def draw(self, rng: random.Random, count: int) -> Tensor:
+        """`count` pictures at random: (count, 3, size, size) in [-1, 1]."""
+        return self._floats([rng.randrange(self.period) for _ in range(count)])
+
+    def sequence(self, start: int, stop: int) -> tuple[Tensor, list[Captioned]]:
+        """Pictures start … stop - 1 of a shuffled order that repeats after `period`, with their captions."""
+        chosen = [self._order[index % self.period] for index in range(start, stop)]
+        return self._floats(chosen), [partial(_said, self.captions[index]) for index in chosen]
+
+    def _floats(self, chosen: list[int]) -> Tensor:
+        return self._pixels[chosen].to(self._device).float() / 127.5 - 1
+
+
+def read_folder(directory: str | Path, size: int, *, device: torch.device | str = "cpu") -> Folder:
+    """Check and read every picture of a folder and of the folders in it: one pass, with a bar.
+
+    Pictures come out upright (EXIF), on white where they are transparent, in 8 bits RGB, of an animation the first frame,
+    cropped to the central square and resampled. Memory: 3 · size² bytes a picture, 49 KB at 128. Skipped, and named in
+    the report, are pictures that are damaged, truncated, over Pillow's limit of pixels (decompression bombs), less than
+    a quarter of `size` on a side, without a caption, or of the same name as one before; and rows of `metadata.jsonl`
+    that are not JSON objects or name a file outside the folder. Symbolic links are followed.
+
+    Args:
+        directory: where `metadata.jsonl` is looked for; without one, captions are `.txt` files.
+        size: side of the pictures, in pixels.
+        device: where the batches drawn are to be.
+
+    Raises:
+        ValueError: not a folder, one without pictures, or none of them is usable.
+        OSError: the folder cannot be read.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise ValueError(f"{directory} is not a folder: give one that holds pictures and their captions")
+    report = Report()
+    found = {path.relative_to(directory).as_posix(): path for path in _picture_files(directory)}
+    listed = (directory / METADATA).is_file()
+    rows = list((_listed if listed else _with_texts)(directory, found, report))
+    if not rows and not report.skipped:
+        raise ValueError(f"{directory} holds no pictures: put {', '.join(sorted(SUFFIXES))} files into it")
+    pixels = torch.empty(len(rows), 3, size, size, dtype=torch.uint8)
+    captions: list[str] = []
+    for name, path, caption in tqdm(rows, desc="reading pictures", unit="picture", leave=False, dynamic_ncols=True):
+        try:
+            picture = _read(path, size, partial(report.convert, name))
+        except _Unusable as reason:
+            report.skip(name, str(reason))
+            continue
+        pixels[len(captions)] = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        captions.append(caption)
+    report.used = len(captions)
+    if not captions:
+        why = "; ".join(
+            f"{reason}: {names[0]}" + f" and {len(names) - 1} more" * (len(names) > 1)
+            for reason, names in report.skipped.items()
+        )
+        fix = f"give each a caption, in {METADATA} or in a .txt beside it"
+        raise ValueError(f"none of the pictures in {directory} can be used ({why}): {fix}")
+    return Folder(pixels[: len(captions)], captions, report, device=device)
+
+
+def _picture_files(directory: Path) -> Iterator[Path]:
+    for path in sorted(directory.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(directory).parts)
+        if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
+            yield path
+
+
+def _listed(directory: Path, found: dict[str, Path], report: Report) -> Iterator[tuple[str, Path, str]]:
+    """Name, path and caption of the pictures that `metadata.jsonl` lists, each once."""
+    seen: set[str] = set()
+    for number, line in enumerate((directory / METADATA).read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        name = f"{METADATA} line {number}"
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+            if not isinstance(row, dict):
+                raise _Unusable("not a JSON object")
+            if not isinstance(row.get("file_name"), str) or not row["file_name"]:
+                raise _Unusable("no file_name")
+            name = row["file_name"]
+            path = Path(os.path.normpath(name))
+            if path.anchor or path.parts[:1] == (os.pardir,):
+                raise _Unusable("outside the folder")
+            if path.as_posix() in seen:
+                raise _Unusable("duplicate name")
+            seen.add(path.as_posix())
+            caption = _checked(next((row[key] for key in CAPTION_KEYS if row.get(key) is not None), None))
+        except _Unusable as reason:
+            report.skip(name, str(reason))
+        except (ValueError, RecursionError):
+            report.skip(name, "not a JSON object")
+        else:
+            yield name, directory / path, caption
+    for name in found:
+        if name not in seen:
+            report.skip(name, f"not in {METADATA}")
+
+
+def _with_texts(directory: Path, found: dict[str, Path], report: Report) -> Iterator[tuple[str, Path, str]]:
+    """Name, path and caption of the pictures that have a `.txt` beside them; of one name with two suffixes, the first."""
+    seen: set[Path] = set()
+    for name, path in found.items():
+        text = path.with_suffix(".txt")
+        try:
+            if text in seen:
+                raise _Unusable("duplicate name")
+            seen.add(text)
+            yield name, path, _checked(text.read_text(encoding="utf-8-sig") if text.is_file() else None)
+        except _Unusable as reason:
+            report.skip(name, str(reason))
+        except UnicodeDecodeError:
+            report.skip(name, "caption is not UTF-8 text")
+        except OSError as error:
+            report.skip(name, f"caption cannot be read ({error.strerror})")
+
+
+def _checked(caption: object) -> str:
+    """A caption in one line, or why it is none."""
+    if caption is None:
+        raise _Unusable("no caption")
+    if not isinstance(caption, str):
+        raise _Unusable("caption is not text")
+    try:
+        caption.encode()
+    except UnicodeEncodeError:  # JSON can write half a surrogate pair, which no tokenizer takes
+        raise _Unusable("caption is not UTF-8 text") from None
+    caption = " ".join(caption.split())
+    if not caption:
+        raise _Unusable("empty caption")
+    return caption
+
+
+def _read(path: Path, size: int, note: Callable[[str], None]) -> Image.Image:
+    """A picture as a square of `size` pixels; `note` is told of what had to be converted."""
+    try:
+        if not path.is_file():
+            raise _Unusable("no such file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                if min(image.size) * ENLARGED < size:
+                    raise _Unusable(f"less than {-(-size // ENLARGED)} pixels on a side")
+                notes = [] if min(image.size) >= size else ["enlarged"]
+                if image.format != "MPO" and getattr(image, "is_animated", False):  # phones put previews into MPO files
+                    notes.append("first frame of an animation")
+                if image.mode == "CMYK":
+                    notes.append("from CMYK")
+                if image.mode.startswith("I") or any(";16" in str(tile) for tile in image.tile):
+                    notes.append("from 16 bits")
+                image.draft(None, (2 * size, 2 * size))  # JPEG at a fraction of its size, for a fraction of the time
+                image.load()
+                if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+                    notes.append("transparent, laid on white")
+                square = ImageOps.fit(_seen(image), (size, size), Image.Resampling.LANCZOS)
+    except _Unusable:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _Unusable(f"more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+    except UnidentifiedImageError:
+        raise _Unusable("not a picture") from None
+    except OSError as error:
+        if error.errno is not None:
+            raise _Unusable(f"cannot be read ({error.strerror})") from None
+        raise _Unusable("truncated" if "truncated" in str(error).lower() else "damaged") from None
+    except Exception as error:  # the decoders of damaged files raise errors of every type
+        raise _Unusable(f"damaged ({type(error).__name__})") from error
+    for reason in notes:
+        note(reason)
+    return square
+
+
+def _seen(image: Image.Image) -> Image.Image:
+    try:
+        return read_picture(image)
+    except ValueError as error:  # it is whole, but has levels that cannot be shown
+        raise _Unusable(str(error).removeprefix("this picture has ").partition(":")[0]) from None
+
+
+def _said(caption: str, rng: random.Random) -> str:
+    return caption
+
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() else ascii(name)

@@ -1,0 +1,299 @@
+"""A whole text-to-image model from captioned pictures: first the autoencoder, then the text encoder and the denoiser.
+
+A training lives in one folder: the states of its stages in `vae` (or `decoder`) and `denoiser`, pictures to look at in
+`samples.png` beside each, and in `checkpoint` what a pipeline draws from. Killed and begun again, it continues.
+"""
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from genpipe.checkpoints.loading import Checkpoint, load_checkpoint
+from genpipe.checkpoints.saving import save_checkpoint
+from genpipe.hardware import choose_device, choose_dtype
+from genpipe.images import grid, save_image, to_pil
+from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
+from genpipe.models.tokenizer import Tokenizer, train_tokenizer
+from genpipe.models.unet import UNet, UNetConfig
+from genpipe.models.vae import VAE, VAEConfig
+from genpipe.pipeline import Pipeline
+from genpipe.request import check_size
+from genpipe.sampling.schedule import cumulative_alphas
+from genpipe.training.autoencoder import autoencoder_loss, psnr, standardise_latents
+from genpipe.training.diffusion import Captioned, LatentPool, TextToImage, diffusion_loss
+from genpipe.training.loop import Budget, fit
+
+SIZE = 128
+VAE_BATCH, BATCH = 8, 64
+# Peak learning rates from fresh weights; those that were trained before continue at half of them.
+VAE_RATE, RATE = 1.5e-3, 7e-4
+VAE_CONFIG = VAEConfig(
+    latent_channels=8,
+    channels=(16, 32, 64, 128),
+    layers=1,
+    norm_groups=8,
+    scaling_factor=1.0,
+    sample_size=SIZE,
+    middle_attention=False,
+)
+UNET_CONFIG = UNetConfig(
+    sample_size=16,
+    in_channels=8,
+    out_channels=8,
+    channels=(96, 128, 192),
+    attention=(False, True, True),
+    attention_up=(False, True, True),
+    layers=(1, 1, 1),
+    depth=(1, 1, 1),
+    heads=(3, 4, 6),
+    only_cross=(False, False, False),
+    context_channels=256,
+    norm_groups=16,
+)
+SCHEDULER = {
+    "_class_name": "DPMSolverMultistepScheduler",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "steps_offset": 1,
+}
+DEFAULTS = {"height": SIZE, "width": SIZE, "steps": 16, "guidance_scale": 3.0, "guidance_rescale": 0.0}
+
+
+class Pictures(Protocol):
+    """Captioned pictures of one size; pixels are (n, 3, size, size) in [-1, 1], on the device that trains.
+
+    Attributes:
+        size: side of the pictures, in pixels.
+        period: after so many pictures the sequence begins again; None if it never does.
+    """
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def period(self) -> int | None: ...
+
+    def draw(self, rng: random.Random, count: int) -> Tensor:
+        """`count` pictures at random."""
+        ...
+
+    def sequence(self, start: int, stop: int) -> tuple[Tensor, Sequence[Captioned]]:
+        """Pictures start … stop - 1 of an endless sequence, always the same, and what words their captions."""
+        ...
+
+
+def choose_accelerator() -> Accelerator:
+    """The best device there is, in bf16 where that is fast, else in fp32."""
+    fast = choose_dtype(None, choose_device()) == torch.bfloat16
+    return Accelerator(mixed_precision="bf16" if fast else "no")
+
+
+def new_model(out: Path, captions: Iterable[str], *, size: int = SIZE, tokens: int = 77) -> Checkpoint:
+    """A model of fresh weights, about 25 million, for pictures of `size` pixels.
+
+    Its tokenizer is the one that a training in `out` uses already, else it learns up to 4096 tokens from the captions.
+
+    Args:
+        out: the folder of the training.
+        tokens: length of a prompt, the marks of begin and end included.
+
+    Raises:
+        ValueError: `size` is not a multiple of 8, or the training in `out` began from the weights of another.
+    """
+    check_size(size, size, VAE_CONFIG.factor)
+    if _state(out, "denoiser").exists() and not _state(out, "vae").exists():
+        raise ValueError(f"{out} holds a training that began with --init: give it again, or another --out")
+    used = out / "checkpoint" / "tokenizer"
+    tokenizer = Tokenizer.from_files(used) if used.is_dir() else train_tokenizer(captions, 4096, length=tokens)
+    vae = VAE(replace(VAE_CONFIG, sample_size=size))
+    shape = TextEncoderConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.length,
+        eos_token_id=tokenizer.eos_id,
+    )
+    networks = TextToImage(
+        TextEncoder(shape), UNet(replace(UNET_CONFIG, sample_size=size // VAE_CONFIG.factor))
+    ).initialise()
+    defaults = {**DEFAULTS, "height": size, "width": size}
+    return Checkpoint(networks.text_encoder, tokenizer, networks.unet, vae, dict(SCHEDULER), defaults, source="")
+
+
+def trained_model(out: Path, init: str | Path, *, size: int = SIZE) -> Checkpoint:
+    """The model of a checkpoint in fp32, to go on from its weights.
+
+    Args:
+        out: the folder of the training.
+        init: the checkpoint, a folder or a hub id.
+        size: of the pictures, in pixels; it becomes the model's default.
+
+    Raises:
+        CheckpointError: the checkpoint is not there, not whole, or not one that genpipe can run.
+        ValueError: it does not predict the velocity, cannot draw `size`, or the training in `out` began without it.
+    """
+    if _state(out, "vae").exists():
+        raise ValueError(f"{out} holds a training that began without --init: leave it out, or give another --out")
+    model = load_checkpoint(init, dtype=torch.float32)
+    predicted = model.scheduler_config.get("prediction_type", "epsilon")
+    if predicted != "v_prediction":
+        raise ValueError(f"{init} was trained to predict {predicted}: --init takes checkpoints of v_prediction only")
+    check_size(size, size, model.vae.config.factor)
+    model.unet.config = replace(model.unet.config, sample_size=size // model.vae.config.factor)
+    return replace(model, defaults={**model.defaults, "height": size, "width": size})
+
+
+def train(
+    model: Checkpoint,
+    pictures: Pictures,
+    *,
+    out: Path,
+    accelerator: Accelerator,
+    autoencoder: Budget | None = None,
+    decoder: Budget | None = None,
+    denoiser: Budget | None = None,
+    prompts: Sequence[str],
+    seed: int = 0,
+) -> None:
+    """Train the networks of `model`, stage by stage, and save it in `out`/checkpoint as it goes.
+
+    Args:
+        autoencoder: budget of the whole autoencoder, for a fresh model.
+        decoder: budget of the decoder alone, for a model trained before: its latents keep their meaning, so the
+            denoiser stays valid.
+        denoiser: budget of the text encoder and the denoiser. A stage whose budget is None is left out.
+        prompts: what the samples show.
+        seed: of everything drawn.
+
+    Raises:
+        ValueError: `out` holds the training of another model.
+        FloatingPointError: the loss is not finite; what was saved is intact.
+    """
+    device = accelerator.device
+    vae = model.vae.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if autoencoder is not None:
+        vae = _train_vae(vae, pictures, out / "vae", autoencoder, accelerator, VAE_RATE, seed)
+        standardise_latents(vae, pictures.draw(random.Random("scale"), _as_many(256, pictures.size)))
+    if decoder is not None:
+        vae.requires_grad_(False)
+        for part in (vae.decoder, vae.unmoments):
+            part.requires_grad_(True)
+        vae = _train_vae(vae, pictures, out / "decoder", decoder, accelerator, VAE_RATE / 2, seed, decoder_only=True)
+    model = replace(model, vae=vae.requires_grad_(False))
+    networks = TextToImage(model.text_encoder, model.unet)
+    networks.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def save(averaged: nn.Module) -> None:
+        assert isinstance(averaged, TextToImage)
+        _save(replace(model, text_encoder=averaged.text_encoder, unet=averaged.unet), out, prompts)
+
+    if denoiser is None:
+        save(networks)
+        return
+
+    @torch.no_grad()
+    def latents(start: int, stop: int) -> tuple[Tensor, Sequence[Captioned]]:
+        pixels, captions = pictures.sequence(start, stop)
+        with accelerator.autocast():
+            return vae.scale(vae.encode(pixels)[0].float()), captions
+
+    fit(
+        networks,
+        diffusion_loss(
+            LatentPool(latents, period=pictures.period),
+            model.tokenizer,
+            _squared_alphas(model.scheduler_config),
+            batch=BATCH,
+        ),
+        directory=out / "denoiser",
+        budget=denoiser,
+        peak_rate=RATE if autoencoder is not None else RATE / 2,
+        accelerator=accelerator,
+        average=0.9985,
+        seed=seed,
+        on_checkpoint=save,
+    )
+
+
+def _train_vae(
+    vae: VAE,
+    pictures: Pictures,
+    directory: Path,
+    budget: Budget,
+    accelerator: Accelerator,
+    peak_rate: float,
+    seed: int,
+    *,
+    decoder_only: bool = False,
+) -> VAE:
+    shown = pictures.draw(random.Random("unseen"), _as_many(64, pictures.size))
+
+    def look(model: nn.Module) -> None:
+        assert isinstance(model, VAE)
+        with torch.no_grad():
+            decoded = model.decode(model.scale(model.encode(shown[:12])[0])).float()
+        save_image(grid([*to_pil(shown[:12]), *to_pil(decoded)], columns=12), directory / "samples.png")
+        accelerator.print(f"\n{directory.name}: {psnr(model, shown):.2f} dB")
+
+    averaged = fit(
+        vae,
+        autoencoder_loss(lambda draw: pictures.draw(draw.scenes, VAE_BATCH), decoder_only=decoder_only),
+        directory=directory,
+        budget=budget,
+        peak_rate=peak_rate,
+        accelerator=accelerator,
+        seed=seed,
+        on_checkpoint=look,
+    )
+    assert isinstance(averaged, VAE)
+    return averaged
+
+
+def _save(model: Checkpoint, out: Path, prompts: Sequence[str]) -> None:
+    """Write the checkpoint in fp16, and what it draws of the prompts."""
+    save_checkpoint(
+        out / "checkpoint",
+        text_encoder=model.text_encoder,
+        unet=model.unet,
+        vae=model.vae,
+        tokenizer=model.tokenizer,
+        scheduler_config=model.scheduler_config,
+        defaults=model.defaults,
+        dtype=torch.float16,
+    )
+    images = Pipeline.from_pretrained(out / "checkpoint")(list(prompts), seed=1, progress=False)
+    save_image(grid(images, columns=6), out / "samples.png")
+
+
+def _as_many(count: int, size: int) -> int:
+    """As many pictures of `size` as have the pixels of `count` pictures of 128, and at least 12."""
+    return max(12, count * SIZE**2 // size**2)
+
+
+def _squared_alphas(config: Mapping[str, Any]) -> list[float]:
+    """The schedule's squared alphas; where the file is silent, with the defaults of diffusers' schedulers."""
+    return cumulative_alphas(
+        config.get("beta_schedule", "linear"),
+        config.get("beta_start", 0.0001),
+        config.get("beta_end", 0.02),
+        config.get("num_train_timesteps", 1000),
+        trained_betas=config.get("trained_betas"),
+        zero_terminal_snr=config.get("rescale_betas_zero_snr", False),
+    )
+
+
+def _state(out: Path, stage: str) -> Path:
+    return out / stage / "state.safetensors"

@@ -1,0 +1,330 @@
+import importlib.util
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from genpipe import Pipeline
+from genpipe.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
+from genpipe.models.tokenizer import train_tokenizer
+from genpipe.models.unet import UNet, UNetConfig
+from genpipe.models.vae import VAE, VAEConfig
+from genpipe.training import text_to_image
+from genpipe.training.diffusion import TextToImage
+from genpipe.training.folder import Folder, read_folder
+from genpipe.training.loop import Budget, Draw
+from genpipe.training.text_to_image import SCHEDULER, new_model, train, trained_model
+
+COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 160, 0), "white": (255, 255, 255)}
+SIZE = 32
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    directory = tmp_path / "pictures"
+    directory.mkdir()
+    for name, colour in COLOURS.items():
+        Image.new("RGB", (40, 40), colour).save(directory / f"{name}.png")
+        (directory / f"{name}.txt").write_text(f"a {name} square")
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_to_image, "BATCH", 4)
+    monkeypatch.setattr(text_to_image, "VAE_BATCH", 2)
+    monkeypatch.setattr(text_to_image, "_as_many", lambda count, size: 12)
+
+
+def tiny_model(captions: list[str]) -> Checkpoint:
+    """Networks of a few thousand weights, in the shape of those that `new_model` makes."""
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(captions, 600, length=12)
+    text_encoder = TextEncoder(
+        TextEncoderConfig(
+            vocab_size=tokenizer.vocab_size,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=tokenizer.length,
+            eos_token_id=tokenizer.eos_id,
+        )
+    )
+    unet = UNet(
+        UNetConfig(
+            sample_size=8,
+            channels=(8, 16),
+            attention=(True, False),
+            attention_up=(True, False),
+            layers=(1, 1),
+            depth=(1, 1),
+            heads=(2, 2),
+            only_cross=(False, False),
+            context_channels=16,
+            norm_groups=4,
+        )
+    )
+    vae = VAE(VAEConfig(channels=(8, 8, 8), layers=1, norm_groups=4, scaling_factor=1.0, middle_attention=False))
+    networks = TextToImage(text_encoder, unet).initialise()
+    defaults = {"height": SIZE, "width": SIZE, "steps": 2, "guidance_scale": 2.0, "guidance_rescale": 0.0}
+    return Checkpoint(networks.text_encoder, tokenizer, unet, vae, dict(SCHEDULER), defaults, source="")
+
+
+def run(out: Path, model: Checkpoint, pictures: Any, **budgets: int) -> None:
+    stages: dict[str, Any] = {stage: Budget(steps=steps) for stage, steps in budgets.items()}
+    prompts = sorted(set(pictures.captions))
+    train(model, pictures, out=out, accelerator=Accelerator(cpu=True), prompts=prompts, **stages)
+
+
+@pytest.fixture
+def trained(tmp_path: Path, folder: Path) -> Path:
+    """A checkpoint in fp32, whose denoiser does something."""
+    model = tiny_model([f"a {name} square" for name in COLOURS])
+    with torch.no_grad():
+        model.unet.conv_out.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    parts = {key: getattr(model, key) for key in ("text_encoder", "unet", "vae", "tokenizer", "scheduler_config")}
+    save_checkpoint(tmp_path / "trained", **parts, defaults=model.defaults)
+    return tmp_path / "trained"
+
+
+def test_a_folder_becomes_a_checkpoint_that_a_pipeline_draws_from(tmp_path: Path, folder: Path) -> None:
+    pictures = read_folder(folder, SIZE)
+    run(tmp_path / "out", tiny_model(pictures.captions), pictures, autoencoder=3, denoiser=3)
+    pipe = Pipeline.from_pretrained(tmp_path / "out" / "checkpoint", device="cpu", dtype="fp32")
+    assert pipe("a red square", seed=1, progress=False).size == (SIZE, SIZE)
+    assert pipe.sampler().prediction_type == "v_prediction"
+    assert Image.open(tmp_path / "out" / "samples.png").size == (4 * SIZE, SIZE)
+    assert Image.open(tmp_path / "out" / "vae" / "samples.png").size == (12 * SIZE, 2 * SIZE)
+    pixels = pictures.draw(random.Random("scale"), 12)
+    latents = pipe.vae.scale(pipe.vae.encode(pixels)[0])
+    assert latents.std(dim=(0, 2, 3)).sub(1).abs().max() < 0.05  # what the denoiser was trained on; saved in fp16
+
+
+class Killed:
+    """A folder's pictures that end the process when they are asked for the n-th time."""
+
+    def __init__(self, pictures: Folder, *, after: int) -> None:
+        self._pictures, self._left = pictures, after
+        self.size, self.period, self.captions = pictures.size, pictures.period, pictures.captions
+
+    def draw(self, rng: random.Random, count: int) -> Tensor:
+        self._count()
+        return self._pictures.draw(rng, count)
+
+    def sequence(self, start: int, stop: int) -> Any:
+        self._count()
+        return self._pictures.sequence(start, stop)
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise KeyboardInterrupt
+
+
+def state(path: Path) -> dict[str, Tensor]:
+    return load_file(path / "state.safetensors")
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+# In the middle of the autoencoder's training, before the latents' scale, as the denoiser begins.
+@pytest.mark.parametrize("after", [3, 5, 6])
+def test_a_killed_run_continues_to_bitwise_the_same_weights(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    monkeypatch.setattr(text_to_image, "fit", partial(text_to_image.fit, checkpoint_minutes=0))
+    pictures = read_folder(folder, SIZE)
+    run(tmp_path / "whole", tiny_model(pictures.captions), pictures, autoencoder=4, denoiser=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "out", tiny_model(pictures.captions), Killed(pictures, after=after), autoencoder=4, denoiser=2)
+    run(tmp_path / "out", tiny_model(pictures.captions), pictures, autoencoder=4, denoiser=2)
+    for stage in ("vae", "denoiser"):
+        assert same(state(tmp_path / "whole" / stage), state(tmp_path / "out" / stage)), stage
+    weights = "checkpoint/vae/diffusion_pytorch_model.safetensors"
+    assert same(load_file(tmp_path / "whole" / weights), load_file(tmp_path / "out" / weights))
+
+
+def test_a_denoiser_killed_after_its_last_state_still_leaves_a_checkpoint(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = read_folder(folder, SIZE)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(text_to_image, "save_checkpoint", killed)
+        run(tmp_path, tiny_model(pictures.captions), pictures, autoencoder=1, denoiser=1)
+    assert not (tmp_path / "checkpoint").exists()
+    run(tmp_path, tiny_model(pictures.captions), pictures, autoencoder=1, denoiser=1)
+    assert load_checkpoint(tmp_path / "checkpoint")
+
+
+def losses(out: Path, model: Checkpoint, pictures: Folder, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The loss at each of ten training steps of the denoiser."""
+    values: list[float] = []
+
+    def listening(make: Callable[..., Callable[[nn.Module, int, Draw], Tensor]], *args: Any, **kwargs: Any) -> Any:
+        loss = make(*args, **kwargs)
+
+        def heard(*arguments: Any) -> Tensor:
+            value = loss(*arguments)
+            values.append(value.item())
+            return value
+
+        return heard
+
+    with monkeypatch.context() as patch:
+        patch.setattr(text_to_image, "diffusion_loss", partial(listening, text_to_image.diffusion_loss))
+        run(out, model, pictures, denoiser=10)
+    return values
+
+
+def test_a_warm_start_begins_at_the_loss_of_the_saved_weights(
+    tmp_path: Path, folder: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = read_folder(folder, SIZE)
+    monkeypatch.setattr(text_to_image, "BATCH", 256)
+    before = (trained / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    warm = losses(tmp_path / "a", trained_model(tmp_path / "a", trained, size=SIZE), pictures, monkeypatch)
+
+    model = load_checkpoint(trained, dtype=torch.float32)
+    batch = pictures.sequence(0, 4)
+    latents = model.vae.scale(model.vae.encode(batch[0])[0])
+    pool = text_to_image.LatentPool(lambda start, stop: (latents[start:stop], batch[1][start:stop]), period=4)
+    alphas = text_to_image._squared_alphas(SCHEDULER)
+    loss = text_to_image.diffusion_loss(pool, model.tokenizer, alphas, batch=256)
+    expected = loss(TextToImage(model.text_encoder, model.unet), 0, Draw.at(0, 0)).item()
+    assert warm[0] == pytest.approx(expected, rel=1e-5)
+    assert (trained / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == before
+
+
+def test_the_autoencoder_of_a_warm_start_is_kept(tmp_path: Path, folder: Path, trained: Path) -> None:
+    pictures = read_folder(folder, SIZE)
+    run(tmp_path / "out", trained_model(tmp_path / "out", trained, size=SIZE), pictures, denoiser=2)
+    before, after = (load_checkpoint(path, dtype=torch.float32) for path in (trained, tmp_path / "out" / "checkpoint"))
+    half = {name: tensor.half().float() for name, tensor in before.vae.state_dict().items()}
+    assert same(half, after.vae.state_dict())
+    assert not torch.equal(before.unet.conv_out.weight.half().float(), after.unet.conv_out.weight)
+
+
+def test_the_decoder_alone_is_trained_and_latents_keep_their_meaning(
+    tmp_path: Path, folder: Path, trained: Path
+) -> None:
+    pictures = read_folder(folder, SIZE)
+    run(tmp_path / "out", trained_model(tmp_path / "out", trained, size=SIZE), pictures, decoder=3)
+    before, after = (load_checkpoint(path, dtype=torch.float32) for path in (trained, tmp_path / "out" / "checkpoint"))
+    changed = {
+        name.split(".")[0]
+        for name, tensor in before.vae.state_dict().items()
+        if not torch.equal(tensor.half().float(), after.vae.state_dict()[name])
+    }
+    assert changed == {"decoder", "unmoments"}
+    assert torch.equal(before.unet.conv_out.weight.half().float(), after.unet.conv_out.weight)
+    # A killed training of the decoder continues too: the state knows which weights were trained.
+    run(tmp_path / "out", trained_model(tmp_path / "out", trained, size=SIZE), pictures, decoder=5)
+
+
+def test_a_warm_start_takes_what_it_can_continue(tmp_path: Path, folder: Path, tiny_checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="trained to predict epsilon: --init takes checkpoints of v_prediction only"):
+        trained_model(tmp_path, tiny_checkpoint, size=32)
+
+
+def test_a_folder_of_another_training_is_refused(tmp_path: Path, folder: Path, trained: Path) -> None:
+    pictures = read_folder(folder, SIZE)
+    warm, fresh = tmp_path / "warm", tmp_path / "fresh"
+    run(warm, trained_model(warm, trained, size=SIZE), pictures, denoiser=1)
+    run(fresh, tiny_model(pictures.captions), pictures, autoencoder=1)
+    with pytest.raises(ValueError, match="warm holds a training that began with --init"):
+        new_model(warm, pictures.captions)
+    with pytest.raises(ValueError, match="fresh holds a training that began without --init"):
+        trained_model(fresh, trained, size=SIZE)
+    model = tiny_model(pictures.captions)
+    wider = replace(model, vae=VAE(replace(model.vae.config, channels=(16, 8, 8))))
+    with pytest.raises(ValueError, match=r"state.safetensors is the state of another network"):
+        run(fresh, wider, pictures, autoencoder=2)
+
+
+def test_a_new_model_keeps_the_tokenizer_of_the_training_it_continues(tmp_path: Path, folder: Path) -> None:
+    pictures = read_folder(folder, SIZE)
+    model = new_model(tmp_path, pictures.captions, size=64)
+    assert model.unet.config.sample_size == 8 and model.defaults["width"] == model.vae.config.sample_size == 64
+    model.tokenizer.save(tmp_path / "checkpoint" / "tokenizer")
+    again = new_model(tmp_path, ["quite other words", "in other captions"], size=64)
+    words = ["a red square"]
+    assert again.tokenizer(words).ids == model.tokenizer(words).ids
+    other = new_model(tmp_path / "other", ["quite other words"], size=64)
+    assert other.tokenizer(words).ids != model.tokenizer(words).ids
+    with pytest.raises(ValueError, match="height must be a multiple of 8 for this model, not 100"):
+        new_model(tmp_path, [], size=100)
+
+
+def script(name: str) -> ModuleType:
+    path = Path(__file__).parents[2] / "scripts" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_script_trains_on_a_folder_and_says_what_it_skipped(
+    tmp_path: Path, folder: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = script("train_text_to_image")
+    monkeypatch.setattr(module, "choose_accelerator", lambda: Accelerator(cpu=True))
+    (folder / "bad.png").write_bytes(b"")
+    (folder / "bad.txt").write_text("x")
+    out = tmp_path / "out"
+    settings = ["--size", "32", "--init", str(trained), "--minutes", "0.004"]
+    module.main([str(folder), "--out", str(out), *settings])
+    printed = capsys.readouterr().out
+    assert "4 pictures, 1 skipped\n  skipped, not a picture: bad.png\n" in printed
+    assert printed.endswith(f'genpipe "a blue square" --model {out / "checkpoint"}\n')
+    assert Pipeline.from_pretrained(out / "checkpoint")("a red square", seed=1, progress=False).size == (32, 32)
+    assert (out / "decoder" / "state.safetensors").exists() and not (out / "vae").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "error: nowhere is not a folder: give one that holds pictures and their captions"),
+        (["nowhere", "--minutes", "-1"], "error: a training budget of -0.3 is not positive"),
+        (["nowhere", "--size", "100"], "error: height must be a multiple of 8 for this model, not 100: the nearest is"),
+        (["nowhere", "--init", "nothing"], "error: "),
+    ],
+)
+def test_the_scripts_mistakes_are_one_line(
+    tmp_path: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("train_text_to_image")
+    monkeypatch.setattr(module, "choose_accelerator", lambda: Accelerator(cpu=True))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SystemExit) as error:
+        module.main([*arguments, "--out", str(tmp_path / "out")])
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_embedded_models_pictures_are_a_function_of_the_seed() -> None:
+    module = script("train_embedded")
+    scenes = module.Scenes(torch.device("cpu"), core=True, seed=3)
+    pixels, captions = scenes.sequence(5, 7)
+    assert pixels.shape == (2, 3, module.SIZE, module.SIZE)
+    later, _ = scenes.sequence(6, 8)
+    assert torch.equal(pixels[1], later[0]) and not torch.equal(pixels[0], later[0])
+    assert all(caption(random.Random(0)) for caption in captions)
