@@ -1,6 +1,7 @@
 """The embedded model, as it ships."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,10 @@ import pytest
 import torch
 
 from genpipe.pipeline import EMBEDDED, Pipeline, generate
-from genpipe.scenes import canonical, concepts
+from genpipe.scenes import canonical, concepts, names
 from genpipe.scenes.compose import Composer
 
-PROMPTS = ("pirate ship", "cat", "castle", "car", "rocket", "tree", "пиратский корабль", "sunflower")
-SHOWN = {"пиратский корабль": "pirate ship"}
+PROMPTS = {"pirate ship": "pirate ship", "пиратский корабль": "pirate ship", "ship": "ship", "корабль": "ship"}
 
 
 @pytest.fixture(scope="module")
@@ -33,21 +33,20 @@ def pixels(images: Any) -> torch.Tensor:
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
 
-def test_prompts_draw_what_they_name(pipe: Pipeline, learned: list[str]) -> None:
-    """Of the canonical pictures of all that the model learned, each drawn one is nearest to its own."""
-    drawn = pixels(pipe(list(PROMPTS), seeds=[1] * len(PROMPTS), progress=False))
-    known = Composer(size=drawn.shape[-1]).render([canonical(name) for name in learned])
-    distances = torch.cdist(drawn.flatten(1), known.flatten(1))
-    nearest = {prompt: learned[index] for prompt, index in zip(PROMPTS, distances.argmin(1).tolist(), strict=True)}
-    wrong = {prompt: name for prompt, name in nearest.items() if name != SHOWN.get(prompt, prompt)}
-    assert "pirate ship" not in wrong
-    assert len(wrong) <= 2, wrong
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_prompts_draw_what_they_name(pipe: Pipeline, seed: int) -> None:
+    """Of the canonical pictures of all that the model was taught, the drawn one is nearest to its own."""
+    taught = names(core=True)
+    drawn = pixels(pipe(list(PROMPTS), seeds=[seed] * len(PROMPTS), progress=False))
+    known = Composer(size=drawn.shape[-1]).render([canonical(name) for name in taught])
+    nearest = torch.cdist(drawn.flatten(1), known.flatten(1)).argmin(1).tolist()
+    assert {prompt: taught[index] for prompt, index in zip(PROMPTS, nearest, strict=True)} == PROMPTS
 
 
 def test_a_prompt_is_what_makes_the_difference(pipe: Pipeline) -> None:
-    ship, cat = pixels(pipe(["pirate ship", "cat"], seeds=[1, 1], progress=False))
+    ship, plain = pixels(pipe(["pirate ship", "ship"], seeds=[1, 1], progress=False))
     other = pixels([pipe("pirate ship", seed=2, progress=False)])[0]
-    assert (ship - cat).square().mean() > 2 * (ship - other).square().mean()
+    assert (ship - plain).square().mean() > 2 * (ship - other).square().mean()
 
 
 def test_diffusers_draws_the_same_picture_from_it() -> None:
@@ -77,7 +76,8 @@ def test_drawing_needs_neither_network_nor_the_reference_libraries(tmp_path: Pat
         "image.save('ship.png')\n"
         "assert not {'diffusers', 'transformers', 'accelerate'} & set(sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    root = str(Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": root})
     assert (tmp_path / "ship.png").stat().st_size > 5000
 
 
