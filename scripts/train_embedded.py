@@ -11,6 +11,7 @@ checkpoint in --out/checkpoint, in the layout of genpipe/embedded.
 import argparse
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -30,12 +31,20 @@ SAMPLES = ("pirate ship", "pirate ship in space", "red car", "cat", "castle in t
            "a dog and a cat", "two apples", "rocket in space", "blue flower", "tree", "house at night")  # fmt: skip
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/embedded"), help="folder of states, samples, checkpoint")
     parser.add_argument("--minutes", type=float, default=120, help="time for the whole training (%(default)s)")
-    parser.add_argument("--vae-share", type=float, default=0.3, help="share of it for the autoencoder (%(default)s)")
-    parser.add_argument("--core", action="store_true", help="learn only the core concepts of the world")
+    parser.add_argument(
+        "--vae-share", type=float, default=0.3, help="without --init: share of it for the autoencoder (%(default)s)"
+    )
+    parser.add_argument(
+        "--concepts",
+        type=lambda text: tuple(name.strip() for name in text.split(",")),
+        default=names(core=True),
+        metavar="A,B",
+        help="learn only these concepts of the world (default: the core ones)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of everything drawn (%(default)s)")
     parser.add_argument(
         "--init",
@@ -48,32 +57,40 @@ def main() -> None:
         default=0.0,
         help="with --init: time before that for the autoencoder's decoder alone (%(default)s)",
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     if arguments.init is None and arguments.decoder_minutes:
         parser.error("--decoder-minutes needs --init, the checkpoint whose decoder is to be trained")
+    if unknown := [name for name in arguments.concepts if name not in names()]:
+        parser.error(f"--concepts {unknown[0]!r} is not one of the {len(names())} of genpipe.scenes")
+    try:
+        run(arguments)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
 
+
+def run(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     accelerator = choose_accelerator()
-    vae_minutes = arguments.minutes * arguments.vae_share if arguments.init is None else 0.0
+    minutes = arguments.minutes
     if arguments.init is None:
+        vae_minutes = minutes * arguments.vae_share
+        budgets = {"autoencoder": Budget(minutes=vae_minutes), "denoiser": Budget(minutes=minutes - vae_minutes)}
         model = new_model(arguments.out, corpus(), tokens=TOKENS)
     else:
+        stages = {"decoder": arguments.decoder_minutes, "denoiser": minutes}
+        budgets = {stage: Budget(minutes=time) for stage, time in stages.items() if time}
         model = trained_model(arguments.out, arguments.init)
     train(
-        model,
-        Scenes(accelerator.device, core=arguments.core, seed=arguments.seed),
+        replace(model, defaults={**model.defaults, "concepts": list(arguments.concepts)}),
+        Scenes(accelerator.device, concepts=arguments.concepts, seed=arguments.seed),
         out=arguments.out,
         accelerator=accelerator,
-        autoencoder=budget(vae_minutes),
-        decoder=budget(arguments.decoder_minutes),
-        denoiser=budget(arguments.minutes - vae_minutes),
+        autoencoder=budgets.get("autoencoder"),
+        decoder=budgets.get("decoder"),
+        denoiser=budgets.get("denoiser"),
         prompts=SAMPLES,
         seed=arguments.seed,
     )
-
-
-def budget(minutes: float) -> Budget | None:
-    return Budget(minutes=minutes) if minutes else None
 
 
 class Scenes:
@@ -81,8 +98,8 @@ class Scenes:
 
     size, period = SIZE, None
 
-    def __init__(self, device: torch.device, *, core: bool, seed: int) -> None:
-        self._composer, self._pool, self._seed = Composer(device, SIZE), names(core), seed
+    def __init__(self, device: torch.device, *, concepts: Sequence[str], seed: int) -> None:
+        self._composer, self._pool, self._seed = Composer(device, SIZE), concepts, seed
 
     def draw(self, rng: random.Random, count: int) -> Tensor:
         return self._composer.render([sample(rng, self._pool) for _ in range(count)])

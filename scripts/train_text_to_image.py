@@ -8,6 +8,7 @@ Killed and started again by the same command, it continues. Samples to look at a
 
 import argparse
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from genpipe.training.text_to_image import SIZE, VAE_CONFIG, choose_accelerator,
 VAE_SHARE = 0.3  # of the time: of the whole autoencoder, or of the decoder of one that was trained before
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR", help="pictures and their captions")
     parser.add_argument("--out", type=Path, required=True, help="folder of states, samples and the checkpoint")
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--init", metavar="CHECKPOINT", help="start from its weights instead of from fresh ones")
     parser.add_argument("--size", type=int, default=SIZE, help="side of the pictures, in pixels (%(default)s)")
     try:
-        run(parser.parse_args(arguments))
+        run(parser.parse_args(given))
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:

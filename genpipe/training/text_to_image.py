@@ -153,7 +153,9 @@ def trained_model(out: Path, init: str | Path, *, size: int = SIZE) -> Checkpoin
         raise ValueError(f"{init} was trained to predict {predicted}: --init takes checkpoints of v_prediction only")
     check_size(size, size, model.vae.config.factor)
     model.unet.config = replace(model.unet.config, sample_size=size // model.vae.config.factor)
-    return replace(model, defaults={**model.defaults, "height": size, "width": size})
+    # What else it says of itself, such as what it can draw, will not hold for what it learns.
+    kept = {key: value for key, value in model.defaults.items() if key in DEFAULTS}
+    return replace(model, defaults={**kept, "height": size, "width": size})
 
 
 def train(

@@ -320,9 +320,53 @@ def test_the_scripts_mistakes_are_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_training_of_the_embedded_model_goes_on_from_a_checkpoint(
+    tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("train_embedded")
+    monkeypatch.setattr(module, "choose_accelerator", lambda: Accelerator(cpu=True))
+    monkeypatch.setattr(module, "SAMPLES", ("cat",))
+    settings = [
+        "--init",
+        str(trained),
+        "--minutes",
+        "0",
+        "--decoder-minutes",
+        "0.001",
+        "--concepts",
+        "cat, pirate ship",
+    ]
+    module.main(["--out", str(tmp_path / "out"), *settings])
+    made = load_checkpoint(tmp_path / "out" / "checkpoint")
+    assert made.defaults["concepts"] == ["cat", "pirate ship"] and made.defaults["steps"] == 2
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"decoder", "checkpoint", "samples.png"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--decoder-minutes", "3"], "--decoder-minutes needs --init"),
+        (["--concepts", "cat,florble"], "--concepts 'florble' is not one of the"),
+        (["--minutes", "0"], "error: a training budget of 0.0 is not positive"),
+    ],
+)
+def test_mistakes_in_training_the_embedded_model(
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = script("train_embedded")
+    monkeypatch.setattr(module, "choose_accelerator", lambda: Accelerator(cpu=True))
+    with pytest.raises(SystemExit) as error:
+        module.main([*arguments, "--out", str(tmp_path / "out")])
+    assert message in capsys.readouterr().err + str(error.value) and not (tmp_path / "out").exists()
+
+
 def test_the_embedded_models_pictures_are_a_function_of_the_seed() -> None:
     module = script("train_embedded")
-    scenes = module.Scenes(torch.device("cpu"), core=True, seed=3)
+    scenes = module.Scenes(torch.device("cpu"), concepts=("cat", "pirate ship"), seed=3)
     pixels, captions = scenes.sequence(5, 7)
     assert pixels.shape == (2, 3, module.SIZE, module.SIZE)
     later, _ = scenes.sequence(6, 8)
