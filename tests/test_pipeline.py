@@ -360,7 +360,7 @@ def test_defaults_are_those_of_the_checkpoint_else_of_its_kind(pipe: Pipeline, f
 
 
 def test_a_distilled_network_takes_the_guidance_scale_as_an_input(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    import diffusers
+    diffusers: Any = pytest.importorskip("diffusers")
 
     tiny = load_checkpoint(tiny_checkpoint)
     torch.manual_seed(1)
