@@ -1,6 +1,6 @@
 """Loading a checkpoint in the diffusers layout, from a folder or from the hub."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,14 @@ import torch
 from genpipe.checkpoints import layout
 from genpipe.checkpoints.errors import CheckpointError
 from genpipe.checkpoints.hub import Source, open_source, read_json
-from genpipe.checkpoints.weights import explain_missing, find_weights, nonfinite_weights, read_weights, skeleton
+from genpipe.checkpoints.weights import (
+    Network,
+    explain_missing,
+    find_weights,
+    nonfinite_weights,
+    read_weights,
+    skeleton,
+)
 from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
 from genpipe.models.tokenizer import FILES as TOKENIZER_FILES
 from genpipe.models.tokenizer import Tokenizer
@@ -88,9 +95,9 @@ def load_checkpoint(
     tokenizer = _tokenizer(source, text_config)
     _check_fit(source, text_config, unet_config, vae_config, tokenizer)
 
-    text_encoder = skeleton(lambda: TextEncoder(text_config))
-    unet = skeleton(lambda: UNet(unet_config))
-    vae = skeleton(lambda: VAE(vae_config))
+    text_encoder = _built(source, layout.TEXT_ENCODER, lambda: TextEncoder(text_config))
+    unet = _built(source, layout.UNET, lambda: UNet(unet_config))
+    vae = _built(source, layout.VAE, lambda: VAE(vae_config))
     networks = ((layout.TEXT_ENCODER, text_encoder), (layout.UNET, unet), (layout.VAE, vae))
     files = {names.folder: find_weights(source, names, variant) for names, _ in networks}
     if variant is not None and not any(files.values()):
@@ -109,6 +116,14 @@ def load_checkpoint(
         defaults=defaults,
         source=str(source),
     )
+
+
+def _built(source: Source, names: layout.Layout, build: Callable[[], Network]) -> Network:
+    """The network, without memory, that a config which can be read asks for; the config's sizes may still be absurd."""
+    try:
+        return skeleton(build)
+    except (ValueError, TypeError, IndexError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(f"{source}/{names.folder}/config.json cannot be used: {error}") from error
 
 
 def _checked_index(index: Mapping[str, Any]) -> Mapping[str, Any]:

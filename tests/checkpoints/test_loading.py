@@ -235,6 +235,13 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
         lambda e: e.edit_json("unet/config.json", class_embed_type="timestep"),
         "unet/config.json cannot be used: U-Net config: class_embed_type = 'timestep'",
     ),
+    "no heads": (lambda e: e.edit_json("unet/config.json", attention_head_dim=0), "unet/config.json cannot be used"),
+    "odd groups": (lambda e: e.edit_json("vae/config.json", norm_num_groups=3), "vae/config.json cannot be used"),
+    "two layers": (
+        lambda e: e.edit_json("unet/config.json", layers_per_block="two"),
+        "unet/config.json cannot be used",
+    ),
+    "no levels": (lambda e: e.edit_json("vae/config.json", block_out_channels=[]), "vae/config.json cannot be used"),
     "inpainting": (
         lambda e: e.edit_json("unet/config.json", in_channels=9),
         "takes 9 channels and gives 4 where the VAE has 4: inpainting",
