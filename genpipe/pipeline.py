@@ -329,9 +329,9 @@ class Pipeline:
             pixels = float32_copy(self.vae).decode(latents, tile=tile)
             if not pixels.isfinite().all():
                 raise NonFiniteError(self._blame("decoder", self.vae))
-        images = to_pil(pixels)
+        images, own = to_pil(pixels), self.sampler().name
         for image, request in zip(images, requests, strict=True):
-            annotate(image, request, self.name, sampler=self.sampler(request.sampler).name, dtype=self.dtype)
+            annotate(image, request, self.name, sampler=own, dtype=self.dtype)
         return images
 
     def _in_fp32_where_needed(self, evaluate: Callable[..., Tensor]) -> Callable[[Tensor, Step], Tensor]:
