@@ -10,21 +10,12 @@ import torch
 from genpipe.checkpoints import layout
 from genpipe.checkpoints.errors import CheckpointError
 from genpipe.checkpoints.hub import Source, open_source, read_json
-from genpipe.checkpoints.weights import (
-    Network,
-    explain_missing,
-    find_weights,
-    nonfinite_weights,
-    read_weights,
-    skeleton,
-)
+from genpipe.checkpoints.weights import Network, explain_missing, find_weights, read_weights, skeleton
 from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
 from genpipe.models.tokenizer import FILES as TOKENIZER_FILES
 from genpipe.models.tokenizer import Tokenizer
 from genpipe.models.unet import UNet, UNetConfig
 from genpipe.models.vae import VAE, VAEConfig
-
-__all__ = ["Checkpoint", "CheckpointError", "load_checkpoint", "nonfinite_weights"]
 
 # Pipelines over the networks that we have; those that draw from more than text fail later, by their `in_channels`.
 _PIPELINES = (
