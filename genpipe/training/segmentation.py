@@ -25,7 +25,9 @@ def segmentation_loss(batches: Batches) -> Callable[[nn.Module, int, Draw], Tens
         pixels, labels = batches(draw)
         device = next(model.parameters()).device
         logits = model(pixels.to(device)).float()  # (B, K, H, W)
-        return F.cross_entropy(logits, labels.to(device).clamp(min=-1), ignore_index=-1)
+        # A pixel a row: with many classes far faster than along the second axis.
+        rows = logits.permute(0, 2, 3, 1).reshape(-1, logits.shape[1])
+        return F.cross_entropy(rows, labels.to(device).flatten().clamp(min=-1), ignore_index=-1)
 
     return loss
 
