@@ -15,6 +15,7 @@ from genpipe.vision.transfer import features
 from genpipe.vision.weights import Classifier
 
 CELL, MOST = 64, 256  # side of a cell of a grid, in pixels, and how many a grid shows at most
+SHOWN = 224  # side of the picture beside Grad-CAM, about
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def inspect_picture(
         target=number,
         filters=picture_grid(stretched(first_filters(network))),
         maps=picture_grid(stretched(maps[:, None])),
-        grad_cam=picture_grid(torch.stack([seen, 0.5 * seen + 0.5 * heat_colours(heat.cpu())]), cell=settings.crop),
+        grad_cam=picture_grid(torch.stack([seen, 0.5 * seen + 0.5 * heat_colours(heat.cpu())]), cell=SHOWN),
     )
 
 
