@@ -29,7 +29,8 @@ class BasicUnit(nn.Module):
         """(B, C, H, W) -> (B, width, ⌈H/stride⌉, ⌈W/stride⌉)."""
         h = F.relu(self.bn1(self.conv1(x)), inplace=True)
         h = self.bn2(self.conv2(h))
-        return F.relu(h + (x if self.downsample is None else self.downsample(x)), inplace=True)
+        h += x if self.downsample is None else self.downsample(x)
+        return F.relu(h, inplace=True)
 
 
 class BottleneckUnit(nn.Module):
@@ -52,7 +53,8 @@ class BottleneckUnit(nn.Module):
         h = F.relu(self.bn1(self.conv1(x)), inplace=True)
         h = F.relu(self.bn2(self.conv2(h)), inplace=True)
         h = self.bn3(self.conv3(h))
-        return F.relu(h + (x if self.downsample is None else self.downsample(x)), inplace=True)
+        h += x if self.downsample is None else self.downsample(x)
+        return F.relu(h, inplace=True)
 
 
 Unit = type[BasicUnit] | type[BottleneckUnit]
