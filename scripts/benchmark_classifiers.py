@@ -3,9 +3,10 @@
     python scripts/benchmark_classifiers.py
     python scripts/benchmark_classifiers.py --weights resnet50.safetensors
 
-Batches of 32 scenes at 224×224. Without weights they are random, with batch norms that have seen scenes, so that logits
-are of the size of a trained network's. The ceiling is the rate at which torch multiplies large matrices here. Agreement
-is the share of the five likeliest labels of a picture that are among the other's five. The last line is one JSON object.
+Batches of 32 scenes at 224×224. Without weights they are random, with batch norms that have seen scenes. The ceiling is
+the rate at which torch multiplies large matrices here. Agreement is the share of the five likeliest labels of a picture
+that are among the other's five; for bf16 it means something only with trained weights, since random ones enlarge any
+rounding. The last line is one JSON object.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from genpipe.scenes.world import sample_batch
 from genpipe.vision.inference import prepare_for_inference
 from genpipe.vision.resnet import ResNet
 from genpipe.vision.summary import summary
-from genpipe.vision.weights import load_weights
+from genpipe.vision.weights import load_classifier
 
 transformers: Any = importlib.import_module("transformers")  # its type stubs lag behind it
 
@@ -38,7 +39,7 @@ Model = Callable[[], Tensor]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", metavar="FILE", help="of a ResNet-50 of 1,000 classes (default: random)")
+    parser.add_argument("--weights", metavar="FILE", help="of a ResNet-50 (default: random, for 1,000 classes)")
     parser.add_argument("--batch", type=int, default=32, help="pictures at a time (%(default)s)")
     parser.add_argument("--runs", type=int, default=5, help="of each network, in turn (%(default)s)")
     arguments = parser.parse_args()
@@ -93,11 +94,12 @@ def scenes(count: int) -> Tensor:
 
 @torch.no_grad()
 def network(weights: str | None) -> ResNet:
+    if weights is not None:
+        model = load_classifier(weights, "resnet50").network
+        assert isinstance(model, ResNet)
+        return model
     torch.manual_seed(0)
     model = ResNet(50)
-    if weights is not None:
-        load_weights(model, weights)
-        return model.eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the plain average of what it sees
@@ -108,7 +110,7 @@ def network(weights: str | None) -> ResNet:
 def transformers_twin(model: ResNet) -> nn.Module:
     """transformers' ResNet-50 with the same weights."""
     config = transformers.ResNetConfig()
-    config.num_labels = 1000
+    config.num_labels = model.fc.out_features
     twin = transformers.ResNetForImageClassification(config).eval()
     twin.load_state_dict({their_name(name): tensor for name, tensor in model.state_dict().items()}, strict=True)
     return twin

@@ -39,6 +39,19 @@ def conv_unit(
     return nn.Sequential(conv, *following, *([] if activation is None else [activation()]))
 
 
+def pooling_head(channels: int, outputs: int, *, size: int = 1, average: bool = True) -> nn.Sequential:
+    """Feature maps of any size to a vector: pooling to size×size, and a linear layer.
+
+    Args:
+        channels: of the maps.
+        outputs: of the linear layer.
+        size: side of what the maps are pooled to; 1 forgets where things are.
+        average: the mean of what is pooled, else its maximum.
+    """
+    pool = nn.AdaptiveAvgPool2d(size) if average else nn.AdaptiveMaxPool2d(size)
+    return nn.Sequential(pool, nn.Flatten(), nn.Linear(channels * size**2, outputs))
+
+
 def conv_output_size(size: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> int:
     """The size along one axis of what a convolution or a pooling makes of `size` pixels.
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from genpipe.vision.blocks import conv_output_size, conv_unit
+from genpipe.vision.blocks import conv_output_size, conv_unit, pooling_head
 
 
 def test_output_sizes_are_torchs_and_below_one_exactly_where_torch_refuses() -> None:
@@ -56,3 +56,16 @@ def test_only_a_convolution_without_norm_has_a_bias() -> None:
     assert [len(list(conv_unit(2, 4, norm=norm).parameters())) for norm in (None, nn.BatchNorm2d)] == [2, 3]
     bare = conv_unit(2, 4, norm=None, activation=None)
     assert len(bare) == 1 and bare(torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0))).min() < 0
+
+
+def test_a_pooling_head_is_a_linear_map_of_means_or_maxima() -> None:
+    torch.manual_seed(0)
+    maps = torch.randn(2, 3, 8, 12)
+    for average in (True, False):
+        head = pooling_head(3, 5, size=2, average=average)
+        parts = maps.reshape(2, 3, 2, 4, 2, 6)
+        pooled = parts.mean(dim=(3, 5)) if average else parts.amax(dim=(3, 5))
+        linear = head[-1]
+        assert isinstance(linear, nn.Linear)
+        assert torch.allclose(head(maps), F.linear(pooled.flatten(1), linear.weight, linear.bias), atol=1e-6)
+    assert pooling_head(3, 5)(torch.zeros(1, 3, 7, 1)).shape == (1, 5)
