@@ -3,7 +3,7 @@
     python scripts/benchmark_classifiers.py
     python scripts/benchmark_classifiers.py --weights resnet50.safetensors
 
-Batches of 32 scenes at 224×224. Without weights they are random, with batch norms that have seen scenes. The ceiling is
+Batches of 32 scenes at 224×224, preprocessed as for ImageNet. Without weights they are random, with batch norms that have seen scenes. The ceiling is
 the rate at which torch multiplies large matrices here. Agreement is the share of the five likeliest labels of a picture
 that are among the other's five; for bf16 it means something only with trained weights, since random ones enlarge any
 rounding. The last line is one JSON object.
@@ -25,27 +25,30 @@ import torch
 from torch import Tensor, nn
 
 from genpipe.scenes.compose import Composer
+from genpipe.scenes.concepts import names
 from genpipe.scenes.world import sample_batch
 from genpipe.vision.inference import prepare_for_inference
+from genpipe.vision.preprocess import Preprocess
 from genpipe.vision.resnet import ResNet
 from genpipe.vision.summary import summary
 from genpipe.vision.weights import load_classifier
 
 transformers: Any = importlib.import_module("transformers")  # its type stubs lag behind it
 
-SIZE, TOP = 224, 5
+TOP = 5
 Model = Callable[[], Tensor]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", metavar="FILE", help="of a ResNet-50 (default: random, for 1,000 classes)")
+    parser.add_argument("--size", type=int, default=224, help="side of the pictures (%(default)s)")
     parser.add_argument("--batch", type=int, default=32, help="pictures at a time (%(default)s)")
     parser.add_argument("--runs", type=int, default=5, help="of each network, in turn (%(default)s)")
     arguments = parser.parse_args()
-    batch = arguments.batch
-    pixels = scenes(batch)
-    ours = network(arguments.weights)
+    batch, size = arguments.batch, arguments.size
+    pixels = scenes(random.Random(0), batch, size)
+    ours = network(arguments.weights, size)
     theirs = transformers_twin(ours)
     fp32, bf16 = prepare_for_inference(ours), prepare_for_inference(ours, dtype=torch.bfloat16)
     last = pixels.to(memory_format=torch.channels_last)
@@ -55,7 +58,7 @@ def main() -> None:
         "genpipe fp32": lambda: fp32(last),
         "genpipe bf16": lambda: bf16(half),
     }
-    work = 2 * summary(ours, (3, SIZE, SIZE)).multiply_adds * batch
+    work = 2 * summary(ours, (3, size, size)).multiply_adds * batch
     rates = {name: gemm_rate(dtype) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
     print(
         f"{work / 1e9:.0f} GFLOP a batch; ceiling " + ", ".join(f"{n} {r / 1e9:.0f} GFLOP/s" for n, r in rates.items())
@@ -76,6 +79,7 @@ def main() -> None:
                 "agreement": agreement,
                 "gemm_flops": rates,
                 "batch": batch,
+                "size": size,
                 "runs": arguments.runs,
                 "weights": arguments.weights,
                 "threads": torch.get_num_threads(),
@@ -87,13 +91,14 @@ def main() -> None:
     )
 
 
-def scenes(count: int) -> Tensor:
-    """Unseen pictures: (count, 3, 224, 224) in [-1, 1]."""
-    return Composer(size=SIZE).render(sample_batch(random.Random(0), count))
+def scenes(rng: random.Random, count: int, size: int) -> Tensor:
+    """Pictures of the core concepts as networks of ImageNet see them: (count, 3, size, size)."""
+    pixels = Composer(size=size).render(sample_batch(rng, count, pool=names(core=True)))
+    return Preprocess().normalise((pixels + 1) * 127.5)
 
 
 @torch.no_grad()
-def network(weights: str | None) -> ResNet:
+def network(weights: str | None, size: int) -> ResNet:
     if weights is not None:
         model = load_classifier(weights, "resnet50").network
         assert isinstance(model, ResNet)
@@ -103,7 +108,7 @@ def network(weights: str | None) -> ResNet:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the plain average of what it sees
-    model.train()(Composer(size=SIZE).render(sample_batch(random.Random(1), 16)))
+    model.train()(scenes(random.Random(1), 16, size))
     return model.eval()
 
 
