@@ -39,26 +39,31 @@ def _train(args: argparse.Namespace) -> int:
     from genpipe.training.image_folder import BEST, train_on_folder
     from genpipe.training.text_to_image import choose_accelerator
 
-    train_on_folder(
-        args.directory,
-        args.out,
-        budget=_budget(args.minutes, args.steps),
-        accelerator=choose_accelerator(),
-        architecture=args.model,
-        weights=args.weights,
-        frozen=_frozen(args.freeze),
-        size=args.size,
-        batch=args.batch,
-        smoothing=args.smoothing,
-        seed=args.seed,
-        on_pictures=lambda report: print(report, file=sys.stderr),
-        on_validation=lambda error, better: print(
-            f"\ntop-1 error on the held-out pictures: {error:.1%}{', the best so far' if better else ''}",
-            file=sys.stderr,
-        ),
-    )
+    try:
+        train_on_folder(
+            args.directory,
+            args.out,
+            budget=_budget(args.minutes, args.steps),
+            accelerator=choose_accelerator(),
+            architecture=args.model,
+            weights=args.weights,
+            frozen=_frozen(args.freeze),
+            size=args.size,
+            batch=args.batch,
+            smoothing=args.smoothing,
+            seed=args.seed,
+            on_pictures=lambda report: print(report, file=sys.stderr),
+            on_validation=_tell,
+        )
+    except FloatingPointError as error:
+        raise RuntimeError(f"{error}; what {args.out} holds is intact") from None
     print(args.out / BEST)
     return 0
+
+
+def _tell(error: float, better: bool) -> None:
+    note = ", the best so far" if better else ""
+    print(f"\ntop-1 error on the held-out pictures: {error:.1%}{note}", file=sys.stderr)
 
 
 def _frozen(layers: str | None) -> list[str] | None:

@@ -9,6 +9,8 @@ The best weights so far are in `best.safetensors`, which `genpipe.vision.weights
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -77,8 +79,9 @@ def read_image_folder(directory: str | Path, preprocess: Preprocess) -> ImageFol
             f"{source} holds {len(classes)} folders of pictures, and a classifier needs 2 classes or more: put the "
             "pictures of each class into a folder with its name"
         )
-    read = [(label, picture) for label, picture in _read_all(source, directory, classes, preprocess, report)]
-    missing = [name for label, name in enumerate(classes) if not any(label == other for other, _ in read)]
+    read = _read_all(source, directory, classes, preprocess, report)
+    seen = {label for label, _ in read}
+    missing = [name for label, name in enumerate(classes) if label not in seen]
     if missing:
         raise ValueError(
             f"{source} has {len(missing)} classes without a picture that can be read ({', '.join(missing)}): "
@@ -90,7 +93,7 @@ def read_image_folder(directory: str | Path, preprocess: Preprocess) -> ImageFol
             raise ValueError(f"{directory / 'val'} has classes that are not in train: {', '.join(others)}")
         held = _read_all(directory / "val", directory, classes, preprocess, report)
     else:
-        read, held = _hold_out(read, len(classes))
+        read, held = _hold_out(read)
     if not held:
         raise ValueError(f"{directory} leaves no picture to measure by: give at least one class 2 pictures or more")
     report.used = len(read) + len(held)
@@ -262,13 +265,11 @@ def _read_all(
     return read
 
 
-def _hold_out(
-    read: Sequence[tuple[int, Tensor]], classes: int
-) -> tuple[list[tuple[int, Tensor]], list[tuple[int, Tensor]]]:
+def _hold_out(read: Sequence[tuple[int, Tensor]]) -> tuple[list[tuple[int, Tensor]], list[tuple[int, Tensor]]]:
     """Pictures to learn from and pictures to measure by: of each class one in ten, at least one where it has several."""
     training, held = [], []
-    for label in range(classes):
-        mine = [item for item in read if item[0] == label]
+    for label, group in groupby(read, key=itemgetter(0)):
+        mine = list(group)
         random.Random(label).shuffle(mine)
         share = max(len(mine) // HELD_OUT, 1) if len(mine) > 1 else 0
         held += mine[:share]
