@@ -106,6 +106,7 @@ def run(arguments: argparse.Namespace) -> None:
         decoder=budgets.get("decoder"),
         denoiser=budgets.get("denoiser"),
         freeze_text=True,
+        rate=RATE if arguments.init is None else RATE / 2,
         prompts=SAMPLES,
         seed=seed,
     )
@@ -115,9 +116,16 @@ def teach(
     encoder: TextEncoder, tokenizer: Tokenizer, directory: Path, budget: Budget, accelerator: Accelerator, seed: int
 ) -> TextEncoder:
     """Train the text encoder to read the captions of the whole world, also of what the denoiser is not to learn yet."""
+    def draw_scene(rng: random.Random) -> Scene:
+        """A pair is the hardest to read, since either name has to be found: draw more of them."""
+        scene, pair = sample(rng), rng.random() < 0.3
+        while pair and scene.kind != "pair":
+            scene = sample(rng)
+        return scene
+
     averaged = fit(
         Reader(encoder),
-        reading_loss(sample, word, tokenizer),
+        reading_loss(draw_scene, word, tokenizer),
         directory=directory,
         budget=budget,
         peak_rate=RATE,

@@ -64,7 +64,7 @@ class LatentPool:
         source: Callable[[int, int], tuple[Tensor, Sequence[Captioned]]],
         *,
         initial: int = 2048,
-        fresh: int = 16,
+        fresh: int = 8,
         capacity: int = 32768,
         period: int | None = None,
     ) -> None:

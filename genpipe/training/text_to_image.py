@@ -32,7 +32,7 @@ from genpipe.training.loop import Budget, fit
 SIZE = 128
 VAE_BATCH, BATCH = 8, 64
 # Peak learning rates from fresh weights; those that were trained before continue at half of them.
-VAE_RATE, RATE = 1.5e-3, 1.5e-3
+VAE_RATE, RATE = 1.2e-3, 2e-3
 VAE_CONFIG = VAEConfig(
     latent_channels=8,
     channels=(16, 32, 64, 128),
@@ -171,6 +171,7 @@ def train(
     decoder: Budget | None = None,
     denoiser: Budget | None = None,
     freeze_text: bool = False,
+    rate: float = RATE,
     prompts: Sequence[str],
     seed: int = 0,
 ) -> None:
@@ -182,6 +183,7 @@ def train(
             denoiser stays valid.
         denoiser: budget of the text encoder and the denoiser. A stage whose budget is None is left out.
         freeze_text: the text encoder is good as it is; train the denoiser alone.
+        rate: highest learning rate of the denoiser, lower for one that was trained before.
         prompts: what the samples show.
         seed: of everything drawn.
 
@@ -226,9 +228,9 @@ def train(
         ),
         directory=out / "denoiser",
         budget=denoiser,
-        peak_rate=RATE if autoencoder is not None else RATE / 2,
+        peak_rate=rate,
         accelerator=accelerator,
-        average=0.9985,
+        average=0.999,
         seed=seed,
         on_checkpoint=save,
     )
