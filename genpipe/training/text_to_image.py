@@ -115,7 +115,7 @@ def new_model(
         ValueError: `size` is not a multiple of 8, or the training in `out` began from the weights of another.
     """
     check_size(size, size, VAE_CONFIG.factor)
-    if _state(out, "denoiser").exists() and not _state(out, "vae").exists():
+    if vae is None and _state(out, "denoiser").exists() and not _state(out, "vae").exists():
         raise ValueError(f"{out} holds a training that began with --init: give it again, or another --out")
     used = out / "checkpoint" / "tokenizer"
     tokenizer = Tokenizer.from_files(used) if used.is_dir() else train_tokenizer(captions, 3072, length=tokens)
