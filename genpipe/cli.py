@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import genpipe
-from genpipe.vision.command import classify_command
+from genpipe.training.command import train_command
+from genpipe.vision.command import classify_command, inspect_command
 
 EXAMPLES = """\
 examples:
@@ -126,10 +127,25 @@ def vocabulary_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("word", nargs="?", metavar="WORD", help="only what has this in one of its names")
 
 
+def vision_command(parser: argparse.ArgumentParser) -> None:
+    """train a classifier on your own pictures, or look inside one"""
+    parser.usage = "%(prog)s COMMAND ..."
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, add in (("train", train_command), ("inspect", inspect_command)):
+        line = add.__doc__ or ""
+        prog = f"{parser.prog} {name}"
+        add(
+            commands.add_parser(
+                name, prog=prog, help=line, description=f"{line[:1].upper()}{line[1:]}.", allow_abbrev=False
+            )
+        )
+
+
 # A command is a function that adds its arguments and sets `run`; its docstring is its line in the help.
 COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "generate": generate_command,
     "classify": classify_command,
+    "vision": vision_command,
     "info": info_command,
     "vocabulary": vocabulary_command,
 }

@@ -129,6 +129,7 @@ def test_torch_would_be_noticed():
     "arguments",
     [
         *([], ["--help"], ["--version"], ["generate", "--help"], ["info", "--help"], ["classify", "--help"]),
+        *(["vision", "--help"], ["vision", "train", "--help"], ["vision", "train", "x", "--freeze", "features"]),
         *(["ship", "--nope"], ["ship", "--steps", "0"], ["ship", "--seed", "x"], ["ship", "--sampler", "eulr"]),
         *(
             ["ship", "--output", "missing/ship.png"],

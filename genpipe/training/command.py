@@ -1,0 +1,75 @@
+"""`genpipe vision train`: its arguments, and how a training is told of."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from genpipe.training.loop import Budget
+
+
+def train_command(parser: argparse.ArgumentParser) -> None:
+    """train a classifier on a folder that holds a folder of pictures for each class"""
+    parser.usage = "%(prog)s DIR [options]"
+    parser.set_defaults(run=_train)
+    parser.add_argument("directory", metavar="DIR",
+                        help="a folder for each class, or train and val with these in them")  # fmt: skip
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "-m", "--model", metavar="NAME", help="resnet50, alexnet, ... (default: that of --from, or resnet18)"
+    )
+    group.add_argument("--from", dest="weights", metavar="FILE", help="a .safetensors file or its URL to start from")
+    group.add_argument("--freeze", metavar="LAYERS",
+                       help="what of --from stays as it is: features (all but the head), or layers as in layer1,layer2")  # fmt: skip
+    group.add_argument("--size", type=int, metavar="PX", help="side of the pictures (default: what suits the model)")
+    group = parser.add_argument_group("training")
+    group.add_argument("-o", "--out", type=Path, default=Path("runs/vision"), metavar="DIR",
+                       help="where state, log and the best weights go; begun again, it continues (default: %(default)s)")  # fmt: skip
+    group.add_argument("--minutes", type=float, metavar="X", help="how long (default: 30)")
+    group.add_argument("--steps", type=int, metavar="N", help="how many batches, in place of --minutes")
+    group.add_argument("--batch", type=int, default=32, metavar="N", help="pictures a step (default: %(default)s)")
+    group.add_argument("--smoothing", type=float, default=0.1, metavar="X", help="of the labels (default: %(default)s)")
+    group.add_argument("-s", "--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
+
+
+def _train(args: argparse.Namespace) -> int:
+    if args.freeze is not None and args.weights is None:
+        raise ValueError("--freeze keeps what was learned before: give it with --from FILE")
+    from genpipe.training.image_folder import BEST, train_on_folder
+    from genpipe.training.text_to_image import choose_accelerator
+
+    train_on_folder(
+        args.directory,
+        args.out,
+        budget=_budget(args.minutes, args.steps),
+        accelerator=choose_accelerator(),
+        architecture=args.model,
+        weights=args.weights,
+        frozen=_frozen(args.freeze),
+        size=args.size,
+        batch=args.batch,
+        smoothing=args.smoothing,
+        seed=args.seed,
+        on_pictures=lambda report: print(report, file=sys.stderr),
+        on_validation=lambda error, better: print(
+            f"\ntop-1 error on the held-out pictures: {error:.1%}{', the best so far' if better else ''}",
+            file=sys.stderr,
+        ),
+    )
+    print(args.out / BEST)
+    return 0
+
+
+def _frozen(layers: str | None) -> list[str] | None:
+    if layers is None:
+        return []
+    return None if layers == "features" else layers.split(",")
+
+
+def _budget(minutes: float | None, steps: int | None) -> "Budget":
+    from genpipe.training.loop import Budget
+
+    if minutes is not None and steps is not None:
+        raise ValueError("two budgets: give --minutes or --steps, not both")
+    return Budget(minutes=30.0 if minutes is None and steps is None else minutes, steps=steps)

@@ -1,0 +1,280 @@
+"""A classifier from a person's own folder: a folder of pictures for each class, in the form of torchvision's ImageFolder.
+
+    train_on_folder("flowers", Path("runs/flowers"), architecture="resnet18", budget=Budget(minutes=30))
+
+The best weights so far are in `best.safetensors`, which `genpipe.vision.weights.load_classifier` and `genpipe classify
+--weights` read. Killed and begun again, the training continues.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from genpipe.training.classifier import train_classifier
+from genpipe.training.folder import Report
+from genpipe.training.loop import Budget, Draw
+from genpipe.vision.architectures import build
+from genpipe.vision.metrics import top_k_error
+from genpipe.vision.pictures import SUFFIXES, read_picture
+from genpipe.vision.preprocess import Preprocess
+from genpipe.vision.summary import summary
+from genpipe.vision.transfer import freeze, replace_head
+from genpipe.vision.weights import Classifier, load_classifier, save_classifier
+
+BEST = "best.safetensors"
+HELD_OUT = 10  # one picture of a class in so many measures how good a training is, where there is no folder of them
+LEAST_AREA, WIDEST = 0.35, 4 / 3  # of a random crop: its share of the picture, and its width over its height
+RATE, GENTLE_RATE = 1e-3, 3e-4  # peak learning rates: of what starts fresh, and of what was trained before
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class LabelledPictures:
+    """Pictures in memory, and the class of each."""
+
+    pixels: Tensor  # (N, C, size, size) uint8
+    labels: Tensor  # (N,) int64
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """What a folder holds: pictures to learn from, others to be measured by, and what became of its files."""
+
+    classes: tuple[str, ...]
+    training: LabelledPictures
+    validation: LabelledPictures
+    report: Report
+
+
+def read_image_folder(directory: str | Path, preprocess: Preprocess) -> ImageFolder:
+    """Check and read every picture of the folders in `directory`, one a class: one pass, with a bar.
+
+    Where `directory` holds `train` and `val` and nothing else, the classes are in these; else one picture in ten of each
+    class is held out. Pictures come out as `read_picture` gives them, the central square resampled to the side that the
+    preprocessing resizes to. Memory: 196 KB a picture of 256 pixels. Unreadable pictures are skipped and named in the
+    report.
+
+    Raises:
+        ValueError: not a folder, fewer than two classes, or classes without a picture that can be read.
+        OSError: a folder cannot be read.
+    """
+    directory, report = Path(directory), Report()
+    if not directory.is_dir():
+        raise ValueError(f"{directory} is not a folder: give one that holds a folder of pictures for each class")
+    parts = [path.name for path in _folders(directory)]
+    split = parts == ["train", "val"]
+    source = directory / "train" if split else directory
+    classes = tuple(path.name for path in _folders(source))
+    if len(classes) < 2:
+        raise ValueError(
+            f"{source} holds {len(classes)} folders of pictures, and a classifier needs 2 classes or more: put the "
+            "pictures of each class into a folder with its name"
+        )
+    read = [(label, picture) for label, picture in _read_all(source, directory, classes, preprocess, report)]
+    missing = [name for label, name in enumerate(classes) if not any(label == other for other, _ in read)]
+    if missing:
+        raise ValueError(
+            f"{source} has {len(missing)} classes without a picture that can be read ({', '.join(missing)}): "
+            "add pictures, or remove the folders"
+        )
+    if split:
+        others = sorted({path.name for path in _folders(directory / "val")} - set(classes))
+        if others:
+            raise ValueError(f"{directory / 'val'} has classes that are not in train: {', '.join(others)}")
+        held = _read_all(directory / "val", directory, classes, preprocess, report)
+    else:
+        read, held = _hold_out(read, len(classes))
+    if not held:
+        raise ValueError(f"{directory} leaves no picture to measure by: give at least one class 2 pictures or more")
+    report.used = len(read) + len(held)
+    return ImageFolder(classes, _stack(read), _stack(held), report)
+
+
+def train_on_folder(
+    directory: str | Path,
+    out: Path,
+    *,
+    budget: Budget,
+    accelerator: Accelerator,
+    architecture: str | None = None,
+    weights: str | Path | None = None,
+    frozen: Sequence[str] | None = (),
+    size: int | None = None,
+    batch: int = BATCH,
+    smoothing: float = 0.1,
+    seed: int = 0,
+    on_pictures: Callable[[Report], None] | None = None,
+    on_validation: Callable[[float, bool], None] | None = None,
+) -> Classifier:
+    """Train a classifier on a folder, see `read_image_folder`, and return the best that it was.
+
+    Pictures are cropped at random and mirrored; the learning rate warms up, stays, and falls as a cosine; weights are
+    averaged. At each checkpoint the top-1 error on the held-out pictures is measured.
+
+    Args:
+        out: holds the state of the training, its log, and the best weights.
+        architecture: see `genpipe.vision.architectures`; by default that of `weights`, else resnet18.
+        weights: a file to start from, see `load_classifier`; its head is replaced by one of the folder's classes.
+        frozen: layers that stay as they are; None is all but the head.
+        size: side of the pictures that the network sees, in pixels; by default what its weights were trained on, 32 for
+            lenet5, 224 for the others.
+        batch: pictures a step.
+        smoothing: of the labels.
+        on_pictures: called once the pictures are read.
+        on_validation: called at each checkpoint with the top-1 error and whether it is the least so far.
+
+    Raises:
+        ValueError: a folder, weights, layers, size, batch or smoothing that cannot be used, or `out` holds another training.
+        OSError: a file cannot be read or written.
+        FloatingPointError: the loss is not finite; the last checkpoint is intact.
+    """
+    if batch < 2:
+        raise ValueError(f"batch {batch} is too small: batch norms need 2 pictures or more")
+    start = _starting_point(architecture, weights, size)
+    folder = read_image_folder(directory, start.preprocess)
+    if on_pictures is not None:
+        on_pictures(folder.report)
+    torch.manual_seed(seed)
+    network = build(start.architecture, len(folder.classes)) if weights is None else start.network
+    network = network if weights is None else replace_head(network, len(folder.classes))
+    if frozen is None or frozen:
+        freeze(network, frozen)
+    model = replace(start, network=network, classes=folder.classes)
+    best = out / BEST
+    least = float("inf")
+    if best.exists():
+        earlier = load_classifier(best)
+        if (earlier.architecture, earlier.classes) != (model.architecture, model.classes):
+            raise ValueError(f"{best} is of another training: repeat that one's arguments, or give another --out")
+        least = _error(earlier, folder.validation, accelerator)
+
+    def keep_the_best(averaged: nn.Module) -> None:
+        nonlocal least
+        candidate = replace(model, network=averaged)
+        error = _error(candidate, folder.validation, accelerator)
+        better = error < least
+        if better:
+            save_classifier(candidate, best)
+            least = error
+        if on_validation is not None:
+            on_validation(error, better)
+
+    def batches(draw: Draw) -> tuple[Tensor, Tensor]:
+        chosen = torch.randint(len(folder.training.labels), (batch,), generator=draw.noise)
+        levels = augment(folder.training.pixels[chosen], model.preprocess.crop, draw.noise)
+        return model.preprocess.normalise(levels), folder.training.labels[chosen]
+
+    fresh = weights is None or frozen is None
+    train_classifier(
+        network.to(memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]
+        batches,
+        directory=out,
+        budget=budget,
+        accelerator=accelerator,
+        peak_rate=RATE if fresh else GENTLE_RATE,
+        smoothing=smoothing,
+        seed=seed,
+        on_checkpoint=keep_the_best,
+    )
+    return load_classifier(best)
+
+
+def augment(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Of each picture (B, C, S, S) a random part, 35 to 100 % of it and not much wider than high or higher than wide,
+    in half of the cases mirrored: (B, C, size, size) float32, on the scale of the pixels."""
+    count = len(pixels)
+    area, shape, x, y, mirror = torch.rand(5, count, generator=generator)
+    side = (LEAST_AREA + (1 - LEAST_AREA) * area).sqrt()
+    stretch = WIDEST ** (shape - 0.5)
+    width, height = (side * stretch).clamp(max=1), (side / stretch).clamp(max=1)
+    # Shares of the picture to the coordinates of `grid_sample`, -1 … 1.
+    part = torch.zeros(count, 2, 3)
+    part[:, 0, 0] = torch.where(mirror < 0.5, -width, width)
+    part[:, 1, 1] = height
+    part[:, 0, 2] = (2 * x - 1) * (1 - width)
+    part[:, 1, 2] = (2 * y - 1) * (1 - height)
+    grid = F.affine_grid(part, [count, pixels.shape[1], size, size], align_corners=False)
+    return F.grid_sample(pixels.float(), grid, padding_mode="border", align_corners=False)
+
+
+def _starting_point(architecture: str | None, weights: str | Path | None, size: int | None) -> Classifier:
+    """What is to be trained, checked; without weights its network stands for the architecture alone."""
+    if weights is None:
+        architecture = architecture or "resnet18"
+        grey = architecture == "lenet5"
+        settings = Preprocess(36, 32, (0.5,), (0.5,)) if grey else Preprocess()
+        with torch.device("meta"):
+            start = Classifier(build(architecture), architecture, (), settings)
+    else:
+        start = load_classifier(weights, architecture)
+    settings = start.preprocess
+    if size is not None:
+        settings = replace(settings, resize=round(size * settings.resize / settings.crop), crop=size)
+    summary(start.network, (len(settings.mean), settings.crop, settings.crop))
+    return replace(start, preprocess=settings)
+
+
+@torch.no_grad()
+def _error(classifier: Classifier, pictures: LabelledPictures, accelerator: Accelerator) -> float:
+    """Top-1 error on the middles of the pictures."""
+    network = classifier.network.eval().to(accelerator.device)
+    crop, side = classifier.preprocess.crop, pictures.pixels.shape[-1]
+    start = round((side - crop) / 2)
+    middles = pictures.pixels[..., start : start + crop, start : start + crop]
+    logits = []
+    for part in middles.split(BATCH):
+        with accelerator.autocast():
+            logits.append(network(classifier.preprocess.normalise(part).to(accelerator.device)).float().cpu())
+    return top_k_error(torch.cat(logits), pictures.labels)
+
+
+def _folders(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _read_all(
+    source: Path, directory: Path, classes: Sequence[str], preprocess: Preprocess, report: Report
+) -> list[tuple[int, Tensor]]:
+    """The squares of every class's pictures with its number; what is skipped is named as seen from `directory`."""
+    whole = replace(preprocess, crop=preprocess.resize)
+    files = [
+        (label, path)
+        for label, name in enumerate(classes)
+        for path in sorted((source / name).rglob("*"))
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+    ]
+    read = []
+    for label, path in tqdm(files, desc="reading pictures", unit="picture", leave=False, dynamic_ncols=True):
+        try:
+            read.append((label, whole.square(read_picture(path))))
+        except ValueError as error:
+            reason = str(error).removeprefix(f"{path} ").partition(":")[0]
+            report.skip(path.relative_to(directory).as_posix(), reason)
+        except OSError as error:
+            report.skip(path.relative_to(directory).as_posix(), f"cannot be read ({error.strerror})")
+    return read
+
+
+def _hold_out(
+    read: Sequence[tuple[int, Tensor]], classes: int
+) -> tuple[list[tuple[int, Tensor]], list[tuple[int, Tensor]]]:
+    """Pictures to learn from and pictures to measure by: of each class one in ten, at least one where it has several."""
+    training, held = [], []
+    for label in range(classes):
+        mine = [item for item in read if item[0] == label]
+        random.Random(label).shuffle(mine)
+        share = max(len(mine) // HELD_OUT, 1) if len(mine) > 1 else 0
+        held += mine[:share]
+        training += mine[share:]
+    return training, held
+
+
+def _stack(read: Sequence[tuple[int, Tensor]]) -> LabelledPictures:
+    return LabelledPictures(torch.stack([pixels for _, pixels in read]), torch.tensor([label for label, _ in read]))
