@@ -7,19 +7,25 @@ Killed and started again with the same --out, it continues.
 """
 
 import argparse
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from genpipe.scenes import COLOURS, SETTINGS, names
+from genpipe.images import to_pil
+from genpipe.scenes import COLOURS, SETTINGS, names, sample
+from genpipe.scenes.compose import Composer
 from genpipe.training.judge import ScenePool, judge_loss
 from genpipe.training.loop import Budget, fit
 from genpipe.training.text_to_image import choose_accelerator
+from genpipe.vision.evaluation import measure, summary
+from genpipe.vision.judge import Judge
 from genpipe.vision.scene_model import TRUNKS, SceneModel
 
 RATE = 2e-3
+UNSEEN = 400  # scenes that every checkpoint is measured on, a quarter of held-out combinations
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -32,9 +38,16 @@ def main(given: Sequence[str] | None = None) -> None:
     torch.manual_seed(arguments.seed)
     model = SceneModel(arguments.trunk, concepts=len(names()), colours=len(COLOURS), settings=len(SETTINGS))
     accelerator = choose_accelerator()
+    rng = random.Random("unseen")
+    scenes = [sample(rng, held=i % 4 == 0) for i in range(UNSEEN)]
+    unseen = to_pil(Composer().render(scenes))
 
-    def look(averaged: nn.Module) -> None:
-        pass
+    def keep(averaged: nn.Module) -> None:
+        assert isinstance(averaged, SceneModel)
+        judge = Judge(averaged)
+        judge.save(arguments.out / "model.safetensors")
+        figures = summary(measure(judge, unseen, scenes))
+        accelerator.print("\n" + "  ".join(f"{name} {value:.1%}" for name, value in figures.items()))
 
     fit(
         model.to(memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]
@@ -44,7 +57,7 @@ def main(given: Sequence[str] | None = None) -> None:
         peak_rate=RATE,
         accelerator=accelerator,
         seed=arguments.seed,
-        on_checkpoint=look,
+        on_checkpoint=keep,
     )
 
 

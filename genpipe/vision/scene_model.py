@@ -89,6 +89,7 @@ class SceneModel(nn.Module):
         super().__init__()
         if trunk not in TRUNKS:
             raise ValueError(f"trunk {trunk!r} is not known: use one of {', '.join(TRUNKS)}")
+        self.architecture, self.width = trunk, width
         self.trunk = TRUNKS[trunk](width)
         self.place = conv1x1(CHANNELS, 5)
         self.concepts = nn.Linear(CHANNELS, concepts)
@@ -113,6 +114,21 @@ class SceneModel(nn.Module):
         )
 
 
+class SurestConcept(nn.Module):
+    """The scene model as a classifier: what the surest object of a picture is."""
+
+    def __init__(self, model: SceneModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> logits (B, concepts)."""
+        seen = self.model(pixels)
+        surest = seen.objectness.flatten(1).argmax(dim=1)
+        cells = seen.cells.flatten(1, 2)  # (B, h·w, CHANNELS)
+        return self.model.concepts(cells[torch.arange(len(cells), device=cells.device), surest])
+
+
 def shrink(pixels: Tensor) -> Tensor:
     """Pictures (B, 3, H, W) as the models take them: (B, 3, SIDE, SIDE), antialiased."""
     return F.interpolate(pixels, size=(SIDE, SIDE), mode="bilinear", antialias=True)
@@ -126,7 +142,7 @@ def centres(height: int, width: int, device: torch.device | str = "cpu") -> Tens
 
 def _boxes(distances: Tensor) -> Tensor:
     """Distances from a cell's middle to left, top, right and bottom in cells (B, 4, h, w) as boxes (B, h, w, 4)."""
-    middle = centres(*distances.shape[-2:], distances.device)
+    middle = centres(distances.shape[-2], distances.shape[-1], distances.device)
     away = distances.permute(0, 2, 3, 1) * STRIDE
     return torch.cat([middle - away[..., :2], middle + away[..., 2:]], dim=-1)
 
