@@ -73,27 +73,26 @@ class ResNet(nn.Module):
     Args:
         depth: as in the paper's table 1.
         classes: of the output.
-        width: channels of the first stage; 64 is the paper's.
 
     Raises:
         ValueError: another depth.
     """
 
-    def __init__(self, depth: int, classes: int = 1000, *, width: int = 64) -> None:
+    def __init__(self, depth: int, classes: int = 1000) -> None:
         super().__init__()
         if depth not in DEPTHS:
             raise ValueError(f"a ResNet of {depth} layers is not in the paper: use {', '.join(map(str, DEPTHS))}")
         unit, (first, second, third, fourth) = DEPTHS[depth]
-        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
-        self.layer1 = _stage(unit, width, width, first, stride=1)
-        self.layer2 = _stage(unit, width * unit.expansion, 2 * width, second, stride=2)
-        self.layer3 = _stage(unit, 2 * width * unit.expansion, 4 * width, third, stride=2)
-        self.layer4 = _stage(unit, 4 * width * unit.expansion, 8 * width, fourth, stride=2)
+        self.layer1 = _stage(unit, 64, 64, first, stride=1)
+        self.layer2 = _stage(unit, 64 * unit.expansion, 128, second, stride=2)
+        self.layer3 = _stage(unit, 128 * unit.expansion, 256, third, stride=2)
+        self.layer4 = _stage(unit, 256 * unit.expansion, 512, fourth, stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(8 * width * unit.expansion, classes)
+        self.fc = nn.Linear(512 * unit.expansion, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
