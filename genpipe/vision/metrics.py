@@ -117,3 +117,37 @@ def average_precision(
     precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1)
     raised = precision.flip(0).cummax(0).values.flip(0) if len(hits) else precision
     return ((raised * hits).sum() / total).item()  # each hit is a step of 1/total in recall
+
+
+def mean_average_precision(
+    boxes: Sequence[Tensor],
+    scores: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    truths: Sequence[Tensor],
+    true_labels: Sequence[Tensor],
+    *,
+    threshold: float = 0.5,
+) -> float:
+    """The mean of `average_precision` over the classes that have a true box.
+
+    Args:
+        boxes, scores, truths, threshold: see `average_precision`, of all classes together.
+        labels: for each picture (D,), the classes of its boxes.
+        true_labels: for each picture (T,), those of its true boxes.
+
+    Returns:
+        0 … 1; NaN if no picture has a true box.
+    """
+    present = sorted({label for each in true_labels for label in each.tolist()})
+    values = []
+    for label in present:
+        mine = [each == label for each in labels]
+        values.append(
+            average_precision(
+                [found[kept] for found, kept in zip(boxes, mine, strict=True)],
+                [found[kept] for found, kept in zip(scores, mine, strict=True)],
+                [true[each == label] for true, each in zip(truths, true_labels, strict=True)],
+                threshold=threshold,
+            )
+        )
+    return sum(values) / len(values) if values else float("nan")

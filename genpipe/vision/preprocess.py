@@ -54,6 +54,10 @@ class Preprocess:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """A PIL picture of any size as (C, crop, crop) float32."""
+        return self.normalise(self.square(image))
+
+    def square(self, image: Image.Image) -> Tensor:
+        """The middle of a resized PIL picture, before it is normalised: (C, crop, crop) uint8."""
         image = image.convert("L" if len(self.mean) == 1 else "RGB")
         short = min(image.size)
         resized = [self.resize if side == short else int(self.resize * side / short) for side in image.size]
@@ -65,9 +69,13 @@ class Preprocess:
         (left, right), (top, bottom) = box
         method = Image.Resampling[self.interpolation.upper()]
         square = image.resize((self.crop, self.crop), method, box=(left, top, right, bottom))
-        levels = np.asarray(square, dtype=np.float32).reshape(self.crop, self.crop, -1) / 255  # (H, W, C)
-        normalised = (levels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return torch.from_numpy(normalised.transpose(2, 0, 1).copy())
+        levels = np.asarray(square).reshape(self.crop, self.crop, -1)  # (H, W, C)
+        return torch.from_numpy(levels.transpose(2, 0, 1).copy())
+
+    def normalise(self, levels: Tensor) -> Tensor:
+        """Levels 0 … 255 (…, C, H, W) of any type -> float32 as the network was trained on."""
+        mean, std = (levels.new_tensor(each, dtype=torch.float32)[:, None, None] for each in (self.mean, self.std))
+        return (levels.float() / 255 - mean) / std
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON has them."""

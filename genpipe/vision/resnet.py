@@ -65,46 +65,69 @@ DEPTHS: dict[int, tuple[Unit, tuple[int, int, int, int]]] = {
 }
 
 
-class ResNet(nn.Module):
-    """A ResNet of 18, 34, 50, 101 or 152 layers.
+class ResNetEncoder(nn.Module):
+    """A ResNet up to its last feature maps, for classifiers, segmentation and detection alike.
 
     Convolutions start with He's normal weights (fan out), batch norms as the identity.
 
     Args:
-        depth: as in the paper's table 1.
-        classes: of the output.
+        depth: as in the paper's table 1: 18, 34, 50, 101 or 152.
+        width: channels of the first stage, 64 in the paper; a quarter of it makes a sixteenth of the parameters.
+
+    Attributes:
+        channels: of the five maps that `forward` returns.
 
     Raises:
-        ValueError: another depth.
+        ValueError: another depth, or a width below 1.
     """
 
-    def __init__(self, depth: int, classes: int = 1000) -> None:
+    def __init__(self, depth: int, *, width: int = 64) -> None:
         super().__init__()
         if depth not in DEPTHS:
             raise ValueError(f"a ResNet of {depth} layers is not in the paper: use {', '.join(map(str, DEPTHS))}")
+        if width < 1:
+            raise ValueError(f"a ResNet of width {width} has no channels: use 1 or more, 64 as in the paper")
         unit, (first, second, third, fourth) = DEPTHS[depth]
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        wide = width * unit.expansion
+        self.channels = (width, wide, 2 * wide, 4 * wide, 8 * wide)
+        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
-        self.layer1 = _stage(unit, 64, 64, first, stride=1)
-        self.layer2 = _stage(unit, 64 * unit.expansion, 128, second, stride=2)
-        self.layer3 = _stage(unit, 128 * unit.expansion, 256, third, stride=2)
-        self.layer4 = _stage(unit, 256 * unit.expansion, 512, fourth, stride=2)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(512 * unit.expansion, classes)
+        self.layer1 = _stage(unit, width, width, first, stride=1)
+        self.layer2 = _stage(unit, wide, 2 * width, second, stride=2)
+        self.layer3 = _stage(unit, 2 * wide, 4 * width, third, stride=2)
+        self.layer4 = _stage(unit, 4 * wide, 8 * width, fourth, stride=2)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) of any size -> what the stem and the four stages put out, at 1/2, 1/4, 1/8, 1/16 and 1/32."""
+        stem = self.relu(self.bn1(self.conv1(pixels)))  # (B, width, H/2, W/2)
+        first = self.layer1(self.maxpool(stem))  # (B, …, H/4, W/4)
+        second = self.layer2(first)  # (B, …, H/8, W/8)
+        third = self.layer3(second)  # (B, …, H/16, W/16)
+        return stem, first, second, third, self.layer4(third)  # (B, …, H/32, W/32)
+
+
+class ResNet(ResNetEncoder):
+    """A ResNet of 18, 34, 50, 101 or 152 layers: the encoder, the mean of its last maps and a linear layer.
+
+    Args:
+        depth, width: see `ResNetEncoder`.
+        classes: of the output.
+    """
+
+    def __init__(self, depth: int, classes: int = 1000, *, width: int = 64) -> None:
+        super().__init__(depth, width=width)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(self.channels[-1], classes)
+
+    def forward(self, pixels: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """(B, 3, H, W) of any size -> logits (B, classes)."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(pixels))))  # (B, 64, H/4, W/4)
-        x = self.layer1(x)
-        x = self.layer2(x)  # (B, …, H/8, W/8)
-        x = self.layer3(x)  # (B, …, H/16, W/16)
-        x = self.layer4(x)  # (B, …, H/32, W/32)
-        return self.fc(self.avgpool(x).flatten(1))
+        *_, maps = super().forward(pixels)
+        return self.fc(self.avgpool(maps).flatten(1))
 
 
 def _stage(unit: Unit, in_channels: int, width: int, units: int, *, stride: int) -> nn.Sequential:

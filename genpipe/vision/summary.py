@@ -59,6 +59,7 @@ def summary(model: nn.Module, input_size: tuple[int, ...]) -> Summary:
 
     Raises:
         ValueError: the input is smaller than the network can reduce; names the layer at which the size falls below one.
+            Or its channels are not those of the network.
     """
     model = deepcopy(model).to("meta").eval()
     layers: list[Layer] = []
@@ -97,6 +98,10 @@ def _multiply_adds(module: nn.Module, output: Tensor) -> int:
 def _check_fits(name: str, module: nn.Module, x: Tensor, source: str) -> None:
     if not isinstance(module, _WINDOWED):
         return
+    if isinstance(module, nn.Conv2d) and module.in_channels != x.shape[1]:
+        raise ValueError(
+            f"an input of {source} has the wrong channels: {name} (Conv2d) takes {module.in_channels}, not {x.shape[1]}"
+        )
     # Padding by name and rounding up have other formulas; networks that reduce a picture rarely have them.
     if isinstance(module.padding, str) or getattr(module, "ceil_mode", False):
         return

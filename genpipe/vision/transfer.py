@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from genpipe.vision.architectures import find_head
+from genpipe.vision.resnet import ResNet, ResNetEncoder
 
 
 def replace_head(model: nn.Module, classes: int) -> nn.Module:
@@ -24,6 +25,22 @@ def replace_head(model: nn.Module, classes: int) -> nn.Module:
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, fresh)
     return model
+
+
+def load_encoder(encoder: ResNetEncoder, classifier: ResNet) -> None:
+    """Give a segmentation's or detector's encoder what a classifier of the same depth and width has learned.
+
+    Raises:
+        ValueError: they do not have the same layers.
+    """
+    learned = {name: tensor for name, tensor in classifier.state_dict().items() if not name.startswith("fc.")}
+    wanted = encoder.state_dict()
+    if {name: tensor.shape for name, tensor in learned.items()} != {name: t.shape for name, t in wanted.items()}:
+        raise ValueError(
+            f"the classifier's stages have {classifier.channels} channels, the encoder's {encoder.channels}, or other "
+            "depths: build them alike"
+        )
+    encoder.load_state_dict(learned)
 
 
 def freeze(model: nn.Module, layers: Sequence[str] | None = None) -> nn.Module:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from genpipe.vision.architectures import build, find_head
 from genpipe.vision.imagenet import PUBLISHED, imagenet_classes
 from genpipe.vision.preprocess import Preprocess
+from genpipe.vision.summary import summary
 
 # As torch's hub names files: eight digits or more of the file's SHA-256 before the suffix.
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")
@@ -65,6 +66,12 @@ def load_classifier(source: str | Path, architecture: str | None = None, *, allo
         settings = Preprocess.from_dict(json.loads(metadata["preprocess"])) if metadata else Preprocess(resize=resize)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} has damaged metadata: {error}") from None
+    with torch.device("meta"):
+        network = build(name, len(classes))
+    try:
+        summary(network, (len(settings.mean), settings.crop, settings.crop))
+    except ValueError as error:
+        raise ValueError(f"the preprocessing in {path} does not suit {name}: {error}") from None
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn only to be replaced
         network = build(name, len(classes))
     _fill(network, tensors, path)

@@ -8,6 +8,7 @@ from genpipe.vision.metrics import (
     average_precision,
     box_iou,
     confusion_matrix,
+    mean_average_precision,
     mean_iou,
     per_class_accuracy,
     top_k_error,
@@ -121,6 +122,27 @@ def test_average_precision_against_brute_force(seed: int) -> None:
     expected = brute_force(boxes, scores, truths)
     assert 0 < expected < 1
     assert average_precision(boxes, scores, truths) == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_mean_over_classes_counts_those_that_are_there() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truths = [random_boxes(generator, 4) for _ in range(5)]
+    boxes = [torch.cat([true + torch.randint(-1, 2, (4, 1), generator=generator), true[:1]]) for true in truths]
+    scores = [torch.rand(5, generator=generator) for _ in truths]
+    true_labels = [torch.tensor([0, 0, 2, 2])] * 5
+    labels = [torch.tensor([0, 0, 2, 3, 1])] * 5  # nothing is of class 1 or 3
+    expected = [
+        brute_force(
+            [found[each == label] for found, each in zip(boxes, labels, strict=True)],
+            [found[each == label] for found, each in zip(scores, labels, strict=True)],
+            [true[each == label] for true, each in zip(truths, true_labels, strict=True)],
+        )
+        for label in (0, 2)
+    ]
+    assert 0 < expected[0] < expected[1] < 1
+    actual = mean_average_precision(boxes, scores, labels, truths, true_labels)
+    assert actual == pytest.approx(sum(expected) / 2, abs=1e-9)
+    assert math.isnan(mean_average_precision([], [], [], [], []))
 
 
 def test_average_precision_at_its_ends() -> None:

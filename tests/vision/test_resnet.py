@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from genpipe.vision.resnet import DEPTHS, BottleneckUnit, ResNet
+from genpipe.vision.resnet import DEPTHS, BottleneckUnit, ResNet, ResNetEncoder
 
 # torchvision's counts; all keys of a unit with a shortcut, of each kind.
 PARAMETERS = {18: 11_689_512, 34: 21_797_672, 50: 25_557_032, 101: 44_549_160, 152: 60_192_808}
@@ -52,6 +52,14 @@ def test_the_state_dict_of_resnet_50_is_torchvisions() -> None:
 def test_parameters_are_those_of_torchvision(depth: int) -> None:
     with torch.device("meta"):
         assert sum(parameter.numel() for parameter in ResNet(depth).parameters()) == PARAMETERS[depth]
+
+
+def test_a_quarter_of_the_width_is_a_sixteenth_of_the_weights() -> None:
+    with torch.device("meta"):
+        wide, narrow = (
+            sum(p.numel() for p in ResNet(18, width=w).layer3.parameters() if p.ndim == 4) for w in (64, 16)
+        )
+        assert wide == 16 * narrow and ResNet(50, width=16).channels == (16, 64, 128, 256, 512)
 
 
 def test_a_bottleneck_strides_on_its_3x3() -> None:
@@ -108,6 +116,15 @@ def test_every_parameter_gets_a_gradient(depth: int, gradients) -> None:
     assert all(gradients(ResNet(depth, 5), (4, 3, 64, 64)).values())
 
 
-def test_other_depths_are_refused() -> None:
+def test_the_encoders_maps_halve_from_one_to_the_next() -> None:
+    with torch.no_grad():
+        maps = ResNetEncoder(18, width=4).eval()(torch.zeros(1, 3, 65, 96))
+    sizes = [(4, 33, 48), (4, 17, 24), (8, 9, 12), (16, 5, 6), (32, 3, 3)]
+    assert [tuple(part.shape[1:]) for part in maps] == sizes
+
+
+def test_other_depths_and_widths_are_refused() -> None:
+    with pytest.raises(ValueError, match="a ResNet of width 0 has no channels"):
+        ResNet(18, width=0)
     with pytest.raises(ValueError, match="a ResNet of 20 layers is not in the paper: use 18, 34, 50, 101, 152"):
         ResNet(20)

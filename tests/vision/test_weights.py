@@ -189,10 +189,10 @@ def test_all_that_does_not_fit_is_in_one_error(tmp_path: Path) -> None:
 def test_what_the_file_says_is_not_overruled(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds weights of lenet5, not of resnet50: ask for lenet5"):
         load_classifier(saved, "resnet50")
-    save_file(LeNet5(1000).state_dict(), tmp_path / "bare.safetensors")
+    save_file(build("resnet18w16").state_dict(), tmp_path / "bare.safetensors")
     with pytest.raises(ValueError, match="does not say what its weights are for: name the model"):
         load_classifier(tmp_path / "bare.safetensors")
-    assert load_classifier(tmp_path / "bare.safetensors", "lenet5").classes == imagenet_classes()
+    assert load_classifier(tmp_path / "bare.safetensors", "resnet18w16").classes == imagenet_classes()
 
 
 def test_damaged_metadata_are_a_line(tmp_path: Path) -> None:
@@ -200,6 +200,20 @@ def test_damaged_metadata_are_a_line(tmp_path: Path) -> None:
     save_file(LeNet5(3).state_dict(), tmp_path / "odd.safetensors", metadata=metadata)
     with pytest.raises(ValueError, match=r"odd.safetensors has damaged metadata"):
         load_classifier(tmp_path / "odd.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (Preprocess(31, 31, (0.5,), (0.5,)), "at features.c5 (Conv2d) 4×4 falls below one"),
+        (Preprocess(32, 32), "has the wrong channels: features.c1 (Conv2d) takes 1, not 3"),
+    ],
+)
+def test_a_preprocessing_that_the_network_cannot_take_is_refused(tmp_path: Path, settings: Preprocess, says: str) -> None:
+    save_classifier(Classifier(LeNet5(3), "lenet5", ("a", "b", "c"), settings), tmp_path / "odd.safetensors")
+    with pytest.raises(ValueError, match=r"the preprocessing in \S*odd.safetensors does not suit lenet5: ") as caught:
+        load_classifier(tmp_path / "odd.safetensors")
+    assert says in str(caught.value)
 
 
 def test_what_cannot_be_saved_is_refused(tmp_path: Path, classifier: Classifier) -> None:
