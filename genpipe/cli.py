@@ -197,8 +197,9 @@ def _generate(args: argparse.Namespace) -> int:
     Request.from_dict({**_STAND_INS, **settings})
     check_best_of(args.best_of)
     drawn = "seed" not in settings
-    first = settings.pop("seed", random_seed())
-    seeds = seeds_for(first, args.n) and seeds_for(first, args.n * args.best_of)[:: args.best_of]
+    seeds = seeds_for(settings.pop("seed", random_seed()), args.n)
+    if args.best_of > 1:  # each picture is chosen from so many seeds
+        seeds = seeds_for(seeds[0], args.n * args.best_of)[:: args.best_of]
     prompt = settings.pop("prompt")
     paths = _output_paths(args.output, args.outdir, seeds)
 

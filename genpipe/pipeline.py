@@ -164,11 +164,11 @@ class Pipeline:
             NonFiniteError: the networks gave no finite picture, in fp32 either.
         """
         check_best_of(best_of)
-        if seeds is not None:
+        if seeds is not None and best_of > 1:
             seeds = [each for first in seeds for each in seeds_for(first, best_of)]
         requests = self.requests(
             prompt,
-            n=n * best_of,
+            n=n * best_of if best_of > 1 and isinstance(n, int) else n,
             seed=seed,
             seeds=seeds,
             negative_prompt=negative_prompt,

@@ -1,7 +1,7 @@
 """Training the scene models, that judge pictures, on scenes alone: what to draw, how to soften it, what to learn."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from genpipe.scenes import COLOURS, SETTINGS, Placed, Scene, concepts, names, sample
 from genpipe.scenes.atlas import variants
-from genpipe.scenes.compose import Composer
+from genpipe.scenes.compose import Composer, Truth
 from genpipe.scenes.places import LOOK
 from genpipe.scenes.world import ROWS
 from genpipe.training.loop import Draw
@@ -83,26 +83,33 @@ def label(composer: Composer, scenes: list[Scene]) -> Labelled:
     """Draw scenes with all that is to be learned of them."""
     pictures, truths = composer.truth(scenes)
     smaller = SIDE / composer.size
-    table = torch.tensor([CATEGORIES.index(concept.category) for concept in concepts().values()])
     n = len(scenes)
     kinds, tints = torch.full((n, MOST), -1), torch.full((n, MOST), len(COLOURS))
-    boxes, categories = torch.zeros(n, MOST, 4), torch.zeros(n, composer.size, composer.size, dtype=torch.uint8)
+    boxes = torch.zeros(n, MOST, 4)
     for i, truth in enumerate(truths):
         visible = truth.masks.sum((1, 2)) >= 0.004 * composer.size**2
         k = len(truth.concepts)
         kinds[i, :k] = torch.where(visible, truth.concepts, -1)
         tints[i, :k] = torch.where(truth.colours >= 0, truth.colours, len(COLOURS))
         boxes[i, :k] = truth.boxes * smaller
-        for mask, concept in zip(truth.masks, truth.concepts, strict=True):
-            categories[i][mask] = int(table[concept])
     return Labelled(
         pixels=((shrink(pictures) + 1) * 127.5).round().to(torch.uint8),
         settings=torch.tensor([truth.setting for truth in truths]),
         concepts=kinds,
         colours=tints,
         boxes=boxes,
-        categories=categories,
+        categories=category_maps(truths, composer.size),
     )
+
+
+def category_maps(truths: Sequence[Truth], size: int) -> Tensor:
+    """Which of CATEGORIES each pixel belongs to: (N, size, size) uint8."""
+    table = [CATEGORIES.index(concept.category) for concept in concepts().values()]
+    maps = torch.zeros(len(truths), size, size, dtype=torch.uint8)
+    for one, truth in zip(maps, truths, strict=True):
+        for mask, concept in zip(truth.masks, truth.concepts.tolist(), strict=True):
+            one[mask] = table[concept]
+    return maps
 
 
 class ScenePool:
@@ -205,6 +212,26 @@ def scene_loss(model: SceneModel, seen: Seen, shown: Labelled, smoothing: float)
         total = total + F.cross_entropy(concept, shown.concepts[picture, thing], label_smoothing=smoothing)
         total = total + 0.5 * F.cross_entropy(colour, shown.colours[picture, thing], label_smoothing=smoothing / 2)
     return total
+
+
+def segmentation_loss(
+    pool: ScenePool, *, batch: int = 64, points: int = 1024
+) -> Callable[[nn.Module, int, Draw], Tensor]:
+    """Cross-entropy at random pixels of each picture: as good as all of them, and cheap ("PointRend", 2020)."""
+
+    def loss(model: nn.Module, step: int, draw: Draw) -> Tensor:
+        shown = pool.draw(step, batch, draw.scenes)
+        pixels = soften(shown.pixels.float() / 127.5 - 1, draw.noise)
+        device = next(model.parameters()).device
+        logits = model(pixels.to(device, memory_format=torch.channels_last)).float()  # (B, classes, h, w)
+        size = shown.categories.shape[-1]
+        at = torch.randint(size * size, (batch, points), generator=draw.noise)
+        true = shown.categories.flatten(1).long().gather(1, at).to(device)
+        where = (torch.stack([at % size, at // size], dim=-1) + 0.5) * (2 / size) - 1  # (B, points, 2)
+        sampled = F.grid_sample(logits, where[:, None].to(device), padding_mode="border", align_corners=False)
+        return F.cross_entropy(sampled[:, :, 0], true)
+
+    return loss
 
 
 def owners(shown: Labelled, height: int, width: int) -> Tensor:

@@ -7,14 +7,12 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from genpipe.hardware import choose_device
@@ -25,7 +23,7 @@ from genpipe.scenes.places import SETTINGS
 from genpipe.vision.pictures import read_picture
 from genpipe.vision.preprocess import Preprocess
 from genpipe.vision.scene_model import SIDE, Objects, SceneModel, SurestConcept, find_objects
-from genpipe.vision.weights import Classifier
+from genpipe.vision.weights import Classifier, read_tensors, write_tensors
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "judge"
 PREPROCESS = Preprocess(resize=SIDE, crop=SIDE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -120,23 +118,15 @@ class Judge:
             ValueError: the file is damaged or holds something else.
             OSError: there is no such file.
         """
+        tensors, metadata = read_tensors(path)
         try:
-            with safe_open(path, framework="pt") as file:
-                keys, metadata = file.keys(), file.metadata() or {}
-                tensors = {key: file.get_tensor(key).float() for key in keys}
             known = {key: json.loads(metadata[key]) for key in ("concepts", "colours", "settings")}
+            counts = {key: len(value) for key, value in known.items()}
             with torch.random.fork_rng(devices=[]):  # the first weights are drawn only to be replaced
-                model = SceneModel(
-                    metadata["trunk"],
-                    **{key: len(value) for key, value in known.items()},
-                    width=int(metadata["width"]),
-                )
-            counters = {key: value for key, value in model.state_dict().items() if key.endswith("num_batches_tracked")}
-            model.load_state_dict({**counters, **tensors}, strict=True)
-        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"{path} is not a judge that train_judge.py wrote: {' '.join(str(error).split())}"
-            ) from None
+                model = SceneModel(metadata["trunk"], **counts, width=int(metadata["width"]))
+            model.load_state_dict(tensors)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} is no judge of scenes: {' '.join(str(error).split())}") from None
         return cls(model.to(choose_device(device)), **known)
 
     def save(self, path: str | Path) -> None:
@@ -145,14 +135,7 @@ class Judge:
         Raises:
             OSError: the file cannot be written.
         """
-        path = Path(path)
-        tensors = {
-            key: value.detach().to("cpu", torch.float16).contiguous()
-            for key, value in self.model.state_dict().items()
-            if value.is_floating_point()
-        }
         metadata = {
-            "format": "pt",
             "trunk": self.model.architecture,
             "width": str(self.model.width),
             "concepts": json.dumps(self.concepts),
@@ -160,12 +143,7 @@ class Judge:
             "settings": json.dumps(self.settings),
             "preprocess": json.dumps(PREPROCESS.to_dict()),
         }
-        temporary = path.with_suffix(".part")
-        try:
-            save_file(tensors, temporary, metadata=metadata)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_tensors(path, self.model.state_dict(), metadata, dtype=torch.float16)
 
     @torch.inference_mode()
     def look(self, images: Sequence[Image.Image]) -> list[Sight]:
@@ -206,8 +184,9 @@ class Judge:
         chosen = self._assign(sight.objects, wish.objects)
         for wanted, index in zip(wish.objects, chosen, strict=True):
             checks += self._check_object(sight.objects, wanted, index)
-        if len(wish.objects) == 1 and wish.objects[0].count is not None:
-            checks.append(_check_count(sight.objects.scores, wish.objects[0].count))
+        if len(wish.objects) == 1 and (count := wish.objects[0].count) is not None:
+            checks[0] = self._check_all(sight.objects, wish.objects[0].concept, count)
+            checks.append(_check_count(sight.objects.scores, count))
         if wish.relation is not None and len(set(chosen[:2])) == 2:
             checks.append(
                 _check_relation(sight.objects.boxes[chosen[0]], sight.objects.boxes[chosen[1]], wish.relation)
@@ -233,6 +212,13 @@ class Judge:
             if enough:
                 chances[row] = -1
         return chosen
+
+    def _check_all(self, objects: Objects, concept: str, count: int) -> Check:
+        """Whether the `count` surest objects are the wanted thing, every one."""
+        chances, there = objects.concepts[:count], objects.scores[:count]
+        found = dict.fromkeys(self.concepts[i] for i in chances[there >= SURE].argmax(dim=1).tolist())
+        chance = float((chances[:, self.concepts.index(concept)] * there).mean())
+        return Check("object", concept, ", ".join(found) or "nothing", chance, list(found) == [concept])
 
     def _check_object(self, objects: Objects, wanted: Wanted, index: int) -> list[Check]:
         there = float(objects.scores[index])
@@ -274,26 +260,21 @@ def _check_relation(first: Tensor, second: Tensor, relation: str) -> Check:
     return Check("relation", relation, found, 1 / (1 + math.exp(-away[relation] / SOFTNESS)), found == relation)
 
 
-@cache
-def embedded_judge() -> Judge:
-    """The judge that ships with genpipe, loaded once, on the best device there is."""
-    return Judge.load(EMBEDDED / "model.safetensors")
-
-
 def scene_classifier() -> Classifier:
     """The embedded judge as a classifier of what is surest to be in a picture."""
     judge = Judge.load(EMBEDDED / "model.safetensors", device="cpu")
     return Classifier(SurestConcept(judge.model).eval(), "scene", judge.concepts, PREPROCESS)
 
 
+@lru_cache(maxsize=1)
 def choose_judge(name: str | Path | None = None) -> Scorer:
-    """The embedded judge for None, else the CLIP model of this folder or hub id.
+    """The embedded judge for None, else the CLIP model of this folder or hub id; the last one stays loaded.
 
     Raises:
         ValueError: it is not a CLIP model that can be loaded.
     """
     if name is None:
-        return embedded_judge()
+        return Judge.load(EMBEDDED / "model.safetensors")
     # It is the one that imports transformers, and this module.
     from genpipe.vision.clip import ClipJudge
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from genpipe.vision.blocks import conv1x1, conv_unit
 from genpipe.vision.metrics import box_iou
-from genpipe.vision.resnet import ResNet
+from genpipe.vision.resnet import ResNetEncoder
 
 SIDE = 96  # pixels a side of what the models look at: pictures of 128 made smaller
 STRIDE = 16  # pixels a side of a cell
@@ -24,8 +24,7 @@ class ResNetTrunk(nn.Module):
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
-        self.resnet = ResNet(18, width=width)
-        del self.resnet.avgpool, self.resnet.fc
+        self.resnet = ResNetEncoder(18, width=width)
         self.lateral = conv1x1(4 * width, CHANNELS)
         self.top = conv1x1(8 * width, CHANNELS)
         self.neck = conv_unit(CHANNELS, CHANNELS)
@@ -33,11 +32,14 @@ class ResNetTrunk(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> an early map (B, 2·width, H/8, W/8) and the cells (B, CHANNELS, H/16, W/16)."""
-        net = self.resnet
-        early = net.layer2(net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(pixels))))))
-        middle = net.layer3(early)
-        late = F.interpolate(self.top(net.layer4(middle)), size=middle.shape[-2:], mode="nearest")
-        return early, self.neck(self.lateral(middle) + late)
+        _, _, early, cells = self.maps(pixels)
+        return early, cells
+
+    def maps(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same after two finer maps: (B, width, H/2, W/2) and (B, width, H/4, W/4)."""
+        stem, first, early, middle, late = self.resnet(pixels)
+        late = F.interpolate(self.top(late), size=middle.shape[-2:], mode="nearest")
+        return stem, first, early, self.neck(self.lateral(middle) + late)
 
 
 class PlainTrunk(nn.Module):

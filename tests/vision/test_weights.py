@@ -209,7 +209,9 @@ def test_damaged_metadata_are_a_line(tmp_path: Path) -> None:
         (Preprocess(32, 32), "has the wrong channels: features.c1 (Conv2d) takes 1, not 3"),
     ],
 )
-def test_a_preprocessing_that_the_network_cannot_take_is_refused(tmp_path: Path, settings: Preprocess, says: str) -> None:
+def test_a_preprocessing_that_the_network_cannot_take_is_refused(
+    tmp_path: Path, settings: Preprocess, says: str
+) -> None:
     save_classifier(Classifier(LeNet5(3), "lenet5", ("a", "b", "c"), settings), tmp_path / "odd.safetensors")
     with pytest.raises(ValueError, match=r"the preprocessing in \S*odd.safetensors does not suit lenet5: ") as caught:
         load_classifier(tmp_path / "odd.safetensors")
