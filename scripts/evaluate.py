@@ -20,7 +20,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,13 @@ from genpipe.scenes.captions import Language
 from genpipe.scenes.compose import Composer
 from genpipe.scenes.places import LOOK
 from genpipe.training.autoencoder import psnr
+from genpipe.training.judge import category_maps
 from genpipe.vision.evaluation import average_precision_50, frechet_distance, measure, summary
 from genpipe.vision.judge import EMBEDDED as JUDGES
 from genpipe.vision.judge import Judge, Score
-from genpipe.vision.metrics import mean_average_precision
+from genpipe.vision.metrics import confusion_matrix, mean_average_precision, mean_iou
+from genpipe.vision.scene_model import SIDE
+from genpipe.vision.scene_segmentation import Segmentation
 
 PARTS = ("pictures", "vae", "judge", "cost", "best-of")
 COMBINATIONS = ("setting", "colour", "pair", "count")  # kinds of scenes, a quarter of the pictures each
@@ -221,21 +224,26 @@ def autoencoder(pipeline: Pipeline, judge: Judge, pool: Sequence[str], count: in
 def judges(judge: Judge, second: Judge, count: int) -> dict[str, Any]:
     scenes = [sample(random.Random(f"unseen/{i}")) for i in range(count)]
     composer, images, boxes, labels = Composer(), [], [], []
+    segmentation = Segmentation.load(JUDGES / "segmentation.safetensors", judge)
+    kinds = len(segmentation.classes)
+    confusion = torch.zeros(kinds, kinds, dtype=torch.int64)
     for part in _chunks(scenes):
         pixels, truths = composer.truth(part)
-        images += to_pil(pixels)
+        pictures = to_pil(pixels)
+        images += pictures
+        confusion += confusion_matrix(segmentation(pictures), category_maps(truths, composer.size).long(), kinds)
         for truth in truths:
             visible = truth.boxes[:, 2] > truth.boxes[:, 0]
             boxes.append(truth.boxes[visible])
             labels.append(truth.concepts[visible])
-    report: dict[str, Any] = {"pictures": count}
+    report: dict[str, Any] = {"pictures": count, "segmentation_mean_iou": mean_iou(confusion)}
     for name, one in (("first", judge), ("second", second)):
         sights = one.look(images)
         report[name] = {
             **summary(measure(one, images, scenes)),
             "ap50": average_precision_50(sights, boxes, composer.size),
             "mean_ap50_of_concepts": mean_average_precision(
-                [sight.objects.boxes * (composer.size / 96) for sight in sights],
+                [sight.objects.boxes * (composer.size / SIDE) for sight in sights],
                 [sight.objects.scores for sight in sights],
                 [sight.objects.concepts.argmax(1) for sight in sights],
                 boxes,
@@ -254,9 +262,9 @@ def cost(pipeline: Pipeline) -> dict[str, Any]:
         pipeline("pirate ship", seed=seed, progress=False)
         times.append(time.perf_counter() - started)
     folder = EMBEDDED if pipeline.name == "embedded" else Path(pipeline.checkpoint.source)
-    weights = sum(path.stat().st_size for path in folder.rglob("*.safetensors")) if folder.is_dir() else float("nan")
     return {
-        "weights_mb": weights / 1e6,
+        "weights_mb": _megabytes(path for path in folder.rglob("*.safetensors") if path.parent != JUDGES),
+        "judges_mb": _megabytes(JUDGES.glob("*.safetensors")),
         "gflop_a_picture": counter.get_total_flops() / 1e9,
         "seconds_a_picture": sorted(times)[len(times) // 2],
         "threads": torch.get_num_threads(),
@@ -264,6 +272,10 @@ def cost(pipeline: Pipeline) -> dict[str, Any]:
         "dtype": str(pipeline.dtype).removeprefix("torch."),
         "steps": pipeline.defaults()["steps"],
     }
+
+
+def _megabytes(paths: Iterable[Path]) -> float:
+    return sum(path.stat().st_size for path in paths) / 1e6
 
 
 def best_of(

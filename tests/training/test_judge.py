@@ -74,7 +74,8 @@ def test_an_object_belongs_to_the_four_cells_around_its_middle() -> None:
     boxes = torch.zeros(1, MOST, 4)
     boxes[0, 0] = torch.tensor([30.0, 30, 34, 34])  # its middle is a corner of four cells
     boxes[0, 1] = torch.tensor([0.0, 0, 90, 90])  # its middle is in the cell in row and column 2
-    shown = Labelled(*[torch.zeros(1)] * 2, torch.tensor([[5, 6, -1, -1]]), torch.zeros(1), boxes, torch.zeros(1))
+    none = torch.zeros(1)
+    shown = Labelled(none, none, torch.tensor([[5, 6, -1, -1]]), none, boxes, none)
     expected = torch.full((6, 6), -1)
     expected[1:3, 1:3] = 0
     for row in range(6):
