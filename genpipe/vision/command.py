@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ def classify_command(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--top", type=int, default=5, metavar="N", help="labels a picture (default: 5)")
     group.add_argument("--json", action="store_true", help="print one JSON array")
     group = parser.add_argument_group("model")
-    group.add_argument("--weights", metavar="FILE", 
+    group.add_argument("--weights", metavar="FILE",
                        help="a .safetensors file or its URL (default: the embedded scene classifier)")  # fmt: skip
     group.add_argument("-m", "--model", metavar="NAME",
                        help="resnet50, alexnet, ... where the weights do not say it")  # fmt: skip
@@ -29,6 +30,8 @@ def classify_command(parser: argparse.ArgumentParser) -> None:
 def _classify(args: argparse.Namespace) -> int:
     if args.model is not None and args.weights is None:
         raise ValueError(f"no weights given for {args.model}: pass --weights FILE, for example resnet50.safetensors")
+    if len(args.files) == 1:
+        Path(args.files[0]).stat()  # raises before torch is loaded
     from genpipe.vision.classify import classify
 
     predictions = classify(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genpipe.vision.blocks import conv1x1, conv_unit
-from genpipe.vision.metrics import box_iou
+from genpipe.vision.detection import suppress
 from genpipe.vision.resnet import ResNetEncoder
 
 SIDE = 96  # pixels a side of what the models look at: pictures of 128 made smaller
@@ -169,13 +169,9 @@ def find_objects(model: SceneModel, seen: Seen, *, threshold: float = 0.5, overl
     found = []
     for scores, boxes, cells in zip(seen.objectness.sigmoid(), seen.boxes, seen.cells, strict=True):
         scores, boxes, cells = scores.flatten(), boxes.flatten(0, 1), cells.flatten(0, 1).float()
-        order = scores.argsort(descending=True)
-        order = order[: max(1, int((scores > threshold).sum()))]
-        ious, kept = box_iou(boxes[order], boxes[order]), []
-        for i in range(len(order)):
-            if all(ious[i, j] <= overlap for j in kept):
-                kept.append(i)
-        chosen = order[kept]
+        likely = scores.argsort(descending=True)[: max(1, int((scores > threshold).sum()))]
+        kept = suppress(boxes[likely], scores[likely], torch.zeros_like(likely), overlap)
+        chosen = likely[kept]
         found.append(
             Objects(
                 scores[chosen],
