@@ -161,7 +161,7 @@ def pictures(pipeline: Pipeline, judge: Judge, pool: Sequence[str], count: int, 
     russian, russian_scenes = generated("ru", 4)
     drawn = render(scenes, size)
     seen, real = measure(judge, english, scenes_of), measure(judge, drawn, scenes)
-    other = measure(judge, render([sample(random.Random(f"other/{i}"), pool) for i in range(len(drawn))], size), scenes)
+    training = render([sample(random.Random(f"training/{i}"), pool) for i in range(len(drawn))], size)
     in_english, in_russian = measure(judge, english[::4], russian_scenes), measure(judge, russian, russian_scenes)
     return {
         "pictures": len(english),
@@ -171,12 +171,23 @@ def pictures(pipeline: Pipeline, judge: Judge, pool: Sequence[str], count: int, 
         "drawn": summary(real),
         "english_subset": summary(in_english),
         "russian_subset": summary(in_russian),
+        "russian_behind_english_points": behind(summary(in_russian), summary(in_english)),
         "frechet_distance": frechet_distance(seen.features, real.features),
-        "frechet_distance_of_training_scenes": frechet_distance(other.features, real.features),
+        "frechet_distance_of_training_scenes": frechet_distance(features(judge, training), real.features),
         "worst_concepts": seen.worst(10),
         "concept_accuracy": {name: tally.share for name, tally in sorted(seen.concepts.items())},
         "copies": copies(english, scenes_of, pool, size),
     }
+
+
+def features(judge: Judge, images: Sequence[Image.Image]) -> Tensor:
+    return torch.stack([sight.features for sight in judge.look(images)])
+
+
+def behind(shares: dict[str, float], others: dict[str, float]) -> float:
+    """By how many points the worst of the shares is behind the same of the others; errors count the other way."""
+    signs = {name: -1 if name.endswith("_error") else 1 for name in shares}
+    return 100 * max(signs[name] * (others[name] - shares[name]) for name in shares)
 
 
 def copies(images: Sequence[Image.Image], scenes: Sequence[Scene], pool: Sequence[str], size: int) -> dict[str, float]:
@@ -244,7 +255,7 @@ def judges(judge: Judge, second: Judge, count: int) -> dict[str, Any]:
             "ap50": average_precision_50(sights, boxes, composer.size),
             "mean_ap50_of_concepts": mean_average_precision(
                 [sight.objects.boxes * (composer.size / SIDE) for sight in sights],
-                [sight.objects.scores for sight in sights],
+                [sight.objects.scores * sight.objects.concepts.amax(1) for sight in sights],
                 [sight.objects.concepts.argmax(1) for sight in sights],
                 boxes,
                 labels,

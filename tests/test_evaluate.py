@@ -90,6 +90,12 @@ def test_training_pictures_are_copies_and_other_scenes_are_not(evaluate: ModuleT
     assert evaluate.copies(evaluate.render(others, 64), others, POOL, 64)["copies"] < 0.2
 
 
+def test_how_far_one_language_is_behind_the_other(evaluate: ModuleType) -> None:
+    english = {"setting": 0.9, "object_top1_error": 0.1, "colour": 0.5}
+    assert evaluate.behind({"setting": 0.88, "object_top1_error": 0.15, "colour": 0.6}, english) == pytest.approx(5)
+    assert evaluate.behind({"setting": 0.95, "object_top1_error": 0.05, "colour": 0.6}, english) == pytest.approx(-5)
+
+
 class Oracle:
     """Gives every picture its brightness as score."""
 
