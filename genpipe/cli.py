@@ -79,6 +79,10 @@ def generate_command(parser: argparse.ArgumentParser) -> None:
     _option(group, "-N", "--negative-prompt", "--neg", metavar="TEXT", help="what to keep out of it")
     _option(group, "-n", "--num-images", "--n", "--n-samples", "-b", "--batch-count", dest="n", type=int, default=1,
             metavar="N", help="how many pictures (default: 1)")  # fmt: skip
+    _option(group, "--best-of", type=int, default=1, metavar="N",
+            help="draw N for each picture and keep the one that shows the prompt best (default: 1)")  # fmt: skip
+    _option(group, "--judge", metavar="NAME",
+            help="a CLIP model to choose by, a folder or a hub id (default: the embedded model's own judge)")  # fmt: skip
     _option(group, "-s", "--seed", type=int, metavar="N",
             help="0 to 2^64-1: the same seed draws the same picture; picture k takes N + k (default: drawn and shown)")  # fmt: skip
     _option(group, "--size", type=_size, metavar="WxH", help="in pixels (default: what the model was trained on)")
@@ -188,8 +192,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from genpipe.images import read_metadata, save_image, save_new
-    from genpipe.request import Request, random_seed, seeds_for
+    from genpipe.images import NOT_REQUESTED, read_metadata, save_image, save_new
+    from genpipe.request import Request, check_best_of, random_seed, seeds_for
 
     if args.prompt is not None and args.prompt_option is not None:
         raise ValueError("two prompts: give PROMPT or --prompt, not both")
@@ -203,12 +207,15 @@ def _generate(args: argparse.Namespace) -> int:
         made = read_metadata(args.from_image)
         model = model or made.get("model")
         args.dtype = args.dtype or made.get("dtype")
-        settings = {**{key: made[key] for key in made if key not in ("model", "version", "dtype")}, **settings}
+        settings = {**{key: made[key] for key in made if key not in NOT_REQUESTED}, **settings}
     if "prompt" not in settings:
         raise ValueError('nothing to draw: give a prompt, as in genpipe "pirate ship"')
     Request.from_dict({**_STAND_INS, **settings})
+    check_best_of(args.best_of)
     drawn = "seed" not in settings
     seeds = seeds_for(settings.pop("seed", random_seed()), args.n)
+    if args.best_of > 1:  # each picture is chosen from so many seeds
+        seeds = seeds_for(seeds[0], args.n * args.best_of)[:: args.best_of]
     prompt = settings.pop("prompt")
     paths = _output_paths(args.output, args.outdir, seeds)
 
@@ -227,10 +234,18 @@ def _generate(args: argparse.Namespace) -> int:
     if drawn and not args.quiet:
         print(f"seed {seeds[0]}", file=sys.stderr)
     # Batch by batch, so that what is done is on the disk when something fails.
-    for start in range(0, args.n, BATCH):
-        batch = seeds[start : start + BATCH]
+    size = max(1, BATCH // args.best_of)
+    for start in range(0, args.n, size):
+        batch = seeds[start : start + size]
         images = pipeline(
-            prompt, n=len(batch), seeds=batch, deterministic=args.deterministic, progress=not args.quiet, **settings
+            prompt,
+            n=len(batch),
+            seeds=batch,
+            deterministic=args.deterministic,
+            best_of=args.best_of,
+            judge=args.judge,
+            progress=not args.quiet,
+            **settings,
         )
         for index, image in enumerate(images, start):
             if paths:

@@ -44,6 +44,8 @@ _A1111_SOLVERS = {
     "dpmpp_2m_sde": "DPM++ 2M SDE",
     "lcm": "LCM",
 }
+# What a picture says of itself besides its request.
+NOT_REQUESTED = ("model", "version", "dtype", "best_of")
 # Names that Windows keeps for devices, with any suffix.
 _RESERVED = re.compile(r"con|prn|aux|nul|(com|lpt)\d", re.IGNORECASE)
 
@@ -129,6 +131,13 @@ def annotate(
     image.info["parameters"] = parameters_text(named, model)
 
 
+def annotate_choice(image: Image.Image, scores: Sequence[Mapping[str, Any]]) -> None:
+    """Add to what `annotate` wrote, under "best_of", the scores of all the pictures that this one was chosen from."""
+    image.info["genpipe"] = json.dumps(
+        {**json.loads(image.info["genpipe"]), "best_of": list(scores)}, ensure_ascii=False
+    )
+
+
 def parameters_text(request: Request, model: str) -> str:
     """What made a picture, in the form that A1111's web UI writes and reads.
 
@@ -155,7 +164,7 @@ def parameters_text(request: Request, model: str) -> str:
 
 
 def read_metadata(source: str | Path | Image.Image) -> dict[str, Any]:
-    """What a picture says of itself: the keys of `Request`, "model", "version" and "dtype".
+    """What a picture says of itself: the keys of `Request` and of `NOT_REQUESTED`.
 
     Raises:
         ValueError: not a picture, or one without a readable `genpipe` text (it was not made by genpipe, or has been
@@ -184,7 +193,7 @@ def read_metadata(source: str | Path | Image.Image) -> dict[str, Any]:
 def read_request(source: str | Path | Image.Image) -> Request:
     """The request that made a picture, from a PNG that genpipe wrote. Errors as in `read_metadata`."""
     made = read_metadata(source)
-    return Request.from_dict({key: value for key, value in made.items() if key not in ("model", "version", "dtype")})
+    return Request.from_dict({key: value for key, value in made.items() if key not in NOT_REQUESTED})
 
 
 def save_image(image: Image.Image, path: str | Path) -> None:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,14 +14,17 @@ from tqdm import tqdm
 
 from genpipe.checkpoints import Checkpoint, load_checkpoint, nonfinite_weights
 from genpipe.hardware import choose_device, choose_dtype, float32_copy, one_thread
-from genpipe.images import Picture, annotate, to_pil
+from genpipe.images import Picture, annotate, annotate_choice, to_pil
 from genpipe.models.unet import UNet
 from genpipe.preview import LatentPreview
-from genpipe.request import MAX_PICTURES, Request, check_size, random_seed, seeds_for
+from genpipe.request import MAX_PICTURES, Request, check_best_of, check_size, random_seed, seeds_for
 from genpipe.sampling.guidance import guided, x0_from_output
 from genpipe.sampling.noise import ImageNoise
 from genpipe.sampling.samplers import Sampler, make_sampler
 from genpipe.sampling.schedule import Step
+
+if TYPE_CHECKING:
+    from genpipe.vision.judge import Scorer
 
 EMBEDDED = Path(__file__).parent / "embedded"
 # Pictures that go through the networks together; more requests are taken in turn, so memory stays flat.
@@ -125,6 +128,8 @@ class Pipeline:
         sampler: str | None = None,
         clip_skip: int = 0,
         deterministic: bool = False,
+        best_of: int = 1,
+        judge: "str | Path | Scorer | None" = None,
         progress: bool = True,
         callback: Callable[[Progress], None] | None = None,
     ) -> Any:
@@ -144,6 +149,9 @@ class Pipeline:
             sampler: "dpmpp_2m", "euler_a", "DPM++ 2M Karras", a diffusers class name, …; None is the checkpoint's own.
             clip_skip: last layers of the text encoder to leave out.
             deterministic: bitwise the same picture in any batch, at some cost: one picture at a time, on one thread.
+            best_of: draw so many for each picture, with seeds from its own on, and keep the one that shows the prompt
+                best. `image.info` holds the scores of all of them.
+            judge: who says so, see `genpipe.vision.judge.score`; None is the embedded judge, for the embedded model.
             progress: show a bar on stderr.
             callback: called with the `Progress` of every step.
 
@@ -155,9 +163,12 @@ class Pipeline:
             ValueError: an argument is out of its range.
             NonFiniteError: the networks gave no finite picture, in fp32 either.
         """
+        check_best_of(best_of)
+        if seeds is not None and best_of > 1:
+            seeds = [each for first in seeds for each in seeds_for(first, best_of)]
         requests = self.requests(
             prompt,
-            n=n,
+            n=n * best_of if best_of > 1 and isinstance(n, int) else n,
             seed=seed,
             seeds=seeds,
             negative_prompt=negative_prompt,
@@ -169,6 +180,7 @@ class Pipeline:
             sampler=sampler,
             clip_skip=clip_skip,
         )
+        scorer = self._scorer(judge, requests) if best_of > 1 else None
         size = 1 if deterministic else BATCH
         images: list[Picture] = []
         with one_thread(deterministic):
@@ -187,6 +199,8 @@ class Pipeline:
                             callback(state)
                     assert latents is not None
                     images += self.decode(latents, batch)
+        if scorer is not None:
+            images = _best(images, requests, best_of, scorer)
         single = isinstance(prompt, str) and n == 1 and seeds is None
         return images[0] if single else images
 
@@ -225,6 +239,17 @@ class Pipeline:
         if drawn:
             print(f"seed {requests[0].seed}", file=sys.stderr)
         return requests
+
+    def _scorer(self, judge: "str | Path | Scorer | None", requests: Sequence[Request]) -> "Scorer":
+        """The judge to choose by, once it has said that it can judge the prompts."""
+        from genpipe.vision.judge import choose_judge
+
+        if judge is None and self.name != "embedded":
+            raise ValueError("the embedded judge knows only what the embedded model draws: give a CLIP model as judge")
+        scorer = choose_judge(judge) if judge is None or isinstance(judge, str | Path) else judge
+        for prompt in dict.fromkeys(request.prompt for request in requests):
+            scorer.check_prompt(prompt)
+        return scorer
 
     def defaults(self, sampler: str | None = None) -> dict[str, Any]:
         """What applies where a caller says nothing: the checkpoint's `genpipe.json`, else what such checkpoints want."""
@@ -363,6 +388,18 @@ class Pipeline:
         return (
             f"the {part} of {self.name} gave values that are not finite: its weights hold NaN or infinity in {listed}"
         )
+
+
+def _best(images: list[Picture], requests: Sequence[Request], best_of: int, scorer: "Scorer") -> list[Picture]:
+    """Of every `best_of` pictures the one with the highest score, the first of equals, with all scores in its info."""
+    scores = scorer.scores(images, [request.prompt for request in requests])
+    chosen = []
+    for start in range(0, len(images), best_of):
+        group = range(start, start + best_of)
+        image = images[max(group, key=lambda i: scores[i].total)]
+        annotate_choice(image, [{"seed": requests[i].seed, **scores[i].to_dict()} for i in group])
+        chosen.append(image)
+    return chosen
 
 
 _warm: dict[tuple[Any, ...], Pipeline] = {}

@@ -19,6 +19,7 @@ MAX_SEED = 2**64 - 1
 MAX_PICTURES = 100_000  # of one call
 MAX_STEPS = 1000
 MAX_GUIDANCE = 1000.0
+MAX_BEST_OF = 100
 # Pixels a side; past this, attention and the decoder need more memory than machines have.
 MAX_SIDE = 8192
 
@@ -118,6 +119,11 @@ def seeds_for(seed: int, n: int) -> list[int]:
     seed = _whole("seed", seed, 0, MAX_SEED, "leave it out for a random one")
     n = _whole("n", n, 1, MAX_PICTURES, "it is the number of pictures")
     return [(seed + k) % (MAX_SEED + 1) for k in range(n)]
+
+
+def check_best_of(best_of: int) -> None:
+    """Raise ValueError unless `best_of` is a number of pictures to choose one from, 1 … MAX_BEST_OF."""
+    _whole("best_of", best_of, 1, MAX_BEST_OF, "4 to 16 are usual")
 
 
 def random_seed() -> int:

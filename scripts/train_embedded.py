@@ -1,6 +1,7 @@
-"""Train the embedded model: the autoencoder, then the text encoder and the denoiser, on pictures that genpipe draws.
+"""Train the embedded model: the autoencoder, the text encoder, then the denoiser, on pictures that genpipe draws.
 
     python scripts/train_embedded.py --out runs/embedded --minutes 120
+    python scripts/train_embedded.py --out runs/anew --minutes 120 --vae genpipe/embedded --vae-share 0
     python scripts/train_embedded.py --out runs/further --minutes 120 --init genpipe/embedded --seed 1
     python scripts/train_embedded.py --out runs/decoder --minutes 0 --init genpipe/embedded --decoder-minutes 30
 
@@ -16,15 +17,20 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
-from genpipe.scenes.captions import caption, corpus
+from genpipe.checkpoints.loading import load_checkpoint
+from genpipe.models.text_encoder import TextEncoder
+from genpipe.models.tokenizer import Tokenizer
+from genpipe.scenes.captions import Style, caption, corpus
 from genpipe.scenes.compose import Composer
 from genpipe.scenes.concepts import names
 from genpipe.scenes.world import Scene, sample
 from genpipe.training.diffusion import Captioned
-from genpipe.training.loop import Budget
-from genpipe.training.text_to_image import SIZE, choose_accelerator, new_model, train, trained_model
+from genpipe.training.loop import Budget, fit
+from genpipe.training.text_encoder import Reader, reading_loss
+from genpipe.training.text_to_image import RATE, SIZE, choose_accelerator, new_model, train, trained_model
 
 TOKENS = 32
 SAMPLES = ("pirate ship", "pirate ship in space", "red car", "cat", "castle in the snow", "пиратский корабль",
@@ -39,6 +45,10 @@ def main(given: Sequence[str] | None = None) -> None:
         "--vae-share", type=float, default=0.3, help="without --init: share of it for the autoencoder (%(default)s)"
     )
     parser.add_argument(
+        "--text-share", type=float, default=0.08, help="without --init: for the text encoder (%(default)s)"
+    )
+    parser.add_argument("--vae", metavar="CHECKPOINT", help="without --init: begin with its autoencoder")
+    parser.add_argument(
         "--concepts",
         type=lambda text: tuple(name.strip() for name in text.split(",")),
         default=names(core=True),
@@ -49,7 +59,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--init",
         metavar="CHECKPOINT",
-        help="start from its weights: all --minutes are for the text encoder and the denoiser, its autoencoder is kept",
+        help="start from its weights: all --minutes are for the denoiser, its autoencoder and text encoder are kept",
     )
     parser.add_argument(
         "--decoder-minutes",
@@ -60,6 +70,8 @@ def main(given: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(given)
     if arguments.init is None and arguments.decoder_minutes:
         parser.error("--decoder-minutes needs --init, the checkpoint whose decoder is to be trained")
+    if arguments.init is not None and arguments.vae is not None:
+        parser.error("--vae goes with a training from fresh weights: leave it or --init out")
     if unknown := [name for name in arguments.concepts if name not in names()]:
         parser.error(f"--concepts {unknown[0]!r} is not one of the {len(names())} of genpipe.scenes")
     try:
@@ -71,26 +83,57 @@ def main(given: Sequence[str] | None = None) -> None:
 def run(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     accelerator = choose_accelerator()
-    minutes = arguments.minutes
+    out, minutes, seed = arguments.out, arguments.minutes, arguments.seed
     if arguments.init is None:
-        vae_minutes = minutes * arguments.vae_share
-        budgets = {"autoencoder": Budget(minutes=vae_minutes), "denoiser": Budget(minutes=minutes - vae_minutes)}
-        model = new_model(arguments.out, corpus(), tokens=TOKENS)
+        shares = {"autoencoder": arguments.vae_share, "text": arguments.text_share}
+        shares["denoiser"] = 1 - sum(shares.values())
+        budgets = {stage: Budget(minutes=minutes * share) for stage, share in shares.items() if share > 0}
+        vae = load_checkpoint(arguments.vae, dtype=torch.float32).vae if arguments.vae is not None else None
+        model = new_model(out, corpus(), tokens=TOKENS, vae=vae)
+        if "text" in budgets:
+            encoder = teach(model.text_encoder, model.tokenizer, out / "text", budgets["text"], accelerator, seed)
+            model = replace(model, text_encoder=encoder)
     else:
         stages = {"decoder": arguments.decoder_minutes, "denoiser": minutes}
         budgets = {stage: Budget(minutes=time) for stage, time in stages.items() if time}
-        model = trained_model(arguments.out, arguments.init)
+        model = trained_model(out, arguments.init)
     train(
         replace(model, defaults={**model.defaults, "concepts": list(arguments.concepts)}),
-        Scenes(accelerator.device, concepts=arguments.concepts, seed=arguments.seed),
-        out=arguments.out,
+        Scenes(accelerator.device, concepts=arguments.concepts, seed=seed),
+        out=out,
         accelerator=accelerator,
         autoencoder=budgets.get("autoencoder"),
         decoder=budgets.get("decoder"),
         denoiser=budgets.get("denoiser"),
+        freeze_text=True,
+        rate=RATE if arguments.init is None else RATE / 2,
         prompts=SAMPLES,
-        seed=arguments.seed,
+        seed=seed,
     )
+
+
+def teach(
+    encoder: TextEncoder, tokenizer: Tokenizer, directory: Path, budget: Budget, accelerator: Accelerator, seed: int
+) -> TextEncoder:
+    """Train the text encoder to read the captions of the whole world, also of what the denoiser is not to learn yet."""
+    def draw_scene(rng: random.Random) -> Scene:
+        """A pair is the hardest to read, since either name has to be found: draw more of them."""
+        scene, pair = sample(rng), rng.random() < 0.3
+        while pair and scene.kind != "pair":
+            scene = sample(rng)
+        return scene
+
+    averaged = fit(
+        Reader(encoder),
+        reading_loss(draw_scene, word, tokenizer),
+        directory=directory,
+        budget=budget,
+        peak_rate=RATE,
+        accelerator=accelerator,
+        seed=seed,
+    )
+    assert isinstance(averaged, Reader)
+    return averaged.encoder
 
 
 class Scenes:
@@ -110,9 +153,10 @@ class Scenes:
 
 
 def word(scene: Scene, rng: random.Random) -> str:
-    """One caption of a scene: two in three English, the rest Russian."""
+    """One caption of a scene: two in three English, the rest Russian, in sentences or in the few words people type."""
     language = "ru" if rng.random() < 0.33 else "en"
-    return caption(scene, rng, language=language)
+    style: Style = rng.choices(("full", "short", "bare"), (4, 4, 1))[0]
+    return caption(scene, rng, language=language, style=style)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 from genpipe.request import check_size
 from genpipe.training.folder import read_folder
 from genpipe.training.loop import Budget
-from genpipe.training.text_to_image import SIZE, VAE_CONFIG, choose_accelerator, new_model, train, trained_model
+from genpipe.training.text_to_image import RATE, SIZE, VAE_CONFIG, choose_accelerator, new_model, train, trained_model
 
 VAE_SHARE = 0.3  # of the time: of the whole autoencoder, or of the decoder of one that was trained before
 
@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
         autoencoder=first if arguments.init is None else None,
         decoder=first if arguments.init is not None else None,
         denoiser=rest,
+        rate=RATE if arguments.init is None else RATE / 2,
         prompts=random.Random(0).sample(captions, min(12, len(captions))),
     )
     print(f'genpipe "{captions[0]}" --model {arguments.out / "checkpoint"}')

@@ -22,7 +22,8 @@ _LOW = {"vision.blocks", "models", "sampling", "request", "images", "hardware", 
 _HIGH = _LOW | {"pipeline", "scenes", "vision"}
 ALLOWED: dict[str, set[str]] = {
     "vision.blocks": set(),
-    "vision": {"vision.blocks", "hardware"},
+    # The judge says whether a picture shows what a prompt of the scenes' world asks for.
+    "vision": {"vision.blocks", "hardware", "scenes"},
     "models": {"vision.blocks"},
     "sampling": set(),
     "request": {"sampling"},
@@ -31,13 +32,14 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoints": {"models"},
     "scenes": {"images"},
     "preview": {"models", "images", "hardware"},
-    "pipeline": _LOW | {"preview"},
+    # best_of asks the judge.
+    "pipeline": _LOW | {"preview", "vision"},
     "training": _HIGH,
     "cli": _HIGH | {"training"},
     "scripts": _HIGH | {"training", "cli"},
 }
 # The areas of the package that may import these; scripts and tests may import all of them.
-GUESTS: dict[str, set[str]] = {"diffusers": {"sampling"}, "transformers": set(), "accelerate": {"training"}}
+GUESTS: dict[str, set[str]] = {"diffusers": {"sampling"}, "transformers": {"vision"}, "accelerate": {"training"}}
 
 
 def sources() -> Iterator[tuple[str, Path]]:

@@ -19,6 +19,7 @@ import genpipe
 from genpipe.cli import COMMANDS, _parse, main
 from genpipe.images import read_metadata, read_request, save_image
 from genpipe.pipeline import Pipeline
+from genpipe.vision.judge import Score
 
 ROOT = Path(__file__).parents[1]
 Run = Callable[..., tuple[int, str, str]]
@@ -391,3 +392,28 @@ def test_paths_are_printed_as_they_are_on_the_disk():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script, strange], capture_output=True, env=environment, check=True)
     assert done.stdout == b"caf\xe9.png\n"
+
+
+def test_the_best_of_several_seeds_is_saved(draw, monkeypatch):
+    class Last:
+        def check_prompt(self, prompt):
+            assert prompt == "ship"
+
+        def scores(self, images, prompts):
+            return [Score(prompt, (index % 3) / 2) for index, prompt in enumerate(prompts)]
+
+    asked = []
+    monkeypatch.setattr("genpipe.vision.judge.choose_judge", lambda name: asked.append(name) or Last())
+    status, out, _ = draw("ship", "-n", 2, "--seed", 5, "--best-of", 3, "--judge", "clip", "--steps", 1)
+    assert status == 0 and set(asked) == {"clip"}
+    paths = out.split()
+    assert [read_request(path).seed for path in paths] == [7, 10]
+    assert [entry["total"] for entry in read_metadata(paths[0])["best_of"]] == [0.0, 0.5, 1.0]
+    # Made again it is the same picture, without another choice.
+    assert draw("--from-image", paths[1], "-o", "again.png", "--steps", 1)[0] == 0
+    assert np.array_equal(pixels("again.png"), pixels(paths[1]))
+
+
+def test_a_choice_of_none_is_refused_before_a_model_loads(command, no_model):
+    status, out, err = command("ship", "--best-of", 0)
+    assert (status, out) == (2, "") and "best_of must be a whole number from 1 to 100, not 0" in err

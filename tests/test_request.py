@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from genpipe.request import MAX_SIDE, Request, check_size, random_seed, seeds_for
+from genpipe.request import MAX_SIDE, Request, check_best_of, check_size, random_seed, seeds_for
 
 USUAL = {"prompt": "pirate ship", "seed": 7, "steps": 20, "guidance_scale": 7.5, "height": 512, "width": 768}
 
@@ -135,3 +135,11 @@ def test_seeds_for_refuses(seed, n):
 def test_random_seeds_differ_and_are_short():
     seeds = {random_seed() for _ in range(50)}
     assert len(seeds) > 45 and all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_a_number_to_choose_from_is_checked():
+    check_best_of(1)
+    check_best_of(100)
+    for wrong in (0, 101, 2.5, "8", None, True):
+        with pytest.raises(ValueError, match="best_of must be a whole number from 1 to 100, not"):
+            check_best_of(wrong)

@@ -30,7 +30,7 @@ ROWS = {  # where one, two, three or four of a thing stand
     4: ((0.27, 0.27), (0.73, 0.27), (0.27, 0.73), (0.73, 0.73)),
 }
 HALF = 0.46  # size of an object that shares the picture
-FAVOURITES = {"pirate ship": 12.0, "ship": 3.0, "sailboat": 2.0}  # drawn so many times more often
+FAVOURITES = {"pirate ship": 8.0, "ship": 3.0, "sailboat": 2.0}  # drawn so many times more often
 KINDS = {"bare": 0.42, "setting": 0.25, "colour": 0.11, "size": 0.04, "pair": 0.10, "count": 0.06, "place": 0.02}
 UNUSUAL = 0.15  # how often a concept's other sprites stand in for its first
 HELD_OUT_SHARE = 20  # one combination in this many

@@ -33,7 +33,7 @@ def autoencoder_loss(
 
     def loss(model: nn.Module, step: int, draw: Draw) -> Tensor:
         assert isinstance(model, VAE)
-        pixels = pictures(draw).to(memory_format=torch.channels_last)
+        pixels = pictures(draw)
         with torch.set_grad_enabled(not decoder_only):
             mean, _ = model.encode(pixels)
         noise = torch.randn(mean.shape, generator=draw.noise).to(mean.device)

@@ -8,7 +8,8 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,10 @@ from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
+
+from genpipe.training.muon import Muon, matrices
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,9 @@ def fit(
     Args:
         model: trained in place, in fp32; the accelerator's autocast lowers the precision of the arithmetic.
         loss: called with (model, step, draw), returns a scalar.
-        directory: holds `state.safetensors` (weights, average, Adam's moments) and `log.jsonl`; a run that finds a
+        directory: holds `state.safetensors` (weights, average, optimizers' moments) and `log.jsonl`; a run that finds a
             state there continues from it.
-        peak_rate: AdamW's highest learning rate, see `learning_rate`.
+        peak_rate: the highest learning rate, see `learning_rate`. Muon has the matrices, AdamW the rest.
         average: decay of the moving average, reached gradually in the first steps.
         on_checkpoint: called with the average after each checkpoint, to draw samples or to save weights, and at once
             if the budget was used up before: the last run may have been killed between its state and this.
@@ -94,8 +98,8 @@ def fit(
     directory.mkdir(parents=True, exist_ok=True)
     model = model.to(accelerator.device)
     averaged = deepcopy(model).requires_grad_(False).eval()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, betas=(0.9, 0.99), weight_decay=0.01)
-    step, seconds = _restore(directory / "state.safetensors", model, averaged, optimizer)
+    optimizers = _optimizers(model, peak_rate)
+    step, seconds = _restore(directory / "state.safetensors", model, averaged, optimizers)
     parameters, averages = list(model.parameters()), list(averaged.parameters())
     if step and budget.fraction(step, seconds) >= 1 and on_checkpoint is not None:
         on_checkpoint(averaged)
@@ -106,7 +110,7 @@ def fit(
     with tqdm(desc=directory.name, initial=step, unit="step", dynamic_ncols=True) as bar:
         while (fraction := budget.fraction(step, seconds)) < 1:
             rate = learning_rate(fraction, peak_rate)
-            for group in optimizer.param_groups:
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = rate
             with accelerator.autocast():
                 value = loss(model, step, Draw.at(seed, step))
@@ -114,8 +118,9 @@ def fit(
                 raise FloatingPointError(f"the loss is {value.item()} at step {step}: lower the learning rate")
             accelerator.backward(value)
             accelerator.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.step()
+            model.zero_grad(set_to_none=True)
             follow = 1 - min(average, (1 + step) / (10 + step))
             for mean, parameter in zip(averages, parameters, strict=True):
                 mean.lerp_(parameter.detach(), follow)
@@ -130,11 +135,25 @@ def fit(
             if step % 50 == 0:
                 _log(directory / "log.jsonl", step=step, seconds=round(seconds, 1), loss=round(running, 5), rate=rate)
             if time.monotonic() - saved > 60 * checkpoint_minutes or budget.fraction(step, seconds) >= 1:
-                _save(directory / "state.safetensors", model, averaged, optimizer, step, seconds)
+                _save(directory / "state.safetensors", model, averaged, optimizers, step, seconds)
                 if on_checkpoint is not None:
                     on_checkpoint(averaged)
                 saved = time.monotonic()
     return averaged
+
+
+def quick_attention(device: torch.device, tokens: int) -> AbstractContextManager[None]:
+    """On a CPU the fused attention's backward pass takes four times as long as plain products where tokens are few."""
+    few = device.type == "cpu" and tokens <= 1024
+    return sdpa_kernel(SDPBackend.MATH) if few else nullcontext()
+
+
+def _optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+    muon = matrices(model)
+    taken = {id(parameter) for parameter in muon}
+    rest = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in taken]
+    adamw = torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.99), weight_decay=0.01) if rest else None
+    return [*([Muon(muon, rate)] if muon else []), *([adamw] if adamw else [])]
 
 
 def _log(path: Path, **values: float) -> None:
@@ -143,21 +162,29 @@ def _log(path: Path, **values: float) -> None:
 
 
 def _save(
-    path: Path, model: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float
+    path: Path,
+    model: nn.Module,
+    averaged: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    step: int,
+    seconds: float,
 ) -> None:
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"average.{name}": tensor for name, tensor in averaged.state_dict().items()}
     for name, parameter in model.named_parameters():
         # What is frozen has no moments.
-        for moment in optimizer.state.get(parameter, {}).keys() & {"exp_avg", "exp_avg_sq"}:
-            tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
+        for optimizer in optimizers:
+            for moment in optimizer.state.get(parameter, {}).keys() & {"exp_avg", "exp_avg_sq", "momentum"}:
+                tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
     temporary = path.with_suffix(".tmp")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, temporary, metadata={"step": str(step), "seconds": str(seconds)})
     temporary.replace(path)
 
 
-def _restore(path: Path, model: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+def _restore(
+    path: Path, model: nn.Module, averaged: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> tuple[int, float]:
     """Load a state saved by `_save`; returns the step and the seconds it was saved at, 0 and 0.0 without one."""
     if not path.exists():
         return 0, 0.0
@@ -175,11 +202,13 @@ def _restore(path: Path, model: nn.Module, averaged: nn.Module, optimizer: torch
     model.load_state_dict(part("model"))
     averaged.load_state_dict(part("average"))
     for name, parameter in model.named_parameters():
-        if f"exp_avg.{name}" not in tensors:
-            continue
-        optimizer.state[parameter] = {
-            "step": torch.tensor(float(step)),
-            "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device),
-            "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device),
+        moments = {moment: tensors.get(f"{moment}.{name}") for moment in ("exp_avg", "exp_avg_sq", "momentum")}
+        state: dict[str, Tensor] = {
+            m: tensor.to(parameter.device) for m, tensor in moments.items() if tensor is not None
         }
+        if "exp_avg" in state:
+            state["step"] = torch.tensor(float(step))
+        for optimizer in optimizers:
+            if state and any(parameter is one for group in optimizer.param_groups for one in group["params"]):
+                optimizer.state[parameter] = state
     return step, float(metadata["seconds"])

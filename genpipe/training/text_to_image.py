@@ -32,7 +32,7 @@ from genpipe.training.loop import Budget, fit
 SIZE = 128
 VAE_BATCH, BATCH = 8, 64
 # Peak learning rates from fresh weights; those that were trained before continue at half of them.
-VAE_RATE, RATE = 1.5e-3, 7e-4
+VAE_RATE, RATE = 1.2e-3, 2e-3
 VAE_CONFIG = VAEConfig(
     latent_channels=8,
     channels=(16, 32, 64, 128),
@@ -46,12 +46,12 @@ UNET_CONFIG = UNetConfig(
     sample_size=16,
     in_channels=8,
     out_channels=8,
-    channels=(96, 128, 192),
-    attention=(False, True, True),
+    channels=(64, 96, 144),
+    attention=(False, False, True),
     attention_up=(False, True, True),
     layers=(1, 1, 1),
     depth=(1, 1, 1),
-    heads=(3, 4, 6),
+    heads=(2, 3, 3),
     only_cross=(False, False, False),
     context_channels=256,
     norm_groups=16,
@@ -99,29 +99,32 @@ def choose_accelerator() -> Accelerator:
     return Accelerator(mixed_precision="bf16" if fast else "no")
 
 
-def new_model(out: Path, captions: Iterable[str], *, size: int = SIZE, tokens: int = 77) -> Checkpoint:
-    """A model of fresh weights, about 25 million, for pictures of `size` pixels.
+def new_model(
+    out: Path, captions: Iterable[str], *, size: int = SIZE, tokens: int = 77, vae: VAE | None = None
+) -> Checkpoint:
+    """A model of fresh weights, about 12 million, for pictures of `size` pixels.
 
-    Its tokenizer is the one that a training in `out` uses already, else it learns up to 4096 tokens from the captions.
+    Its tokenizer is the one that a training in `out` uses already, else it learns up to 3072 tokens from the captions.
 
     Args:
         out: the folder of the training.
         tokens: length of a prompt, the marks of begin and end included.
+        vae: an autoencoder that was trained before, of the shape of `VAE_CONFIG`.
 
     Raises:
         ValueError: `size` is not a multiple of 8, or the training in `out` began from the weights of another.
     """
     check_size(size, size, VAE_CONFIG.factor)
-    if _state(out, "denoiser").exists() and not _state(out, "vae").exists():
+    if vae is None and _state(out, "denoiser").exists() and not _state(out, "vae").exists():
         raise ValueError(f"{out} holds a training that began with --init: give it again, or another --out")
     used = out / "checkpoint" / "tokenizer"
-    tokenizer = Tokenizer.from_files(used) if used.is_dir() else train_tokenizer(captions, 4096, length=tokens)
-    vae = VAE(replace(VAE_CONFIG, sample_size=size))
+    tokenizer = Tokenizer.from_files(used) if used.is_dir() else train_tokenizer(captions, 3072, length=tokens)
+    vae = VAE(replace(VAE_CONFIG, sample_size=size)) if vae is None else vae
     shape = TextEncoderConfig(
         vocab_size=tokenizer.vocab_size,
         hidden_size=256,
-        intermediate_size=1024,
-        num_hidden_layers=3,
+        intermediate_size=512,
+        num_hidden_layers=4,
         num_attention_heads=4,
         max_position_embeddings=tokenizer.length,
         eos_token_id=tokenizer.eos_id,
@@ -167,6 +170,8 @@ def train(
     autoencoder: Budget | None = None,
     decoder: Budget | None = None,
     denoiser: Budget | None = None,
+    freeze_text: bool = False,
+    rate: float = RATE,
     prompts: Sequence[str],
     seed: int = 0,
 ) -> None:
@@ -177,6 +182,8 @@ def train(
         decoder: budget of the decoder alone, for a model trained before: its latents keep their meaning, so the
             denoiser stays valid.
         denoiser: budget of the text encoder and the denoiser. A stage whose budget is None is left out.
+        freeze_text: the text encoder is good as it is; train the denoiser alone.
+        rate: highest learning rate of the denoiser, lower for one that was trained before.
         prompts: what the samples show.
         seed: of everything drawn.
 
@@ -185,7 +192,7 @@ def train(
         FloatingPointError: the loss is not finite; what was saved is intact.
     """
     device = accelerator.device
-    vae = model.vae.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    vae = model.vae.to(device)
     if autoencoder is not None:
         vae = _train_vae(vae, pictures, out / "vae", autoencoder, accelerator, VAE_RATE, seed)
         standardise_latents(vae, pictures.draw(random.Random("scale"), _as_many(256, pictures.size)))
@@ -195,8 +202,7 @@ def train(
             part.requires_grad_(True)
         vae = _train_vae(vae, pictures, out / "decoder", decoder, accelerator, VAE_RATE / 2, seed, decoder_only=True)
     model = replace(model, vae=vae.requires_grad_(False))
-    networks = TextToImage(model.text_encoder, model.unet)
-    networks.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    networks = TextToImage(model.text_encoder.requires_grad_(not freeze_text), model.unet).to(device)
 
     def save(averaged: nn.Module) -> None:
         assert isinstance(averaged, TextToImage)
@@ -222,9 +228,9 @@ def train(
         ),
         directory=out / "denoiser",
         budget=denoiser,
-        peak_rate=RATE if autoencoder is not None else RATE / 2,
+        peak_rate=rate,
         accelerator=accelerator,
-        average=0.9985,
+        average=0.999,
         seed=seed,
         on_checkpoint=save,
     )

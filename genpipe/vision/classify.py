@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from genpipe.hardware import choose_device
+from genpipe.vision.judge import scene_classifier
 from genpipe.vision.pictures import pictures_in, read_picture
 from genpipe.vision.weights import Classifier, load_classifier
 
@@ -52,20 +53,23 @@ def classify(
         pictures: a file, a folder (its pictures, sorted by name; not those of folders inside it), a PIL image, or a list
             of any of these.
         model: the weights' architecture ("resnet50") where the file does not say it, or a loaded classifier.
-        weights: a file or URL, see `load_classifier`; not together with a loaded classifier.
+        weights: a file or URL, see `load_classifier`; not together with a loaded classifier. With neither, the embedded
+            scene classifier names what is surest to be there, of all that genpipe's world has.
         top: how many labels to return, 1 or more; all of them where there are fewer classes.
         device: by default the best there is. A classifier that was passed in stays where it is.
         allow_pickle: read weights that are not safetensors.
 
     Raises:
-        ValueError: no weights, no pictures, or a `top` out of range; weights or a picture that cannot be used.
+        ValueError: an architecture without weights, no pictures, or a `top` out of range; weights or a picture that
+            cannot be used.
         OSError: a file cannot be read.
     """
-    if isinstance(model, Classifier) is (weights is not None):
-        given = (
-            "both a classifier and weights: give one" if weights is not None else "no weights given: pass a file or URL"
+    if isinstance(model, Classifier) and weights is not None:
+        raise ValueError("both a classifier and weights: give one, for example weights='resnet50.safetensors'")
+    if isinstance(model, str) and weights is None:
+        raise ValueError(
+            f"no weights given for {model}: pass a file or URL, for example weights='resnet50.safetensors'"
         )
-        raise ValueError(f"{given}, for example weights='resnet50.safetensors'")
     if top < 1:
         raise ValueError(f"top {top} is out of range: use 1 or more labels")
     sources = list(_expand(pictures))
@@ -122,8 +126,7 @@ def _classifier(
     if isinstance(model, Classifier):
         return model
     target = choose_device(device)
-    assert weights is not None
-    classifier = load_classifier(weights, model, allow_pickle=allow_pickle)
+    classifier = scene_classifier() if weights is None else load_classifier(weights, model, allow_pickle=allow_pickle)
     classifier.network.to(target)
     return classifier
 

@@ -12,14 +12,15 @@ if TYPE_CHECKING:
 
 def classify_command(parser: argparse.ArgumentParser) -> None:
     """say what pictures show"""
-    parser.usage = "%(prog)s FILE... --weights FILE [options]"
+    parser.usage = "%(prog)s FILE... [options]"
     parser.set_defaults(run=_classify)
     group = parser.add_argument_group("pictures")
     group.add_argument("files", nargs="+", metavar="FILE", help="pictures, or folders of them")
     group.add_argument("--top", type=int, default=5, metavar="N", help="labels a picture (default: 5)")
     group.add_argument("--json", action="store_true", help="print one JSON array")
     group = parser.add_argument_group("model")
-    group.add_argument("--weights", metavar="FILE", help="a .safetensors file or its URL")
+    group.add_argument("--weights", metavar="FILE",
+                       help="a .safetensors file or its URL (default: the embedded scene classifier)")  # fmt: skip
     group.add_argument("-m", "--model", metavar="NAME",
                        help="resnet50, alexnet, ... where the weights do not say it")  # fmt: skip
     group.add_argument("--allow-pickle", action="store_true", help="read weights that are not safetensors (.pth)")
@@ -27,8 +28,10 @@ def classify_command(parser: argparse.ArgumentParser) -> None:
 
 
 def _classify(args: argparse.Namespace) -> int:
-    if args.weights is None:
-        raise ValueError("no weights given: pass --weights FILE, for example --weights resnet50.safetensors")
+    if args.model is not None and args.weights is None:
+        raise ValueError(f"no weights given for {args.model}: pass --weights FILE, for example resnet50.safetensors")
+    if len(args.files) == 1:
+        Path(args.files[0]).stat()  # raises before torch is loaded
     from genpipe.vision.classify import classify
 
     predictions = classify(

@@ -102,22 +102,49 @@ def save_classifier(classifier: Classifier, path: str | Path, *, dtype: torch.dt
     outputs = find_head(classifier.network)[1].out_features
     if outputs != len(classifier.classes):
         raise ValueError(f"{len(classifier.classes)} class names for a head of {outputs}: give one for each")
-    tensors = {
-        name: tensor.detach().to("cpu", dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
-        for name, tensor in classifier.network.state_dict().items()
-    }
     metadata = {
-        "format": "pt",
         "architecture": classifier.architecture,
         "classes": json.dumps(classifier.classes, ensure_ascii=False),
         "preprocess": json.dumps(classifier.preprocess.to_dict()),
     }
+    write_tensors(path, classifier.network.state_dict(), metadata, dtype=dtype)
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, dtype: torch.dtype | None = None
+) -> None:
+    """Write a .safetensors file, wholly or not at all.
+
+    Args:
+        dtype: of the floating-point tensors in the file; None keeps theirs.
+    """
+    path = Path(path)
+    kept = {
+        name: tensor.detach().to("cpu", dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
+        for name, tensor in tensors.items()
+    }
     temporary = path.with_suffix(".part")
     try:
-        save_file(tensors, temporary, metadata=metadata)
+        save_file(kept, temporary, metadata={"format": "pt", **metadata})
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a .safetensors file, floating-point ones in fp32.
+
+    Raises:
+        ValueError: it is damaged or something else.
+        OSError: there is no such file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = file.keys()
+            tensors = {key: file.get_tensor(key) for key in keys}
+            return {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or not safetensors: {error}") from None
 
 
 def fetch(source: str | Path) -> Path:

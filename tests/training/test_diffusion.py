@@ -74,8 +74,8 @@ def test_the_loss_is_the_weighted_square_of_the_velocity_error(error: float) -> 
     squared = torch.tensor([0.9, 0.5, 0.1, 0.0])
     pool = LatentPool(lambda a, b: (torch.zeros(b - a, 2, 4, 4), [lambda rng: "x"] * (b - a)), initial=4, capacity=4)
     loss = diffusion_loss(pool, Tokens(), squared.tolist(), batch=4000, gamma=5.0)  # type: ignore[arg-type]
-    # SNRs 9, 1, 1/9, 0: min(SNR, 5) / (SNR + 1) is 0.5, 0.5, 0.1, 0 -> 0.1
-    expected = error**2 * (0.5 + 0.5 + 0.1 + 0.1) / 4
+    # SNRs 9, 1, 1/9, 0: min(1, 5 / (SNR + 1)) is 0.5 once, then 1
+    expected = error**2 * (0.5 + 1 + 1 + 1) / 4
     assert loss(Echo(squared, error), 0, Draw.at(0, 0)).item() == pytest.approx(expected, rel=0.05, abs=1e-9)
 
 

@@ -11,6 +11,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from genpipe.cli import main
+from genpipe.images import to_pil
+from genpipe.scenes import canonical, names
+from genpipe.scenes.compose import Composer
 from genpipe.vision import classify as module
 from genpipe.vision.classify import classify
 from genpipe.vision.lenet import LeNet5
@@ -101,14 +104,25 @@ def test_a_folder_of_one_bad_picture_does_not_raise(colour: Classifier, tmp_path
 
 
 def test_what_cannot_be_asked_is_refused(colour: Classifier, folder: Path, weights: Path) -> None:
-    with pytest.raises(ValueError, match="no weights given"):
-        classify(folder)
+    with pytest.raises(ValueError, match="no weights given for resnet50: pass a file or URL"):
+        classify(folder, model="resnet50")
     with pytest.raises(ValueError, match="both a classifier and weights"):
         classify(folder, model=colour, weights=weights)
     with pytest.raises(ValueError, match="no pictures given"):
         classify([], model=colour)
     with pytest.raises(ValueError, match="top 0 is out of range: use 1 or more"):
         classify(folder, model=colour, top=0)
+
+
+def test_without_weights_the_embedded_classifier_names_what_a_scene_shows(tmp_path: Path) -> None:
+    shown = ("pirate ship", "cat", "castle", "apple")
+    for name, image in zip(shown, to_pil(Composer().render([canonical(name) for name in shown])), strict=True):
+        image.save(tmp_path / f"{name}.png")
+    predictions = classify(tmp_path, device="cpu")
+    assert {Path(one.source).stem: one.labels[0].name for one in predictions} == {name: name for name in shown}
+    (everything,) = classify(tmp_path / "cat.png", top=1000, device="cpu")
+    assert [label.name for label in sorted(everything.labels, key=lambda label: label.index)] == list(names())
+    assert sum(label.probability for label in everything.labels) == pytest.approx(1)
 
 
 @pytest.fixture
@@ -148,7 +162,7 @@ def test_the_command_names_and_counts_what_it_cannot_read(command, folder: Path,
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["red.png"], "no weights given: pass --weights FILE"),
+        (["red.png", "--model", "resnet50"], "no weights given for resnet50: pass --weights FILE"),
         (["red.png", "--weights", "net.pth"], "net.pth is not a .safetensors file but a pickle"),
         (["bad.png", "--weights", "net.pth"], "bad.png is not a picture"),
         (["red.png", "--weights", "../lenet.safetensors", "--model", "resnet50"], "holds weights of lenet5"),

@@ -1,0 +1,91 @@
+"""Teaching the text encoder what captions say, before the denoiser has to draw it.
+
+Captions are cheap and pictures are not: an encoder that can already tell every thing, colour and place of the world from
+the caption leaves the denoiser to learn only what they look like.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from genpipe.models.text_encoder import TextEncoder
+from genpipe.models.tokenizer import Tokenizer
+from genpipe.scenes.colours import COLOURS
+from genpipe.scenes.concepts import names
+from genpipe.scenes.places import SETTINGS
+from genpipe.scenes.world import RELATIONS, Scene
+from genpipe.training.loop import Draw, quick_attention
+
+# Each question about a scene and its possible answers; None stands for "there is none".
+QUESTIONS: dict[str, tuple[str | int | None, ...]] = {
+    "first": (None, *names()),
+    "second": (None, *names()),
+    "colour": (None, *COLOURS),
+    "setting": SETTINGS,
+    "relation": (None, *RELATIONS),
+    "count": (0, 1, 2, 3, 4),
+    "size": (None, "small", "big"),
+}
+_NUMBERS = {question: {answer: i for i, answer in enumerate(answers)} for question, answers in QUESTIONS.items()}
+
+
+def answers(scene: Scene) -> list[int]:
+    """What a caption of the scene tells: the number of the right answer to each of `QUESTIONS`."""
+    things = [placed.concept for placed in scene.objects]
+    said = {
+        "first": things[0] if things else None,
+        "second": next((thing for thing in things if thing != things[0]), None),
+        "colour": scene.objects[0].colour if things else None,
+        "setting": scene.setting,
+        "relation": scene.relation,
+        "count": len(things),
+        "size": scene.size,
+    }
+    return [_NUMBERS[question][answer] for question, answer in said.items()]
+
+
+class Reader(nn.Module):
+    """The text encoder, with one linear layer a question on top of its vector at the end of the caption."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.heads = nn.ModuleList(
+            nn.Linear(encoder.config.hidden_size, len(options)) for options in QUESTIONS.values()
+        )
+
+    def forward(self, ids: Tensor) -> list[Tensor]:
+        """Token ids (B, T) to logits (B, answers), one a question."""
+        pooled = self.encoder(ids).pooled
+        return [head(pooled) for head in self.heads]
+
+
+def reading_loss(
+    draw_scene: Callable[[random.Random], Scene],
+    word: Callable[[Scene, random.Random], str],
+    tokenizer: Tokenizer,
+    *,
+    batch: int = 128,
+) -> Callable[[nn.Module, int, Draw], Tensor]:
+    """Cross-entropy of all answers, summed over the questions.
+
+    Args:
+        draw_scene: draws a scene of the world; its picture is not needed.
+        word: words one of the scene's captions.
+    """
+
+    def loss(model: nn.Module, step: int, draw: Draw) -> Tensor:
+        scenes: Sequence[Scene] = [draw_scene(draw.scenes) for _ in range(batch)]
+        ids = torch.tensor(tokenizer([word(scene, draw.scenes) for scene in scenes]).ids)
+        ids = ids[:, : int((ids != tokenizer.eos_id).sum(1).max()) + 1]  # a token sees none after it: padding is idle
+        device = next(model.parameters()).device
+        right = torch.tensor([answers(scene) for scene in scenes], device=device)
+        with quick_attention(device, ids.shape[1]):
+            told = model(ids.to(device))
+        parts = [F.cross_entropy(logits.float(), right[:, i]) for i, logits in enumerate(told)]
+        return torch.stack(parts).sum()
+
+    return loss
