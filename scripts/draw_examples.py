@@ -1,6 +1,6 @@
 """The picture at the head of the README: what the embedded model draws of 24 prompts, all with seed 1.
 
-    python scripts/draw_examples.py --output .assets/examples.png
+python scripts/draw_examples.py --output .assets/examples.png
 """
 
 import argparse

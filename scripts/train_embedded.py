@@ -116,6 +116,7 @@ def teach(
     encoder: TextEncoder, tokenizer: Tokenizer, directory: Path, budget: Budget, accelerator: Accelerator, seed: int
 ) -> TextEncoder:
     """Train the text encoder to read the captions of the whole world, also of what the denoiser is not to learn yet."""
+
     def draw_scene(rng: random.Random) -> Scene:
         """A pair is the hardest to read, since either name has to be found: draw more of them."""
         scene, pair = sample(rng), rng.random() < 0.3

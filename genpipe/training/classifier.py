@@ -69,6 +69,7 @@ def train_classifier(
         budget=budget,
         peak_rate=peak_rate,
         accelerator=accelerator,
+        muon=False,  # a small batch of small pictures costs less than making wide layers' steps orthogonal
         average=average,
         seed=seed,
         on_checkpoint=on_checkpoint,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -74,6 +74,7 @@ def fit(
     budget: Budget,
     peak_rate: float,
     accelerator: Accelerator,
+    muon: bool = True,
     average: float = 0.999,
     seed: int = 0,
     checkpoint_minutes: float = 3.0,
@@ -86,19 +87,20 @@ def fit(
         loss: called with (model, step, draw), returns a scalar.
         directory: holds `state.safetensors` (weights, average, optimizers' moments) and `log.jsonl`; a run that finds a
             state there continues from it.
-        peak_rate: the highest learning rate, see `learning_rate`. Muon has the matrices, AdamW the rest.
+        peak_rate: the highest learning rate, see `learning_rate`.
+        muon: whether Muon has the matrices and AdamW the rest, else AdamW has all.
         average: decay of the moving average, reached gradually in the first steps.
         on_checkpoint: called with the average after each checkpoint, to draw samples or to save weights, and at once
             if the budget was used up before: the last run may have been killed between its state and this.
 
     Raises:
-        ValueError: the state in `directory` is that of another network.
+        ValueError: the state in `directory` is that of another network, or damaged.
         FloatingPointError: the loss is not finite; the last checkpoint is intact.
     """
     directory.mkdir(parents=True, exist_ok=True)
     model = model.to(accelerator.device)
     averaged = deepcopy(model).requires_grad_(False).eval()
-    optimizers = _optimizers(model, peak_rate)
+    optimizers = _optimizers(model, peak_rate, muon)
     step, seconds = _restore(directory / "state.safetensors", model, averaged, optimizers)
     parameters, averages = list(model.parameters()), list(averaged.parameters())
     if step and budget.fraction(step, seconds) >= 1 and on_checkpoint is not None:
@@ -148,12 +150,12 @@ def quick_attention(device: torch.device, tokens: int) -> AbstractContextManager
     return sdpa_kernel(SDPBackend.MATH) if few else nullcontext()
 
 
-def _optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
-    muon = matrices(model)
-    taken = {id(parameter) for parameter in muon}
+def _optimizers(model: nn.Module, rate: float, muon: bool) -> list[torch.optim.Optimizer]:
+    orthogonal = matrices(model) if muon else []
+    taken = {id(parameter) for parameter in orthogonal}
     rest = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in taken]
     adamw = torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.99), weight_decay=0.01) if rest else None
-    return [*([Muon(muon, rate)] if muon else []), *([adamw] if adamw else [])]
+    return [*([Muon(orthogonal, rate)] if orthogonal else []), *([adamw] if adamw else [])]
 
 
 def _log(path: Path, **values: float) -> None:
@@ -188,9 +190,12 @@ def _restore(
     """Load a state saved by `_save`; returns the step and the seconds it was saved at, 0 and 0.0 without one."""
     if not path.exists():
         return 0, 0.0
-    with safe_open(path, framework="pt", device="cpu") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        metadata = file.metadata()
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            metadata = file.metadata()
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it to begin again") from None
     step = int(metadata["step"])
 
     def part(prefix: str) -> dict[str, Tensor]:

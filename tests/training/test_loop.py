@@ -1,5 +1,6 @@
 import json
 import math
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,29 @@ def test_a_run_with_frozen_layers_continues_too(tmp_path: Path) -> None:
         assert all(torch.equal(expected[name], tensor) for name, tensor in state.items())
     torch.manual_seed(0)
     assert torch.equal(states[0]["0.weight"], nn.Linear(3, 8).weight)
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_without_muon_a_step_is_adamws(tmp_path: Path, muon: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(20, 18)
+    expected, x = deepcopy(model), torch.randn(4, 20)
+    fit(model, lambda model, step, draw: model(x).square().mean(), directory=tmp_path, budget=Budget(steps=1),
+        peak_rate=1e-2, accelerator=Accelerator(cpu=True), muon=muon)  # fmt: skip
+    expected(x).square().mean().backward()
+    nn.utils.clip_grad_norm_(expected.parameters(), 1.0)
+    rate = learning_rate(0.0, 1e-2)
+    torch.optim.AdamW(expected.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01).step()
+    assert torch.allclose(model.bias, expected.bias, atol=1e-9)
+    assert torch.allclose(model.weight, expected.weight, atol=1e-9) is not muon
+
+
+def test_a_damaged_state_is_a_line(tmp_path: Path) -> None:
+    train(tmp_path, 2)
+    state = tmp_path / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-7])
+    with pytest.raises(ValueError, match=r"state.safetensors is damaged \(.*\): delete it to begin again"):
+        train(tmp_path, 4)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
