@@ -131,7 +131,7 @@ def train_on_folder(
         batch: pictures a step.
         smoothing: of the labels.
         on_pictures: called once the pictures are read.
-        on_validation: called at each checkpoint with the top-1 error and whether it is the least so far.
+        on_validation: called at each checkpoint with the top-1 error and whether none was lower so far.
 
     Raises:
         ValueError: a folder, weights, layers, size, batch or smoothing that cannot be used, or `out` holds another training.
@@ -162,7 +162,7 @@ def train_on_folder(
         nonlocal least
         candidate = replace(model, network=averaged)
         error = _error(candidate, folder.validation, accelerator)
-        better = error < least
+        better = error <= least  # of equals the one that learned longer
         if better:
             save_classifier(candidate, best)
             least = error

@@ -149,6 +149,8 @@ def test_the_best_weights_are_kept_and_a_killed_run_continues(
     first = run([0.3], 2).network.state_dict()
     worse = run([0.3, 0.4], 4).network.state_dict()  # the best so far is measured again
     assert told == [(0.4, False)] and all(torch.equal(first[key], worse[key]) for key in first)
+    equal = run([0.3, 0.3], 5).network.state_dict()
+    assert told == [(0.3, True)] and not torch.equal(first["classifier.fc.weight"], equal["classifier.fc.weight"])
     better = run([0.3, 0.1], 6).network.state_dict()
     assert told == [(0.1, True)] and not torch.equal(first["classifier.fc.weight"], better["classifier.fc.weight"])
     (folder / "вдоль").rename(folder / "along")
