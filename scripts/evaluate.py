@@ -44,7 +44,7 @@ from genpipe.vision.judge import EMBEDDED as JUDGES
 from genpipe.vision.judge import Judge, Score
 from genpipe.vision.metrics import confusion_matrix, mean_average_precision, mean_iou
 from genpipe.vision.scene_model import SIDE
-from genpipe.vision.scene_segmentation import Segmentation
+from genpipe.vision.scene_segmentation import CATEGORIES, Segmentation
 
 PARTS = ("pictures", "vae", "judge", "cost", "best-of")
 COMBINATIONS = ("setting", "colour", "pair", "count")  # kinds of scenes, a quarter of the pictures each
@@ -236,7 +236,7 @@ def judges(judge: Judge, second: Judge, count: int) -> dict[str, Any]:
     scenes = [sample(random.Random(f"unseen/{i}")) for i in range(count)]
     composer, images, boxes, labels = Composer(), [], [], []
     segmentation = Segmentation.load(JUDGES / "segmentation.safetensors", judge)
-    kinds = len(segmentation.classes)
+    kinds = len(CATEGORIES)
     confusion = torch.zeros(kinds, kinds, dtype=torch.int64)
     for part in _chunks(scenes):
         pixels, truths = composer.truth(part)

@@ -19,14 +19,14 @@ from torch import nn
 from genpipe.images import to_pil
 from genpipe.scenes import COLOURS, SETTINGS, names, sample
 from genpipe.scenes.compose import Composer
-from genpipe.training.judge import CATEGORIES, ScenePool, category_maps, judge_loss, segmentation_loss
+from genpipe.training.judge import ScenePool, category_maps, judge_loss, segmentation_loss
 from genpipe.training.loop import Budget, fit
 from genpipe.training.text_to_image import choose_accelerator
 from genpipe.vision.evaluation import measure, summary
 from genpipe.vision.judge import Judge
 from genpipe.vision.metrics import confusion_matrix, mean_iou
-from genpipe.vision.scene_model import ResNetTrunk, SceneModel
-from genpipe.vision.scene_segmentation import Segmentation, Segmenter
+from genpipe.vision.scene_model import SceneModel
+from genpipe.vision.scene_segmentation import CATEGORIES, MaskHead, Segmentation
 
 SHARES = {"judge": 0.7, "segmentation": 0.12, "second": 0.18}  # of the time
 RATE = 2e-3
@@ -75,23 +75,21 @@ def train_judge(trunk: str, directory: Path, file: Path, budget: Budget, acceler
 
 def train_segmentation(judge: Judge, out: Path, budget: Budget, accelerator: Accelerator, seed: int) -> None:
     torch.manual_seed(seed)
-    trunk = judge.model.trunk
-    assert isinstance(trunk, ResNetTrunk)
     composer = Composer()
     rng = random.Random("unseen")
     pixels, truths = composer.truth([sample(rng) for _ in range(UNSEEN)])
     true, unseen = category_maps(truths, composer.size), to_pil(pixels)
 
     def keep(averaged: nn.Module) -> None:
-        assert isinstance(averaged, Segmenter)
-        segmentation = Segmentation(averaged, CATEGORIES)
+        assert isinstance(averaged, MaskHead)
+        segmentation = Segmentation(averaged, judge)
         segmentation.save(out / "segmentation.safetensors")
         found = segmentation(unseen)
         iou = mean_iou(confusion_matrix(found, true.long(), len(CATEGORIES)))
         accelerator.print(f"\nmean IoU {iou:.1%}")
 
     train(
-        Segmenter(trunk, len(CATEGORIES)),
+        MaskHead(judge.model.trunk),
         segmentation_loss(ScenePool(seed)),
         out / "segmentation",
         budget,

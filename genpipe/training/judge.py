@@ -15,9 +15,9 @@ from genpipe.scenes.places import LOOK
 from genpipe.scenes.world import ROWS
 from genpipe.training.loop import Draw
 from genpipe.vision.scene_model import SIDE, STRIDE, SceneModel, Seen, centres, shrink
+from genpipe.vision.scene_segmentation import CATEGORIES
 
 MOST = 4  # objects in a picture
-CATEGORIES = ("background", *dict.fromkeys(concept.category for concept in concepts().values()))
 HELD_SHARE = 0.15  # of what is drawn, of combinations that no generator is trained on: a judge has to know them too
 CROWD_SHARE = 0.3
 REACH = 1.0  # an object belongs to the cells whose middle is less than this many cells from its own: two by two
@@ -73,7 +73,7 @@ class Labelled:
     concepts: Tensor  # (N, MOST) int64
     colours: Tensor  # (N, MOST) int64; len(COLOURS) where natural
     boxes: Tensor  # (N, MOST, 4) float32, in pixels of SIDE
-    categories: Tensor  # (N, S, S) uint8 in CATEGORIES, at the size that the scene is drawn in
+    masks: Tensor  # (N, S, S) bool: whether a thing is there, at the size that the scene is drawn in
 
     def at(self, index: Tensor) -> "Labelled":
         return Labelled(*(getattr(self, field.name)[index] for field in fields(self)))
@@ -98,7 +98,7 @@ def label(composer: Composer, scenes: list[Scene]) -> Labelled:
         concepts=kinds,
         colours=tints,
         boxes=boxes,
-        categories=category_maps(truths, composer.size),
+        masks=category_maps(truths, composer.size) > 0,
     )
 
 
@@ -217,19 +217,19 @@ def scene_loss(model: SceneModel, seen: Seen, shown: Labelled, smoothing: float)
 def segmentation_loss(
     pool: ScenePool, *, batch: int = 64, points: int = 1024
 ) -> Callable[[nn.Module, int, Draw], Tensor]:
-    """Cross-entropy at random pixels of each picture: as good as all of them, and cheap ("PointRend", 2020)."""
+    """Binary cross-entropy at random pixels of each picture: as good as all of them, and cheap ("PointRend", 2020)."""
 
     def loss(model: nn.Module, step: int, draw: Draw) -> Tensor:
         shown = pool.draw(step, batch, draw.scenes)
         pixels = soften(shown.pixels.float() / 127.5 - 1, draw.noise)
         device = next(model.parameters()).device
-        logits = model(pixels.to(device, memory_format=torch.channels_last)).float()  # (B, classes, h, w)
-        size = shown.categories.shape[-1]
+        logits = model(pixels.to(device, memory_format=torch.channels_last)).float()  # (B, 1, h, w)
+        size = shown.masks.shape[-1]
         at = torch.randint(size * size, (batch, points), generator=draw.noise)
-        true = shown.categories.flatten(1).long().gather(1, at).to(device)
+        true = shown.masks.flatten(1).gather(1, at).float().to(device)
         where = (torch.stack([at % size, at // size], dim=-1) + 0.5) * (2 / size) - 1  # (B, points, 2)
         sampled = F.grid_sample(logits, where[:, None].to(device), padding_mode="border", align_corners=False)
-        return F.cross_entropy(sampled[:, :, 0], true)
+        return F.binary_cross_entropy_with_logits(sampled[:, 0, 0], true)
 
     return loss
 

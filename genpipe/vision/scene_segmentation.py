@@ -1,6 +1,6 @@
-"""Which pixels of a picture of genpipe's world belong to what kind of thing, on the features of a judge."""
+"""Which pixels of a picture of genpipe's world belong to what kind of thing: masks on the features of a judge, named by the
+objects that it finds there."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,34 +9,41 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genpipe.scenes.concepts import concepts
 from genpipe.vision.blocks import conv1x1, conv_unit
-from genpipe.vision.judge import BATCH, PREPROCESS, Judge
-from genpipe.vision.scene_model import CHANNELS, ResNetTrunk
+from genpipe.vision.judge import BATCH, PREPROCESS, SURE, Judge
+from genpipe.vision.scene_model import CHANNELS, SIDE, Objects, ResNetTrunk
 from genpipe.vision.weights import read_tensors, write_tensors
 
+CATEGORIES = ("background", *dict.fromkeys(concept.category for concept in concepts().values()))
 
-class Segmenter(nn.Module):
-    """What each pixel belongs to, read off the maps of a trained trunk, which stays as it is.
+
+class MaskHead(nn.Module):
+    """Whether each pixel belongs to a thing, read off the maps of a trained trunk, which stays as it is.
 
     From the cells up, each finer map is added and mixed in, as in "Panoptic Feature Pyramid Networks" (2019), to half the
     picture's size.
 
     Args:
         trunk: of a `SceneModel`; its weights are not this module's.
-        classes: of a pixel, the background among them.
         channels: of the maps on the way up.
+
+    Raises:
+        ValueError: the trunk has no finer maps.
     """
 
-    def __init__(self, trunk: ResNetTrunk, classes: int, channels: int = 48) -> None:
+    def __init__(self, trunk: nn.Module, channels: int = 48) -> None:
         super().__init__()
+        if not isinstance(trunk, ResNetTrunk):
+            raise ValueError(f"a {type(trunk).__name__} has no finer maps to segment by: use a judge on resnet18")
         self._trunk = [trunk]  # in a list, so that it is no part of this module
         width = trunk.early_channels // 2
         self.laterals = nn.ModuleList(conv1x1(c, channels) for c in (CHANNELS, 2 * width, width, width))
         self.mixes = nn.ModuleList(conv_unit(channels, channels) for _ in range(3))
-        self.head = conv1x1(channels, classes)
+        self.head = conv1x1(channels, 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> logits (B, classes, H/2, W/2), to be enlarged bilinearly."""
+        """(B, 3, H, W) in [-1, 1] -> logits (B, 1, H/2, W/2), to be enlarged bilinearly."""
         with torch.no_grad():
             stem, first, early, cells = self._trunk[0].eval().maps(pixels)
         x = self.laterals[0](cells)
@@ -46,44 +53,58 @@ class Segmenter(nn.Module):
 
 
 class Segmentation:
-    """A segmenter with the names of what it knows."""
+    """A mask head with the judge on whose features it was trained."""
 
-    def __init__(self, network: Segmenter, classes: Sequence[str]) -> None:
-        self.network, self.classes = network.eval(), tuple(classes)
+    def __init__(self, head: MaskHead, judge: Judge) -> None:
+        self.head, self.judge = head.eval(), judge
+        self._category = torch.tensor([CATEGORIES.index(concepts()[name].category) for name in judge.concepts])
 
     @classmethod
     def load(cls, path: str | Path, judge: Judge) -> "Segmentation":
         """The segmentation in a file that `save` wrote, on the features of the judge that it was trained with.
 
         Raises:
-            ValueError: the file is damaged or holds something else.
+            ValueError: the file is damaged or holds something else, or the judge is of another architecture.
             OSError: there is no such file.
         """
-        trunk = judge.model.trunk
-        if not isinstance(trunk, ResNetTrunk):
-            raise ValueError(
-                f"a judge with the trunk {judge.model.architecture} has no maps to segment by: use resnet18"
-            )
-        tensors, metadata = read_tensors(path)
+        tensors, _ = read_tensors(path)
+        head = MaskHead(judge.model.trunk)
         try:
-            classes = json.loads(metadata["classes"])
-            network = Segmenter(trunk, len(classes))
-            network.load_state_dict(tensors)
-        except (KeyError, ValueError, RuntimeError) as error:
+            head.load_state_dict(tensors)
+        except RuntimeError as error:
             raise ValueError(f"{path} is no segmentation of scenes: {' '.join(str(error).split())}") from None
-        return cls(network.to(next(trunk.parameters()).device), classes)
+        return cls(head.to(next(judge.model.parameters()).device), judge)
 
     def save(self, path: str | Path) -> None:
-        """Write it in fp16 to a .safetensors file, wholly or not at all; the judge's features are not in it."""
-        write_tensors(path, self.network.state_dict(), {"classes": json.dumps(self.classes)}, dtype=torch.float16)
+        """Write the head in fp16 to a .safetensors file, wholly or not at all; the judge is not in it."""
+        write_tensors(path, self.head.state_dict(), {}, dtype=torch.float16)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image], size: int = 128) -> Tensor:
-        """The class of each pixel of pictures resized to `size`: (N, size, size) int64, indices of `classes`."""
-        device, maps = next(self.network.parameters()).device, []
+        """What each pixel of pictures resized to `size` belongs to: (N, size, size) int64, indices of CATEGORIES."""
+        masks = self._masks(images, size)
+        sights = self.judge.look(images)
+        return torch.stack(
+            [mask * self._nearest(sight.objects, size) for mask, sight in zip(masks, sights, strict=True)]
+        )
+
+    def _masks(self, images: Sequence[Image.Image], size: int) -> Tensor:
+        """(N, size, size) bool."""
+        device, masks = next(self.head.parameters()).device, []
         for start in range(0, len(images), BATCH):
             pixels = torch.stack([PREPROCESS(image) for image in images[start : start + BATCH]])
-            logits = self.network(pixels.to(device, memory_format=torch.channels_last)).float()
+            logits = self.head(pixels.to(device, memory_format=torch.channels_last)).float()
             enlarged = F.interpolate(logits, size=(size, size), mode="bilinear", align_corners=False)
-            maps.append(enlarged.argmax(dim=1).cpu())
-        return torch.cat(maps)
+            masks.append((enlarged[:, 0] > 0).cpu())
+        return torch.cat(masks)
+
+    def _nearest(self, objects: Objects, size: int) -> Tensor:
+        """The category of the object in whose box a pixel is, or whose box is nearest: (size, size) int64."""
+        sure = max(1, int((objects.scores >= SURE).sum()))
+        kinds = objects.concepts[:sure].cpu()
+        chances = torch.zeros(sure, len(CATEGORIES)).index_add(1, self._category, kinds)
+        left, top, right, bottom = (objects.boxes[:sure].cpu() * (size / SIDE)).T[..., None, None]  # (sure, 1, 1) each
+        at = torch.arange(size) + 0.5
+        across = torch.maximum(left - at, at - right).clamp(min=0)  # (sure, 1, size)
+        down = torch.maximum(top - at[:, None], at[:, None] - bottom).clamp(min=0)  # (sure, size, 1)
+        return chances.argmax(dim=1)[(across + down).argmin(dim=0)]

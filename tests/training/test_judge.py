@@ -10,10 +10,10 @@ from accelerate import Accelerator
 from genpipe.scenes import COLOURS, SETTINGS, canonical, concepts, held_out, names
 from genpipe.scenes.compose import Composer
 from genpipe.training.judge import (
-    CATEGORIES,
     MOST,
     Labelled,
     ScenePool,
+    category_maps,
     draw_scene,
     judge_loss,
     label,
@@ -23,8 +23,8 @@ from genpipe.training.judge import (
     soften,
 )
 from genpipe.training.loop import Budget, Draw, fit
-from genpipe.vision.scene_model import CHANNELS, SIDE, STRIDE, ResNetTrunk, SceneModel, Seen, find_objects
-from genpipe.vision.scene_segmentation import Segmenter
+from genpipe.vision.scene_model import CHANNELS, SIDE, STRIDE, SceneModel, Seen, find_objects
+from genpipe.vision.scene_segmentation import CATEGORIES, MaskHead
 
 
 @cache
@@ -59,8 +59,9 @@ def test_labels_are_the_truth_at_the_size_that_the_models_see() -> None:
     assert drawn.colours[1, :2].tolist() == [len(COLOURS), list(COLOURS).index("red")]
     _, (truth, _) = composer().truth([second, pair])
     assert torch.allclose(drawn.boxes[0, 0], truth.boxes[0] * SIDE / 128)
+    assert torch.equal(drawn.masks[0], truth.masks[0])
     vehicle = CATEGORIES.index(concepts()["car"].category)
-    assert torch.equal(drawn.categories[0], truth.masks[0].to(torch.uint8) * vehicle)
+    assert torch.equal(category_maps([truth], 128)[0], truth.masks[0].to(torch.uint8) * vehicle)
 
 
 def test_what_is_hidden_is_not_to_be_found() -> None:
@@ -167,17 +168,16 @@ def test_training_finds_things_where_they_are(trained: SceneModel) -> None:
 
 
 def test_a_segmentation_learns_on_the_features_and_leaves_them(trained: SceneModel, tmp_path: Path) -> None:
-    assert isinstance(trained.trunk, ResNetTrunk)
     before = [parameter.clone() for parameter in trained.trunk.state_dict().values()]
     pool = ScenePool(1, initial=8, fresh=0)
     loss = segmentation_loss(pool, batch=8, points=256)
     torch.manual_seed(0)
-    segmenter = Segmenter(trained.trunk, len(CATEGORIES), channels=16)
-    first = loss(segmenter, 0, Draw.at(0, 0)).item()
+    head = MaskHead(trained.trunk, channels=16)
+    first = loss(head, 0, Draw.at(0, 0)).item()
     network = fit(
-        segmenter, loss, directory=tmp_path, budget=Budget(steps=60), peak_rate=1e-2,
+        head, loss, directory=tmp_path, budget=Budget(steps=60), peak_rate=1e-2,
         accelerator=Accelerator(cpu=True), average=0.9,
     )  # fmt: skip
     assert loss(network, 0, Draw.at(0, 0)).item() < 0.5 * first
     assert all(torch.equal(a, b) for a, b in zip(before, trained.trunk.state_dict().values(), strict=True))
-    assert isinstance(network, Segmenter) and not any(name.startswith("_trunk") for name in network.state_dict())
+    assert isinstance(network, MaskHead) and not any(name.startswith("_trunk") for name in network.state_dict())

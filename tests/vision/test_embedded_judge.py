@@ -8,11 +8,11 @@ import torch
 from genpipe.images import to_pil
 from genpipe.scenes import Scene, canonical, caption, names, sample
 from genpipe.scenes.compose import Composer
-from genpipe.training.judge import CATEGORIES, category_maps
+from genpipe.training.judge import category_maps
 from genpipe.vision.evaluation import measure
 from genpipe.vision.judge import EMBEDDED, Judge, score
 from genpipe.vision.metrics import confusion_matrix, mean_iou
-from genpipe.vision.scene_segmentation import Segmentation
+from genpipe.vision.scene_segmentation import CATEGORIES, Segmentation
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +35,16 @@ def test_they_know_unseen_scenes(file: str, scenes: list[Scene]) -> None:
     tallies = measure(judge, to_pil(Composer().render(scenes)), scenes).tallies
     assert tallies["object_top1"].share >= 0.85 and tallies["object_top5"].share >= 0.92
     assert tallies["setting"].share >= 0.95 and tallies["count"].share >= 0.85
-    assert tallies["satisfied"].share >= 0.75
+    assert tallies["satisfied"].share >= 0.85
 
 
 def test_the_segmentation_finds_what_is_where(scenes: list[Scene]) -> None:
     judge = Judge.load(EMBEDDED / "model.safetensors", device="cpu")
     segmentation = Segmentation.load(EMBEDDED / "segmentation.safetensors", judge)
-    assert segmentation.classes == CATEGORIES
     composer = Composer()
     pixels, truths = composer.truth(scenes)
     true = category_maps(truths, composer.size).long()
-    assert mean_iou(confusion_matrix(segmentation(to_pil(pixels)), true, len(CATEGORIES))) >= 0.7
+    assert mean_iou(confusion_matrix(segmentation(to_pil(pixels)), true, len(CATEGORIES))) >= 0.8
 
 
 def test_a_picture_is_scored_highest_for_its_own_prompt(scenes: list[Scene]) -> None:
