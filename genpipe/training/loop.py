@@ -144,7 +144,7 @@ def fit(
     return averaged
 
 
-def quick_attention(device: torch.device, tokens: int) -> AbstractContextManager[None]:
+def quick_attention(device: torch.device, tokens: int) -> AbstractContextManager[object]:
     """On a CPU the fused attention's backward pass takes four times as long as plain products where tokens are few."""
     few = device.type == "cpu" and tokens <= 1024
     return sdpa_kernel(SDPBackend.MATH) if few else nullcontext()
