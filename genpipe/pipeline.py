@@ -15,6 +15,8 @@ from tqdm import tqdm
 from genpipe.checkpoints import Checkpoint, load_checkpoint, nonfinite_weights
 from genpipe.hardware import choose_device, choose_dtype, float32_copy, one_thread
 from genpipe.images import Picture, annotate, to_pil
+from genpipe.models.inference import Denoiser, prepare
+from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.unet import UNet
 from genpipe.preview import LatentPreview
 from genpipe.request import MAX_PICTURES, Request, check_size, random_seed, seeds_for
@@ -66,6 +68,7 @@ class Pipeline:
         self.device = device
         self.dtype = dtype
         self._preview = LatentPreview(self.vae)
+        self._empty: dict[int, Tensor] = {}  # the context of the empty prompt, by clip_skip
 
     @classmethod
     def from_pretrained(
@@ -94,11 +97,11 @@ class Pipeline:
         chosen_dtype = choose_dtype(dtype, chosen)
         checkpoint = load_checkpoint(
             EMBEDDED if path_or_id is None else path_or_id,
-            device=chosen,
-            dtype=chosen_dtype,
             revision=revision,
             variant=variant,
         )
+        for network in (checkpoint.text_encoder, checkpoint.unet, checkpoint.vae):
+            prepare(network, device=chosen, dtype=chosen_dtype)
         return cls(checkpoint, device=chosen, dtype=chosen_dtype)
 
     @property
@@ -271,12 +274,15 @@ class Pipeline:
         if is_guided:
             negative = self.encode([request.negative_prompt for request in requests], clip_skip=first.clip_skip)
             context = torch.cat([negative, context])  # (2B, T, D)
-        scale = torch.full((len(requests),), first.guidance_scale, device=self.device) if distilled else None
+        scale = first.guidance_scale if distilled else None
 
-        def evaluate(x: Tensor, step: Step, unet: UNet = self.unet) -> Tensor:
-            inputs = torch.cat([x, x]) if is_guided else x
-            timestep = torch.full((len(inputs),), step.timestep, device=self.device)
-            output = unet(inputs, timestep, context, guidance=scale).float()
+        def denoiser_of(unet: UNet) -> Denoiser:
+            return Denoiser(unet, [step.timestep for step in schedule.steps], context, guidance=scale)
+
+        denoiser = denoiser_of(self.unet)
+
+        def evaluate(x: Tensor, step: Step, denoiser: Denoiser = denoiser) -> Tensor:
+            output = denoiser(x, step.timestep).float()
             if is_guided:
                 unprompted, prompted = output.chunk(2)
                 output = guided(unprompted, prompted, first.guidance_scale, first.guidance_rescale)
@@ -290,7 +296,7 @@ class Pipeline:
             return sampler.sample(denoise, noise() * schedule.initial_scale, schedule, noise)
 
         latents, count = torch.empty(0), len(schedule.steps) - 1
-        for attempt in (evaluate, self._in_fp32_where_needed(evaluate)):
+        for attempt in (evaluate, self._in_fp32_where_needed(evaluate, denoiser_of)):
             for index, latents in enumerate(run(attempt), start=1):
                 yield Progress(index, count, latents, lambda latents=latents: self._preview(latents))
             if latents.isfinite().all():
@@ -311,13 +317,26 @@ class Pipeline:
                 f"the prompt is cut after {self.tokenizer.length - 2} tokens, leaving out {quoted!r}", stacklevel=2
             )
         ids = torch.tensor(tokens.ids, device=self.device)
-        # One at a time: an encoding must not depend on what else is in the batch.
-        contexts = torch.cat([self.text_encoder(row[None], clip_skip=clip_skip).context for row in ids])
+        # The empty prompt, which guidance leads away from, is encoded once for all pictures.
+        known = {"": self._empty[clip_skip]} if clip_skip in self._empty else {}
+
+        def encoded(text_encoder: TextEncoder) -> Tensor:
+            # One at a time: an encoding must not depend on what else is in the batch.
+            rows = zip(distinct, ids, strict=True)
+            return torch.cat(
+                [
+                    known[text] if text in known else text_encoder(row[None], clip_skip=clip_skip).context
+                    for text, row in rows
+                ]
+            )
+
+        contexts = encoded(self.text_encoder)
         if not contexts.isfinite().all():
-            text_encoder = float32_copy(self.text_encoder)
-            contexts = torch.cat([text_encoder(row[None], clip_skip=clip_skip).context for row in ids])
+            contexts = encoded(float32_copy(self.text_encoder))
             if not contexts.isfinite().all():
                 raise NonFiniteError(self._blame("text encoder", self.text_encoder))
+        if "" in distinct:
+            self._empty[clip_skip] = contexts[[distinct.index("")]]
         return contexts[[distinct.index(prompt) for prompt in prompts]]
 
     @torch.inference_mode()
@@ -334,19 +353,21 @@ class Pipeline:
             annotate(image, request, self.name, sampler=own, dtype=self.dtype)
         return images
 
-    def _in_fp32_where_needed(self, evaluate: Callable[..., Tensor]) -> Callable[[Tensor, Step], Tensor]:
+    def _in_fp32_where_needed(
+        self, evaluate: Callable[..., Tensor], denoiser_of: Callable[[UNet], Denoiser]
+    ) -> Callable[[Tensor, Step], Tensor]:
         """`evaluate`, repeated in fp32 for the pictures of a batch that it leaves non-finite."""
 
-        unet: UNet | None = None
+        denoiser: Denoiser | None = None
 
         def careful(x: Tensor, step: Step) -> Tensor:
-            nonlocal unet
+            nonlocal denoiser
             x0 = evaluate(x, step)
             finite = x0.isfinite().all(dim=(1, 2, 3))
             if finite.all():
                 return x0
-            unet = float32_copy(self.unet) if unet is None else unet
-            repeated = evaluate(x, step, unet)
+            denoiser = denoiser_of(float32_copy(self.unet)) if denoiser is None else denoiser
+            repeated = evaluate(x, step, denoiser)
             if not repeated.isfinite().all():
                 raise NonFiniteError(self._blame("denoiser", self.unet))
             return torch.where(finite[:, None, None, None], x0, repeated)

@@ -260,10 +260,12 @@ def test_bad_devices_and_dtypes_get_one_clear_line(tiny_checkpoint: Path) -> Non
         assert "\n" not in str(caught.value)
 
 
-def overflowing(module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, *, rows: slice) -> list[torch.dtype]:
+def overflowing(
+    module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, *, rows: slice, method: str = "forward"
+) -> list[torch.dtype]:
     """Make `module` give NaN in bf16, for some rows of the batch, as a network that overflows 16 bits does."""
     seen: list[torch.dtype] = []
-    original = type(module).forward
+    original = getattr(type(module), method)
 
     def forward(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         output = original(self, *args, **kwargs)
@@ -274,14 +276,15 @@ def overflowing(module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, *, row
             output[rows] = float("nan")
         return output
 
-    monkeypatch.setattr(type(module), "forward", forward)
+    monkeypatch.setattr(type(module), method, forward)
     return seen
 
 
 def test_a_step_that_overflows_is_repeated_in_fp32(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="bf16")
     sound = draw(pipe, n=2)
-    seen = overflowing(pipe.unet, monkeypatch, rows=slice(0, None, 2))  # the first picture, both halves
+    # The first picture, both halves.
+    seen = overflowing(pipe.unet, monkeypatch, rows=slice(0, None, 2), method="denoise")
     images = draw(pipe, n=2)
     assert torch.float32 in seen
     assert difference(images[1], sound[1]) == 0  # its neighbour is as before
@@ -429,3 +432,14 @@ def test_previews_work_where_the_autoencoder_overflows(tiny_checkpoint: Path, mo
     sizes = []
     draw(pipe, callback=lambda state: sizes.append(state.preview()[0].size))
     assert sizes == [(8, 8)] * 4
+
+
+def test_the_empty_prompt_is_encoded_once(fresh: Pipeline) -> None:
+    encoded: list[torch.Tensor] = []
+    fresh.text_encoder.register_forward_hook(lambda module, inputs, output: encoded.append(inputs[0]))
+    first, again = draw(fresh), draw(fresh, "a blue dog")
+    assert [ids.shape for ids in encoded] == [ids(fresh, "").shape] * 3
+    assert sum(torch.equal(given, ids(fresh, "")) for given in encoded) == 1
+    assert difference(draw(fresh), first) == 0 and difference(first, again) > 0
+    draw(fresh, clip_skip=1)  # another context: it is not the one that was kept
+    assert torch.equal(fresh.encode([""], clip_skip=1), fresh.text_encoder(ids(fresh, ""), clip_skip=1).context)

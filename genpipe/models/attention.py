@@ -1,10 +1,19 @@
 """Attention and the transformer blocks of the denoiser and the autoencoder."""
 
+from collections.abc import Iterator, Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genpipe.vision.blocks import conv1x1
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, upcast: bool = False) -> Tensor:
+    """Attention of queries (B, heads, N, d) over keys and values (B, heads, M, d) -> (B, heads, N, d)."""
+    if upcast and q.dtype != torch.float32:
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 class Attention(nn.Module):
@@ -38,18 +47,52 @@ class Attention(nn.Module):
         self.value = nn.Linear(context_channels, inner, bias=bias)
         self.out = nn.Linear(inner, channels)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, N, C) and an optional context (B, M, D) -> (B, N, C)."""
-        context = x if context is None else context
-        q, k, v = (
-            projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, head_channels)
-            for projected in (self.query(x), self.key(context), self.value(context))
-        )
-        if self.upcast and x.dtype != torch.float32:
-            h = F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(x.dtype)
-        else:
-            h = F.scaled_dot_product_attention(q, k, v)
-        return self.out(h.transpose(1, 2).flatten(2))  # (B, N, C)
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """What is attended to: context (B, M, D) -> keys and values, each (B, heads, M, head_channels)."""
+        return self._by_head(self.key(context)), self._by_head(self.value(context))
+
+    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """(B, N, C), and the `keys_values` of a context; without them `x` attends to itself -> (B, N, C)."""
+        q = self._by_head(self.query(x))
+        k, v = self.keys_values(x) if keys_values is None else keys_values
+        return self.out(attend(q, k, v, upcast=self.upcast).transpose(1, 2).flatten(2))  # (B, N, C)
+
+    def _by_head(self, projected: Tensor) -> Tensor:
+        return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, head_channels)
+
+
+class FusedSelfAttention(nn.Module):
+    """What an `Attention` of `x` to itself computes, with one product for queries, keys and values.
+
+    For inference: it is made of an `Attention`.
+    """
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        layers = (attention.query, attention.key, attention.value)
+        self.heads, self.upcast = attention.heads, attention.upcast
+        biased = attention.query.bias is not None
+        with torch.device("meta"):
+            self.project = nn.Linear(layers[0].in_features, sum(layer.out_features for layer in layers), bias=biased)
+        weights, biases = [layer.weight.detach() for layer in layers], [layer.bias for layer in layers]
+        self.project.weight = nn.Parameter(torch.cat(weights), requires_grad=False)
+        if biased:
+            self.project.bias = nn.Parameter(torch.cat(biases).detach(), requires_grad=False)
+        self.out = attention.out
+
+    def forward(self, x: Tensor, keys_values: None = None) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        q, k, v = self.project(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d) each
+        return self.out(attend(q, k, v, upcast=self.upcast).transpose(1, 2).flatten(2))
+
+
+# Keys and values of the prompts, for each attention that reads them.
+KeysValues = Mapping[Attention, tuple[Tensor, Tensor]]
+
+
+def matched(x: Tensor, rows: int) -> Tensor:
+    """x (B, ...) repeated to `rows`, a multiple of B: what the prompts of a picture share is computed once for all."""
+    return x if len(x) == rows else x.repeat(rows // len(x), *(1,) * (x.ndim - 1))
 
 
 class SpatialAttention(nn.Module):
@@ -97,10 +140,20 @@ class TransformerBlock(nn.Module):
         self.feed_forward = GatedFeedForward(channels)
         self.only_cross = only_cross
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """(B, N, C) and a context (B, M, D) -> (B, N, C)."""
-        x = x + self.attention1(self.norm1(x), context if self.only_cross else None)
-        x = x + self.attention2(self.norm2(x), context)
+    def readers(self) -> Iterator[Attention]:
+        """The attentions that read the prompt."""
+        if self.only_cross:
+            yield self.attention1
+        yield self.attention2
+
+    def forward(self, x: Tensor, prompts: KeysValues) -> Tensor:
+        """(B, N, C) and the keys and values of B prompts, or of a multiple of it -> (as many as prompts, N, C)."""
+        rows = len(prompts[self.attention2][0])
+        if self.only_cross:
+            x = matched(x, rows)
+        x = x + self.attention1(self.norm1(x), prompts.get(self.attention1))
+        x = matched(x, rows)
+        x = x + self.attention2(self.norm2(x), prompts[self.attention2])
         return x + self.feed_forward(self.norm3(x))
 
 
@@ -135,8 +188,14 @@ class SpatialTransformer(nn.Module):
         )
         self.project_out = nn.Linear(channels, channels) if linear else conv1x1(channels, channels)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """(B, C, H, W) and a context (B, M, D) -> (B, C, H, W)."""
+    def readers(self) -> Iterator[Attention]:
+        """The attentions that read the prompt."""
+        for block in self.blocks:
+            assert isinstance(block, TransformerBlock)
+            yield from block.readers()
+
+    def forward(self, x: Tensor, prompts: KeysValues) -> Tensor:
+        """(B, C, H, W) and the keys and values of B prompts, or of a multiple of it -> (as many as prompts, C, H, W)."""
         height, width = x.shape[-2:]
         h = self.norm(x)
         if self.linear:
@@ -144,7 +203,8 @@ class SpatialTransformer(nn.Module):
         else:
             h = self.project_in(h).flatten(2).transpose(1, 2)
         for block in self.blocks:
-            h = block(h, context)
+            h = block(h, prompts)
+        x = matched(x, len(h))
         if self.linear:
             return x + self.project_out(h).transpose(1, 2).unflatten(-1, (height, width))
         return x + self.project_out(h.transpose(1, 2).unflatten(-1, (height, width)))

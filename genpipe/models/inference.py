@@ -1,0 +1,72 @@
+"""The networks made ready to run: what training and checkpoints do not need, done once after the weights are loaded."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from genpipe.models.attention import FusedSelfAttention, SpatialAttention, TransformerBlock
+from genpipe.models.unet import UNet
+from genpipe.vision.blocks import PhaseUpsample, Upsample
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def prepare(network: Network, *, device: torch.device, dtype: torch.dtype) -> Network:
+    """Put a network in place into the form in which it runs fastest, computing the same to rounding; returns it.
+
+    Queries, keys and values become one product, and on a CPU upsampling and its convolution one transposed convolution.
+    The old weights are let go leaf by leaf, so memory holds the network once. It can then neither be trained nor saved.
+
+    Args:
+        network: with its weights, best of the type that the file has, since sums of weights are then rounded once.
+        device, dtype: where and in what to run.
+    """
+    _prepare(network.eval().requires_grad_(False), device, dtype)
+    return network
+
+
+def _prepare(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    if isinstance(module, Upsample) and device.type == "cpu":
+        module = PhaseUpsample(module)
+    elif isinstance(module, TransformerBlock) and not module.only_cross:
+        module.register_module("attention1", FusedSelfAttention(module.attention1))
+    elif isinstance(module, SpatialAttention):
+        module.register_module("attention", FusedSelfAttention(module.attention))
+    children = dict(module.named_children())
+    if not children:
+        return module.to(device=device, dtype=dtype)
+    for name, child in children.items():
+        module.register_module(name, _prepare(child, device, dtype))
+    return module
+
+
+class Denoiser:
+    """A U-Net, given what stays the same over the steps of a batch, computed once.
+
+    That is the keys and values of the prompts, and what each timestep of the schedule adds in each residual block.
+
+    Args:
+        unet: plain or prepared.
+        timesteps: those that it will be asked at.
+        context: (k · B, T, D): k prompts a picture, the B pictures of the first prompts first.
+        guidance: the scale that distilled networks take as an input.
+    """
+
+    def __init__(
+        self, unet: UNet, timesteps: Sequence[float], context: Tensor, *, guidance: float | None = None
+    ) -> None:
+        distinct = list(dict.fromkeys(timesteps))
+        times = torch.tensor(distinct, device=context.device)
+        scale = None if guidance is None else torch.full_like(times, guidance)
+        self._unet = unet
+        self._rows = {timestep: row for row, timestep in enumerate(distinct)}
+        self._shifts = unet.shifts(unet.embed(times, guidance=scale))  # (steps, C_out) each
+        self._prompts = unet.keys_values(context)
+
+    def __call__(self, latents: Tensor, timestep: float) -> Tensor:
+        """The model output (k · B, C, h, w) for latents (B, C, h, w)."""
+        row = self._rows[timestep]
+        shifts = {block: shift[row : row + 1] for block, shift in self._shifts.items()}
+        return self._unet.denoise(latents, shifts, self._prompts)
