@@ -77,7 +77,7 @@ class FusedSelfAttention(nn.Module):
         weights, biases = [layer.weight.detach() for layer in layers], [layer.bias for layer in layers]
         self.project.weight = nn.Parameter(torch.cat(weights), requires_grad=False)
         if biased:
-            self.project.bias = nn.Parameter(torch.cat(biases).detach(), requires_grad=False)
+            self.project.bias = nn.Parameter(torch.cat(tuple(biases)).detach(), requires_grad=False)
         self.out = attention.out
 
     def forward(self, x: Tensor, keys_values: None = None) -> Tensor:
