@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from genpipe.models.attention import FusedSelfAttention, SpatialAttention, TransformerBlock
+from genpipe.models.packed import can_pack, pack
 from genpipe.models.unet import UNet
 from genpipe.vision.blocks import PhaseUpsample, Upsample
 
@@ -16,7 +17,8 @@ Network = TypeVar("Network", bound=nn.Module)
 def prepare(network: Network, *, device: torch.device, dtype: torch.dtype) -> Network:
     """Put a network in place into the form in which it runs fastest, computing the same to rounding; returns it.
 
-    Queries, keys and values become one product, and on a CPU upsampling and its convolution one transposed convolution.
+    Queries, keys and values become one product. On a CPU upsampling and its convolution become one transposed
+    convolution, and the weights are packed for oneDNN.
     The old weights are let go leaf by leaf, so memory holds the network once. It can then neither be trained nor saved.
 
     Args:
@@ -36,7 +38,8 @@ def _prepare(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.
         module.register_module("attention", FusedSelfAttention(module.attention))
     children = dict(module.named_children())
     if not children:
-        return module.to(device=device, dtype=dtype)
+        module = module.to(device=device, dtype=dtype)
+        return pack(module) if device.type == "cpu" and can_pack() else module
     for name, child in children.items():
         module.register_module(name, _prepare(child, device, dtype))
     return module

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genpipe.models.attention import KeysValues, SpatialTransformer, matched
-from genpipe.vision.blocks import Downsample, ResidualBlock, Upsample, conv3x3
+from genpipe.vision.blocks import Downsample, ResidualBlock, Upsample, conv3x3, silu
 
 _ATTENTION = {"CrossAttnDownBlock2D": True, "DownBlock2D": False, "CrossAttnUpBlock2D": True, "UpBlock2D": False}
 # Keys of a diffusers config.json that change the network, with the only values this one implements.
@@ -336,7 +336,7 @@ class UNet(nn.Module):
             if level.resample is not None:
                 h = level.resample(h, size=skips[-1].shape[-2:])
 
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(silu(self.norm_out(h)))
 
     def shifts(self, embedding: Tensor) -> Shifts:
         """What an embedding (B, E) of the timestep adds in each residual block, (B, C_out)."""

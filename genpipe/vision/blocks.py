@@ -3,6 +3,7 @@
 Tensors are (B, C, H, W). Every block keeps the spatial size unless its name says otherwise.
 """
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -57,6 +58,11 @@ def conv_output_size(size: int, kernel: int, stride: int = 1, padding: int = 0, 
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
+def silu(x: Tensor) -> Tensor:
+    """SiLU of a tensor that is not needed again: in place, unless a gradient will ask for it."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
 class ResidualBlock(nn.Module):
     """Pre-activation residual block: GroupNorm, SiLU, 3×3 convolution, twice, plus a shortcut.
 
@@ -90,12 +96,12 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         """(B, C_in, H, W), and `shift` (B or 1, C_out) where the block takes an embedding -> (B, C_out, H, W)."""
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(silu(self.norm1(x)))
         if self.embedding is not None:
             if shift is None:
                 raise ValueError("this residual block was built with an embedding and needs its shift")
             h = h + shift[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv2(silu(self.norm2(h)))
         return self.shortcut(x) + h
 
 
@@ -165,7 +171,8 @@ class PhaseUpsample(nn.Module):
             return self.conv(x)
         # The zeros beyond an odd edge are not what the phases were summed for: take them apart again.
         unphased = torch.tensor(_UNPHASED, device=x.device)
-        weight = torch.einsum("ar,iors,bs->oiab", unphased, self.conv.weight.float(), unphased).to(x.dtype)
+        kernel = copy.deepcopy(self.conv).weight  # a copy of a packed layer is a plain one
+        weight = torch.einsum("ar,iors,bs->oiab", unphased, kernel.float(), unphased).to(x.dtype)
         return F.conv2d(F.interpolate(x, size=size, mode="nearest"), weight, self.conv.bias, padding=1)
 
 

@@ -1,0 +1,110 @@
+"""Linear and convolution layers whose weights lie in the order that oneDNN works in, packed once and not at every call.
+
+Packing and the operators that take packed weights are torch's own but private: `can_pack` tests for them, and layers that
+cannot be packed stay as they are. A copy (`copy.deepcopy`) of a packed layer is the plain layer that it was made of.
+"""
+
+import copy
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+_OPERATORS = (
+    "_reorder_linear_weight",
+    "_linear_pointwise",
+    "_reorder_convolution_weight",
+    "_convolution_pointwise",
+    "_reorder_convolution_transpose_weight",
+    "_convolution_transpose_pointwise",
+)
+
+
+def can_pack() -> bool:
+    """Whether this torch has oneDNN and the private operators."""
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
+
+
+def pack(layer: nn.Module) -> nn.Module:
+    """The packed form of a linear layer or of an ungrouped convolution, plain or transposed; another layer as it is."""
+    for kind, packed in ((nn.Linear, PackedLinear), (nn.Conv2d, PackedConv), (nn.ConvTranspose2d, PackedConvTranspose)):
+        if (
+            type(layer) is kind
+            and getattr(layer, "groups", 1) == 1
+            and getattr(layer, "padding_mode", "zeros") == "zeros"
+        ):
+            return packed(cast(Any, layer))
+    return layer
+
+
+class _Packed(nn.Module):
+    """A layer without its weight, and the weight packed."""
+
+    arguments: tuple[str, ...]  # of the plain layer
+    weight: Tensor
+
+    def __init__(self, layer: nn.Module, weight: Tensor) -> None:
+        super().__init__()
+        self.bias = layer.bias
+        self.register_buffer("weight", weight)
+        self._plain = (type(layer), {name: getattr(layer, name) for name in self.arguments})
+
+    def _dense_weight(self) -> Tensor:
+        return self.weight.to_dense()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        kind, arguments = self._plain
+        with torch.device("meta"):
+            layer = kind(**arguments, bias=self.bias is not None)
+        layer.weight = nn.Parameter(self._dense_weight(), requires_grad=False)
+        layer.bias = copy.deepcopy(self.bias, memo)
+        return layer
+
+
+class PackedLinear(_Packed):
+    """A packed `nn.Linear`."""
+
+    arguments = ("in_features", "out_features")
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer, torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C_in) -> (..., C_out)."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+class PackedConv(_Packed):
+    """A packed `nn.Conv2d`. Works in channels_last, and gives it."""
+
+    arguments = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        self._settings = (layer.padding, layer.stride, layer.dilation, 1)
+        weight = layer.weight.detach().to(memory_format=torch.channels_last)
+        super().__init__(layer, torch.ops.mkldnn._reorder_convolution_weight(weight, *self._settings))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H', W')."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self._settings, "none", [], "")
+
+
+class PackedConvTranspose(_Packed):
+    """A packed `nn.ConvTranspose2d`. Works in channels_last, and gives it."""
+
+    arguments = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "output_padding", "dilation")
+
+    def __init__(self, layer: nn.ConvTranspose2d) -> None:
+        self._settings = (layer.padding, layer.output_padding, layer.stride, layer.dilation, 1)
+        reorder = torch.ops.mkldnn._reorder_convolution_transpose_weight
+        super().__init__(layer, reorder(layer.weight.detach(), *self._settings))
+
+    def _dense_weight(self) -> Tensor:
+        return self.weight.to_dense().transpose(0, 1)  # oneDNN has the channels of a transposed convolution in turn
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H', W')."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        convolve = torch.ops.mkldnn._convolution_transpose_pointwise
+        return convolve(x, self.weight, self.bias, *self._settings, "none", [], "")
