@@ -13,8 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genpipe.checkpoints import Checkpoint, load_checkpoint, nonfinite_weights
-from genpipe.hardware import choose_device, choose_dtype, float32_copy, one_thread
+from genpipe.hardware import choose_device, choose_dtype, float32_copy, instruction_set, one_thread
 from genpipe.images import Picture, annotate, to_pil
+from genpipe.models.forms import PLAIN, forms_for
 from genpipe.models.inference import Denoiser, prepare
 from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.unet import UNet
@@ -100,8 +101,9 @@ class Pipeline:
             revision=revision,
             variant=variant,
         )
+        forms = forms_for(instruction_set(), chosen_dtype) if chosen.type == "cpu" else PLAIN
         for network in (checkpoint.text_encoder, checkpoint.unet, checkpoint.vae):
-            prepare(network, device=chosen, dtype=chosen_dtype)
+            prepare(network, device=chosen, dtype=chosen_dtype, forms=forms)
         return cls(checkpoint, device=chosen, dtype=chosen_dtype)
 
     @property

@@ -6,14 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genpipe.models.cpu_attention import blocked_attention
 from genpipe.vision.blocks import conv1x1
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, *, upcast: bool = False) -> Tensor:
-    """Attention of queries (B, heads, N, d) over keys and values (B, heads, M, d) -> (B, heads, N, d)."""
-    if upcast and q.dtype != torch.float32:
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v)
 
 
 class Attention(nn.Module):
@@ -40,7 +34,7 @@ class Attention(nn.Module):
         super().__init__()
         inner = channels if head_channels is None else heads * head_channels
         context_channels = channels if context_channels is None else context_channels
-        self.heads = heads
+        self.heads, self.head_channels = heads, inner // heads
         self.upcast = upcast
         self.query = nn.Linear(channels, inner, bias=bias)
         self.key = nn.Linear(context_channels, inner, bias=bias)
@@ -55,35 +49,53 @@ class Attention(nn.Module):
         """(B, N, C), and the `keys_values` of a context; without them `x` attends to itself -> (B, N, C)."""
         q = self._by_head(self.query(x))
         k, v = self.keys_values(x) if keys_values is None else keys_values
-        return self.out(attend(q, k, v, upcast=self.upcast).transpose(1, 2).flatten(2))  # (B, N, C)
+        h = _attend(q, k, v, scale=None, upcast=self.upcast)
+        return self.out(h.transpose(1, 2).flatten(2))  # (B, N, C)
 
     def _by_head(self, projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, head_channels)
 
 
-class FusedSelfAttention(nn.Module):
-    """What an `Attention` of `x` to itself computes, with one product for queries, keys and values.
+def _attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, upcast: bool) -> Tensor:
+    if upcast and q.dtype != torch.float32:
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), scale=scale).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
-    For inference: it is made of an `Attention`.
+
+class FusedSelfAttention(nn.Module):
+    """What an `Attention` of `x` to itself computes, with one product for queries (already scaled), keys and values.
+
+    For inference: it is made of an `Attention`, and its products' weights are fp32 until they are converted.
+
+    Args:
+        attention: what to compute.
+        blocked_from: from how many keys on bf16 goes to `blocked_attention`; None for never.
     """
 
-    def __init__(self, attention: Attention) -> None:
+    def __init__(self, attention: Attention, blocked_from: int | None = None) -> None:
         super().__init__()
         layers = (attention.query, attention.key, attention.value)
-        self.heads, self.upcast = attention.heads, attention.upcast
+        self.heads, self.upcast, self.blocked_from = attention.heads, attention.upcast, blocked_from
         biased = attention.query.bias is not None
+        scales = (attention.head_channels**-0.5, 1.0, 1.0)
         with torch.device("meta"):
             self.project = nn.Linear(layers[0].in_features, sum(layer.out_features for layer in layers), bias=biased)
-        weights, biases = [layer.weight.detach() for layer in layers], [layer.bias for layer in layers]
-        self.project.weight = nn.Parameter(torch.cat(weights), requires_grad=False)
+        pairs = list(zip(scales, layers, strict=True))
+        weight = torch.cat([scale * layer.weight.detach().float() for scale, layer in pairs])
+        self.project.weight = nn.Parameter(weight, requires_grad=False)
         if biased:
-            self.project.bias = nn.Parameter(torch.cat(tuple(biases)).detach(), requires_grad=False)
+            bias = torch.cat([scale * layer.bias.detach().float() for scale, layer in pairs])
+            self.project.bias = nn.Parameter(bias, requires_grad=False)
         self.out = attention.out
 
     def forward(self, x: Tensor, keys_values: None = None) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
         q, k, v = self.project(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d) each
-        return self.out(attend(q, k, v, upcast=self.upcast).transpose(1, 2).flatten(2))
+        if self.blocked_from is not None and k.shape[2] >= self.blocked_from and q.dtype == torch.bfloat16:
+            h = blocked_attention(q, k, v)  # its scores are never rounded: it needs no upcasting
+        else:
+            h = _attend(q, k, v, scale=1.0, upcast=self.upcast)
+        return self.out(h.transpose(1, 2).flatten(2))
 
 
 # Keys and values of the prompts, for each attention that reads them.

@@ -6,43 +6,48 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from genpipe.models.attention import FusedSelfAttention, SpatialAttention, TransformerBlock
-from genpipe.models.packed import can_pack, pack
+from genpipe.models.attention import Attention, FusedSelfAttention, SpatialAttention, TransformerBlock
+from genpipe.models.forms import PLAIN, Forms
+from genpipe.models.packed import can_pack, kind_of, pack
 from genpipe.models.unet import UNet
 from genpipe.vision.blocks import PhaseUpsample, Upsample
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def prepare(network: Network, *, device: torch.device, dtype: torch.dtype) -> Network:
+def prepare(network: Network, *, device: torch.device, dtype: torch.dtype, forms: Forms = PLAIN) -> Network:
     """Put a network in place into the form in which it runs fastest, computing the same to rounding; returns it.
 
-    Queries, keys and values become one product. On a CPU upsampling and its convolution become one transposed
-    convolution, and the weights are packed for oneDNN.
-    The old weights are let go leaf by leaf, so memory holds the network once. It can then neither be trained nor saved.
+    Queries, keys and values become one product; `forms` says what else changes. The old weights are let go leaf by leaf,
+    so memory holds the network once. It can then neither be trained nor saved.
 
     Args:
         network: with its weights, best of the type that the file has, since sums of weights are then rounded once.
         device, dtype: where and in what to run.
+        forms: those of the processor, for a CPU.
     """
-    _prepare(network.eval().requires_grad_(False), device, dtype)
+    _prepare(network.eval().requires_grad_(False), device, dtype, forms)
     return network
 
 
-def _prepare(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    if isinstance(module, Upsample) and device.type == "cpu":
+def _prepare(module: nn.Module, device: torch.device, dtype: torch.dtype, forms: Forms) -> nn.Module:
+    if isinstance(module, Upsample) and forms.phases:
         module = PhaseUpsample(module)
     elif isinstance(module, TransformerBlock) and not module.only_cross:
-        module.register_module("attention1", FusedSelfAttention(module.attention1))
+        module.register_module("attention1", _fused(module.attention1, forms))
     elif isinstance(module, SpatialAttention):
-        module.register_module("attention", FusedSelfAttention(module.attention))
+        module.register_module("attention", _fused(module.attention, forms))
     children = dict(module.named_children())
     if not children:
         module = module.to(device=device, dtype=dtype)
-        return pack(module) if device.type == "cpu" and can_pack() else module
+        return pack(module) if can_pack() and kind_of(module) in forms.packed else module
     for name, child in children.items():
-        module.register_module(name, _prepare(child, device, dtype))
+        module.register_module(name, _prepare(child, device, dtype, forms))
     return module
+
+
+def _fused(attention: Attention, forms: Forms) -> FusedSelfAttention:
+    return FusedSelfAttention(attention, forms.blocked_from(attention.head_channels) if can_pack() else None)
 
 
 class Denoiser:

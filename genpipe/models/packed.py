@@ -5,7 +5,8 @@ cannot be packed stay as they are. A copy (`copy.deepcopy`) of a packed layer is
 """
 
 import copy
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,16 +26,30 @@ def can_pack() -> bool:
     return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
 
 
+def kind_of(layer: nn.Module) -> str | None:
+    """What a layer is to `Forms.packed`; None if it cannot be packed."""
+    if type(layer) is nn.Linear:
+        return "linear"
+    if type(layer) not in (nn.Conv2d, nn.ConvTranspose2d):
+        return None
+    assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+    if layer.groups != 1 or layer.padding_mode != "zeros":
+        return None
+    if type(layer) is nn.ConvTranspose2d:
+        return "upsampling"
+    return "convolution 1x1" if layer.kernel_size == (1, 1) else "convolution 3x3"
+
+
 def pack(layer: nn.Module) -> nn.Module:
     """The packed form of a linear layer or of an ungrouped convolution, plain or transposed; another layer as it is."""
-    for kind, packed in ((nn.Linear, PackedLinear), (nn.Conv2d, PackedConv), (nn.ConvTranspose2d, PackedConvTranspose)):
-        if (
-            type(layer) is kind
-            and getattr(layer, "groups", 1) == 1
-            and getattr(layer, "padding_mode", "zeros") == "zeros"
-        ):
-            return packed(cast(Any, layer))
-    return layer
+    if kind_of(layer) is None:
+        return layer
+    packed: dict[type, Callable[[Any], nn.Module]] = {
+        nn.Linear: PackedLinear,
+        nn.Conv2d: PackedConv,
+        nn.ConvTranspose2d: PackedConvTranspose,
+    }
+    return packed[type(layer)](layer)
 
 
 class _Packed(nn.Module):

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from genpipe.checkpoints import layout
 from genpipe.models.attention import Attention
+from genpipe.models.forms import PACKABLE, Forms
 from genpipe.models.inference import Denoiser, prepare
 from genpipe.models.unet import TimeEmbedding, UNet, UNetConfig
 from genpipe.models.vae import VAE, VAEConfig
 from genpipe.vision.blocks import PhaseUpsample, Upsample
 
 CPU, FP32 = torch.device("cpu"), torch.float32
+FORMS = Forms(packed=PACKABLE, phases=True, blocked={1024: 16})
 TIMES = [981.0, 499.5, 0.0]
 BASE: dict[str, Any] = {
     "block_out_channels": (16, 32, 48),
@@ -76,7 +78,7 @@ def test_a_denoiser_computes_what_diffusers_computes(
     name: str, prompts: int, copy_weights: Callable[..., None]
 ) -> None:
     ours, theirs = pair(copy_weights, **UNETS[name])
-    prepare(ours, device=CPU, dtype=FP32)
+    prepare(ours, device=CPU, dtype=FP32, forms=FORMS)
     torch.manual_seed(2)
     context = torch.randn(prompts * 3, 7, 24)
     denoiser = Denoiser(ours, TIMES, context)
@@ -91,7 +93,7 @@ def test_a_denoiser_computes_what_diffusers_computes(
 @pytest.mark.parametrize(("height", "width"), [(9, 8), (7, 11), (10, 6), (5, 5)])
 def test_any_latent_size(height: int, width: int, copy_weights: Callable[..., None]) -> None:
     ours, theirs = pair(copy_weights)
-    prepare(ours, device=CPU, dtype=FP32)
+    prepare(ours, device=CPU, dtype=FP32, forms=FORMS)
     torch.manual_seed(2)
     latents, context = torch.randn(1, 4, height, width), torch.randn(1, 7, 24)
     expected = theirs(latents, TIMES[0], context).sample
@@ -104,13 +106,13 @@ def test_a_distilled_denoiser_takes_the_guidance_scale(copy_weights: Callable[..
     plain = copy.deepcopy(ours)
     latents, context = torch.randn(2, 4, 8, 8), torch.randn(2, 7, 24)
     expected = plain(latents, torch.full((2,), 981.0), context, guidance=torch.full((2,), 7.5))
-    output = Denoiser(prepare(ours, device=CPU, dtype=FP32), TIMES, context, guidance=7.5)(latents, 981.0)
+    output = Denoiser(prepare(ours, device=CPU, dtype=FP32, forms=FORMS), TIMES, context, guidance=7.5)(latents, 981.0)
     assert (output - expected).abs().max() <= 1e-5
 
 
 @torch.inference_mode()
 def test_what_does_not_change_is_computed_once(copy_weights: Callable[..., None]) -> None:
-    unet = prepare(pair(copy_weights)[0], device=CPU, dtype=FP32)
+    unet = prepare(pair(copy_weights)[0], device=CPU, dtype=FP32, forms=FORMS)
     readers = [module for module in unet.modules() if isinstance(module, Attention)]
     keys = [calls(reader.key) for reader in readers]
     embeddings = [calls(module) for module in unet.modules() if isinstance(module, TimeEmbedding)]
@@ -129,7 +131,7 @@ def test_the_autoencoder_computes_what_diffusers_computes(copy_weights: Callable
     theirs: Any = AutoencoderKL(**VAE_BASE)
     ours = VAE(VAEConfig.from_dict(theirs.config))
     copy_weights(theirs, ours, layout.VAE)
-    prepare(ours, device=CPU, dtype=FP32)
+    prepare(ours, device=CPU, dtype=FP32, forms=FORMS)
     latents, pixels = torch.randn(2, 4, 5, 6), torch.rand(1, 3, 16, 24) * 2 - 1
     expected = theirs.decode(latents / theirs.config.scaling_factor).sample
     assert float(expected.std()) > 0.03
@@ -139,7 +141,7 @@ def test_the_autoencoder_computes_what_diffusers_computes(copy_weights: Callable
 
 @torch.inference_mode()
 def test_the_old_weights_are_let_go(copy_weights: Callable[..., None]) -> None:
-    unet = prepare(pair(copy_weights)[0], device=CPU, dtype=torch.bfloat16)
+    unet = prepare(pair(copy_weights)[0], device=CPU, dtype=torch.bfloat16, forms=FORMS)
     kinds = [type(module) for module in unet.modules()]
     assert kinds.count(PhaseUpsample) == 2 and Upsample not in kinds
     assert {tensor.dtype for tensor in unet.state_dict().values()} == {torch.bfloat16}
