@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import genpipe
+from genpipe.sampling.speed import SPEEDS
 from genpipe.vision.command import classify_command
 
 EXAMPLES = """\
@@ -35,7 +36,7 @@ The spellings of CompVis's scripts and of sd-cli work too (--ddim_steps, --cfg-s
 _STAND_INS = {"seed": 0, "steps": 1, "guidance_scale": 1.0, "height": 8, "width": 8}
 _SETTINGS = (
     *("prompt", "negative_prompt", "seed", "steps", "guidance_scale", "guidance_rescale"),
-    *("height", "width", "sampler", "clip_skip"),
+    *("height", "width", "sampler", "clip_skip", "speed"),
 )
 
 
@@ -94,6 +95,8 @@ def generate_command(parser: argparse.ArgumentParser) -> None:
     _option(group, "--sampler", "--sampling-method", metavar="NAME",
             help="ddim, euler_a, dpmpp_2m_karras, ...; the names of diffusers and A1111 work too")  # fmt: skip
     _option(group, "--clip-skip", type=int, metavar="N", help="last layers of the text encoder to leave out")
+    _option(group, "--speed", metavar="NAME", choices=tuple(SPEEDS),
+            help="exact (default), or balanced and draft: faster, and not quite the same picture")  # fmt: skip
     _option(group, "--deterministic", action="store_true", help="bitwise the same whatever -n is; slower")
 
     group = parser.add_argument_group("model")

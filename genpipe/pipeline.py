@@ -25,6 +25,7 @@ from genpipe.sampling.guidance import guided, x0_from_output
 from genpipe.sampling.noise import ImageNoise
 from genpipe.sampling.samplers import Sampler, make_sampler
 from genpipe.sampling.schedule import Step
+from genpipe.sampling.speed import SPEEDS
 
 EMBEDDED = Path(__file__).parent / "embedded"
 # Pictures that go through the networks together; more requests are taken in turn, so memory stays flat.
@@ -129,6 +130,7 @@ class Pipeline:
         width: int | None = None,
         sampler: str | None = None,
         clip_skip: int = 0,
+        speed: str = "exact",
         deterministic: bool = False,
         progress: bool = True,
         callback: Callable[[Progress], None] | None = None,
@@ -148,6 +150,8 @@ class Pipeline:
             height, width: in pixels, multiples of the autoencoder's factor; None takes what the model was trained on.
             sampler: "dpmpp_2m", "euler_a", "DPM++ 2M Karras", a diffusers class name, …; None is the checkpoint's own.
             clip_skip: last layers of the text encoder to leave out.
+            speed: "exact", or "balanced" and "draft": guidance at the middle noise levels only, deep features kept for a
+                step or three; nearly the same picture, sooner.
             deterministic: bitwise the same picture in any batch, at some cost: one picture at a time, on one thread.
             progress: show a bar on stderr.
             callback: called with the `Progress` of every step.
@@ -173,6 +177,7 @@ class Pipeline:
             width=width,
             sampler=sampler,
             clip_skip=clip_skip,
+            speed=speed,
         )
         size = 1 if deterministic else BATCH
         images: list[Picture] = []
@@ -263,12 +268,12 @@ class Pipeline:
         if not requests:
             raise ValueError("a batch of [] has nothing to draw: give at least one request")
         first = requests[0]
-        same = ("height", "width", "steps", "sampler", "guidance_scale", "guidance_rescale", "clip_skip")
+        same = ("height", "width", "steps", "sampler", "guidance_scale", "guidance_rescale", "clip_skip", "speed")
         for key in same:
             if any(getattr(request, key) != getattr(first, key) for request in requests):
                 raise ValueError(f"a batch must agree in {', '.join(same)}: it differs in {key}")
         sampler = self.sampler(first.sampler)
-        schedule = sampler.schedule(first.steps)
+        schedule, speed = sampler.schedule(first.steps), SPEEDS[first.speed]
         # Distilled networks take the scale as an input and have no use for a second, unprompted half.
         distilled = self.unet.config.guidance_channels is not None
         is_guided = first.guidance_scale > 1 and not distilled
@@ -279,13 +284,15 @@ class Pipeline:
         scale = first.guidance_scale if distilled else None
 
         def denoiser_of(unet: UNet) -> Denoiser:
-            return Denoiser(unet, [step.timestep for step in schedule.steps], context, guidance=scale)
+            times = [step.timestep for step in schedule.steps]
+            return Denoiser(unet, times, context, guidance=scale, refresh=speed.refresh)
 
         denoiser = denoiser_of(self.unet)
 
         def evaluate(x: Tensor, step: Step, denoiser: Denoiser = denoiser) -> Tensor:
-            output = denoiser(x, step.timestep).float()
-            if is_guided:
+            alone = is_guided and not speed.guides(step.ratio)
+            output = denoiser(x, step.timestep, last=alone).float()
+            if is_guided and not alone:
                 unprompted, prompted = output.chunk(2)
                 output = guided(unprompted, prompted, first.guidance_scale, first.guidance_rescale)
             return x0_from_output(output, x, step, sampler.prediction_type)

@@ -238,6 +238,7 @@ def test_odd_prompts_draw(pipe: Pipeline, prompt: str) -> None:
         ({"prompt": []}, "empty list"),
         ({"seeds": [1]}, "seeds holds 1"),
         ({"clip_skip": 99}, "clip_skip 99"),
+        ({"speed": "fast"}, "speed must be one of exact, balanced, draft, not 'fast'"),
     ],
 )
 def test_bad_arguments_get_one_clear_line(pipe: Pipeline, settings: dict[str, Any], message: str) -> None:
@@ -284,7 +285,7 @@ def test_a_step_that_overflows_is_repeated_in_fp32(tiny_checkpoint: Path, monkey
     pipe = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="bf16")
     sound = draw(pipe, n=2)
     # The first picture, both halves.
-    seen = overflowing(pipe.unet, monkeypatch, rows=slice(0, None, 2), method="denoise")
+    seen = overflowing(pipe.unet, monkeypatch, rows=slice(0, None, 2), method="_deep")
     images = draw(pipe, n=2)
     assert torch.float32 in seen
     assert difference(images[1], sound[1]) == 0  # its neighbour is as before
@@ -443,3 +444,42 @@ def test_the_empty_prompt_is_encoded_once(fresh: Pipeline) -> None:
     assert difference(draw(fresh), first) == 0 and difference(first, again) > 0
     draw(fresh, clip_skip=1)  # another context: it is not the one that was kept
     assert torch.equal(fresh.encode([""], clip_skip=1), fresh.text_encoder(ids(fresh, ""), clip_skip=1).context)
+
+
+@pytest.mark.parametrize("speed", ["balanced", "draft"])
+def test_a_speed_is_part_of_what_makes_a_picture(pipe: Pipeline, speed: str) -> None:
+    exact, fast = draw(pipe, steps=8), draw(pipe, steps=8, speed=speed)
+    assert json.loads(fast.info["genpipe"])["speed"] == speed
+    assert difference(draw(pipe, steps=8, speed=speed), fast) == 0
+    error = np.asarray(exact, dtype=float) - np.asarray(fast, dtype=float)
+    assert 0 < np.abs(error).mean() < np.abs(np.asarray(exact, dtype=float) - 127).mean()
+    together = draw(pipe, steps=8, speed=speed, n=2)
+    assert difference(together[0], fast) <= 2
+
+
+def test_guidance_applies_in_its_interval_alone(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    original = UNet.denoise
+
+    def recorded(self: UNet, latents: Any, shifts: Any, prompts: Any, deep: Any = None) -> Any:
+        result = original(self, latents, shifts, prompts, deep)
+        rows.append(len(result[0]))
+        return result
+
+    monkeypatch.setattr(UNet, "denoise", recorded)
+    draw(pipe, steps=8, sampler="ddim", speed="balanced")
+    ratios = [step.ratio for step in pipe.sampler("ddim").schedule(8).steps[:-1]]
+    assert rows == [2 if 0.28 < ratio <= 5.42 else 1 for ratio in ratios]
+    assert {1, 2} == set(rows)
+
+
+def test_deep_features_are_computed_at_every_other_step(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[bool] = []
+    original = UNet._deep
+    monkeypatch.setattr(UNet, "_deep", lambda *given: computed.append(True) or original(*given))
+    draw(pipe, steps=8, sampler="ddim", guidance_scale=1.0)
+    assert len(computed) == 8
+    draw(pipe, steps=8, sampler="ddim", guidance_scale=1.0, speed="balanced")
+    assert len(computed) == 8 + 4
+    draw(pipe, steps=8, sampler="ddim", guidance_scale=1.0, speed="draft")
+    assert len(computed) == 8 + 4 + 2

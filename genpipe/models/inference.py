@@ -60,10 +60,17 @@ class Denoiser:
         timesteps: those that it will be asked at.
         context: (k · B, T, D): k prompts a picture, the B pictures of the first prompts first.
         guidance: the scale that distilled networks take as an input.
+        refresh: compute the deep features at one of so many of the timesteps, and keep them for those that follow.
     """
 
     def __init__(
-        self, unet: UNet, timesteps: Sequence[float], context: Tensor, *, guidance: float | None = None
+        self,
+        unet: UNet,
+        timesteps: Sequence[float],
+        context: Tensor,
+        *,
+        guidance: float | None = None,
+        refresh: int = 1,
     ) -> None:
         distinct = list(dict.fromkeys(timesteps))
         times = torch.tensor(distinct, device=context.device)
@@ -72,9 +79,20 @@ class Denoiser:
         self._rows = {timestep: row for row, timestep in enumerate(distinct)}
         self._shifts = unet.shifts(unet.embed(times, guidance=scale))  # (steps, C_out) each
         self._prompts = unet.keys_values(context)
+        self._refresh = refresh
+        self._kept: Tensor | None = None
 
-    def __call__(self, latents: Tensor, timestep: float) -> Tensor:
-        """The model output (k · B, C, h, w) for latents (B, C, h, w)."""
-        row = self._rows[timestep]
+    def __call__(self, latents: Tensor, timestep: float, *, last: bool = False) -> Tensor:
+        """The model output (k · B, C, h, w) for latents (B, C, h, w); `last`: of the last prompts alone (B, C, h, w)."""
+        row, prompts = self._rows[timestep], self._prompts
+        if last:
+            prompts = {reader: (k[-len(latents) :], v[-len(latents) :]) for reader, (k, v) in prompts.items()}
         shifts = {block: shift[row : row + 1] for block, shift in self._shifts.items()}
-        return self._unet.denoise(latents, shifts, self._prompts)
+        kept = None if row % self._refresh == 0 or self._kept is None else self._kept
+        if kept is not None and last:
+            kept = kept[-len(latents) :]
+        elif kept is not None and len(kept) != len(next(iter(prompts.values()))[0]):
+            kept = None  # of the last prompts alone
+        output, deep = self._unet.denoise(latents, shifts, prompts, kept)
+        self._kept = deep if self._refresh > 1 else None
+        return output

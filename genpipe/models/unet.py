@@ -304,9 +304,12 @@ class UNet(nn.Module):
             (B, C_out, H, W); what it means (epsilon, v, sample) is the schedule's to say.
         """
         embedding = self.embed(timestep, guidance=guidance, added_text=added_text, added_times=added_times)
-        return self.denoise(latents, self.shifts(embedding), self.keys_values(context))
+        output, _ = self.denoise(latents, self.shifts(embedding), self.keys_values(context))
+        return output
 
-    def denoise(self, latents: Tensor, shifts: Shifts, prompts: KeysValues) -> Tensor:
+    def denoise(
+        self, latents: Tensor, shifts: Shifts, prompts: KeysValues, deep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """`forward`, given what does not depend on the latents; see `inference.Denoiser`.
 
         Args:
@@ -314,12 +317,23 @@ class UNet(nn.Module):
             shifts: what the timestep adds, as `shifts` gives it.
             prompts: the keys and values of B prompts, or of a multiple of B, as `keys_values` gives them. What comes
                 before the network first reads a prompt is then computed once for all prompts of a picture.
+            deep: the deep features of an earlier evaluation of the same batch, in place of computing them.
 
         Returns:
-            (as many as prompts, C_out, H, W); with k prompts a picture, the B pictures of the first prompts come first.
+            The output (as many as prompts, C_out, H, W) and the deep features: what the last layer adds the first skip to.
+            With k prompts a picture, the B pictures of the first prompts come first.
         """
-        h = self.conv_in(latents.to(self._dtype))
-        skips = [h]
+        first = self.conv_in(latents.to(self._dtype))
+        if deep is None:
+            deep = self._deep(first, shifts, prompts)
+        level = cast(Level, self.up[-1])
+        joined = torch.cat([deep, matched(first, len(deep))], dim=1)
+        h = level.layer(len(level) - 1, joined, shifts, prompts)
+        return self.conv_out(silu(self.norm_out(h))), deep
+
+    def _deep(self, first: Tensor, shifts: Shifts, prompts: KeysValues) -> Tensor:
+        """All but the first and the last layer: the way down, the middle, and the way up to before the first skip."""
+        h, skips = first, [first]
         for level in cast(Iterable[Level], self.down):
             for index in range(len(level)):
                 h = level.layer(index, h, shifts, prompts)
@@ -331,12 +345,11 @@ class UNet(nn.Module):
         h = self.middle(h, shifts, prompts)
 
         for level in cast(Iterable[Level], self.up):
-            for index in range(len(level)):
+            for index in range(len(level) - (level.resample is None)):
                 h = level.layer(index, torch.cat([h, matched(skips.pop(), len(h))], dim=1), shifts, prompts)
             if level.resample is not None:
                 h = level.resample(h, size=skips[-1].shape[-2:])
-
-        return self.conv_out(silu(self.norm_out(h)))
+        return h
 
     def shifts(self, embedding: Tensor) -> Shifts:
         """What an embedding (B, E) of the timestep adds in each residual block, (B, C_out)."""

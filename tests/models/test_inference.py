@@ -146,3 +146,44 @@ def test_the_old_weights_are_let_go(copy_weights: Callable[..., None]) -> None:
     assert kinds.count(PhaseUpsample) == 2 and Upsample not in kinds
     assert {tensor.dtype for tensor in unet.state_dict().values()} == {torch.bfloat16}
     assert not any(parameter.requires_grad for parameter in unet.parameters())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["Stable Diffusion 1", "attention below the first level", "deep transformers"])
+def test_kept_deep_features_are_those_of_the_step_before(name: str, copy_weights: Callable[..., None]) -> None:
+    """As DeepCache has it: all but the first convolution and the last layer stays as it was at the step before."""
+    ours, theirs = pair(copy_weights, **UNETS[name])
+    context, early, late = torch.randn(4, 7, 24), torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    seen: list[tuple[Any, ...]] = []
+    hook = theirs.up_blocks[-1].resnets[-1].register_forward_pre_hook(lambda module, given: seen.append(given))
+    theirs(torch.cat([early, early]), TIMES[0], context)
+    hook.remove()
+    deep = seen[0][0][:, :-16]
+
+    def replaced(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (torch.cat([deep, given[0][:, -16:]], dim=1), *given[1:])
+
+    hook = theirs.up_blocks[-1].resnets[-1].register_forward_pre_hook(replaced)
+    expected = theirs(torch.cat([late, late]), TIMES[1], context).sample
+    hook.remove()
+    whole = theirs(torch.cat([late, late]), TIMES[1], context).sample
+    denoiser = Denoiser(prepare(ours, device=CPU, dtype=FP32, forms=FORMS), TIMES, context, refresh=2)
+    denoiser(early, TIMES[0])
+    output = denoiser(late, TIMES[1])
+    assert (output - expected).abs().max() <= 1e-5 < (output - whole).abs().max()
+    again = denoiser(late, TIMES[2])  # refreshed
+    assert (again - theirs(torch.cat([late, late]), TIMES[2], context).sample).abs().max() <= 1e-5
+
+
+@torch.inference_mode()
+def test_the_last_prompts_can_be_evaluated_alone(copy_weights: Callable[..., None]) -> None:
+    ours, theirs = pair(copy_weights)
+    context, latents = torch.randn(4, 7, 24), torch.randn(2, 4, 8, 8)
+    prepare(ours, device=CPU, dtype=FP32, forms=FORMS)
+    for refresh in (1, 2):
+        denoiser = Denoiser(ours, TIMES, context, refresh=refresh)
+        alone = denoiser(latents, TIMES[0], last=True)
+        assert (alone - theirs(latents, TIMES[0], context[2:]).sample).abs().max() <= 1e-5
+        both = denoiser(latents, TIMES[1])  # what was kept of the last alone does not do for all
+        assert (both - theirs(torch.cat([latents, latents]), TIMES[1], context).sample).abs().max() <= 1e-5
+        assert denoiser(latents, TIMES[1], last=True).shape == latents.shape
