@@ -104,6 +104,7 @@ def generate_command(parser: argparse.ArgumentParser) -> None:
             help="a folder in the diffusers layout or a hub id (default: the small one that comes with genpipe)")  # fmt: skip
     _option(group, "--revision", metavar="NAME", help="branch, tag or commit on the hub")
     _option(group, "--variant", metavar="NAME", help="fp16 reads the files of that name")
+    _option(group, "--tiny-vae", "--taesd", metavar="DIR", help="a tiny autoencoder (TAESD), which then decodes drafts")
     _option(group, "--device", metavar="NAME", help="cuda, cuda:1, mps or cpu (default: the best there is)")
     _option(group, "--dtype", metavar="NAME", choices=("fp32", "bf16", "fp16", "float32", "bfloat16", "float16"),
             help="fp32, bf16 or fp16 (default: the fastest on the device)")  # fmt: skip
@@ -210,6 +211,7 @@ def _generate(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         revision=args.revision,
         variant=args.variant,
+        tiny_vae=args.tiny_vae,
     )
     if drawn and not args.quiet:
         print(f"seed {seeds[0]}", file=sys.stderr)

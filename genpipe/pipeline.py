@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from genpipe.checkpoints import Checkpoint, load_checkpoint, nonfinite_weights
+from genpipe.checkpoints import Checkpoint, load_checkpoint, load_tiny_vae, nonfinite_weights
 from genpipe.hardware import choose_device, choose_dtype, float32_copy, instruction_set, one_thread
 from genpipe.images import Picture, annotate, to_pil
 from genpipe.models.forms import PLAIN, forms_for
 from genpipe.models.inference import Denoiser, prepare
 from genpipe.models.text_encoder import TextEncoder
+from genpipe.models.tiny_vae import TinyVAE
 from genpipe.models.unet import UNet
 from genpipe.preview import LatentPreview
 from genpipe.request import MAX_PICTURES, Request, check_size, random_seed, seeds_for
@@ -46,7 +47,8 @@ class Progress:
         step, steps: how many steps are done, and how many there are: the solver's, or for a diffusers scheduler the
             network's evaluations.
         latents: (B, C, h, w) fp32, still noisy until the last step.
-        preview: the batch as small pictures, one pixel a latent pixel, by a linear map; cheap enough for every step.
+        preview: the batch as rough pictures, cheap enough for every step: one pixel a latent pixel, by a linear map, or at
+            full size where the pipeline has a tiny autoencoder.
     """
 
     step: int
@@ -61,7 +63,9 @@ class Pipeline:
     `Pipeline.from_pretrained(...)` makes one; calling it draws; `stream` gives every step of a batch of requests.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, tiny_vae: TinyVAE | None = None
+    ) -> None:
         self.checkpoint = checkpoint
         self.text_encoder = checkpoint.text_encoder.eval().requires_grad_(False)
         self.unet = checkpoint.unet.eval().requires_grad_(False)
@@ -69,7 +73,10 @@ class Pipeline:
         self.tokenizer = checkpoint.tokenizer
         self.device = device
         self.dtype = dtype
-        self._preview = LatentPreview(self.vae)
+        self.tiny_vae = tiny_vae
+        self._preview = (
+            LatentPreview(self.vae) if tiny_vae is None else lambda latents: to_pil(tiny_vae.decode(latents))
+        )
         self._empty: dict[int, Tensor] = {}  # the context of the empty prompt, by clip_skip
 
     @classmethod
@@ -81,6 +88,7 @@ class Pipeline:
         dtype: str | torch.dtype | None = None,
         revision: str | None = None,
         variant: str | None = None,
+        tiny_vae: str | Path | None = None,
     ) -> "Pipeline":
         """Load a checkpoint.
 
@@ -90,6 +98,7 @@ class Pipeline:
             dtype: "fp32", "bf16", "fp16" or a torch dtype; None takes what is fast on the device.
             revision: branch, tag or commit on the hub.
             variant: "fp16" reads the files of that name.
+            tiny_vae: folder of a tiny autoencoder (TAESD) for these latents, which then makes previews and drafts.
 
         Raises:
             CheckpointError: the checkpoint is not there, not whole or not one that genpipe can run.
@@ -103,9 +112,14 @@ class Pipeline:
             variant=variant,
         )
         forms = forms_for(instruction_set(), chosen_dtype) if chosen.type == "cpu" else PLAIN
-        for network in (checkpoint.text_encoder, checkpoint.unet, checkpoint.vae):
-            prepare(network, device=chosen, dtype=chosen_dtype, forms=forms)
-        return cls(checkpoint, device=chosen, dtype=chosen_dtype)
+        tiny = None
+        if tiny_vae is not None:
+            config = checkpoint.vae.config
+            tiny = load_tiny_vae(tiny_vae, latent_channels=config.latent_channels, factor=config.factor)
+        for network in (checkpoint.text_encoder, checkpoint.unet, checkpoint.vae, tiny):
+            if network is not None:
+                prepare(network, device=chosen, dtype=chosen_dtype, forms=forms)
+        return cls(checkpoint, device=chosen, dtype=chosen_dtype, tiny_vae=tiny)
 
     @property
     def name(self) -> str:
@@ -351,16 +365,23 @@ class Pipeline:
     @torch.inference_mode()
     def decode(self, latents: Tensor, requests: Sequence[Request]) -> list[Picture]:
         """Finished latents (B, C, h, w) to pictures that carry what made them."""
+        if self.tiny_vae is not None and all(SPEEDS[request.speed].tiny for request in requests):
+            pixels = self.tiny_vae.decode(latents).float()
+        else:
+            pixels = self._decode(latents)
+        images, own = to_pil(pixels), self.sampler().name
+        for image, request in zip(images, requests, strict=True):
+            annotate(image, request, self.name, sampler=own, dtype=self.dtype)
+        return images
+
+    def _decode(self, latents: Tensor) -> Tensor:
         tile = TILE if max(latents.shape[-2:]) > 2 * TILE else None
         pixels = self.vae.decode(latents, tile=tile).float()
         if not pixels.isfinite().all():
             pixels = float32_copy(self.vae).decode(latents, tile=tile)
             if not pixels.isfinite().all():
                 raise NonFiniteError(self._blame("decoder", self.vae))
-        images, own = to_pil(pixels), self.sampler().name
-        for image, request in zip(images, requests, strict=True):
-            annotate(image, request, self.name, sampler=own, dtype=self.dtype)
-        return images
+        return pixels
 
     def _in_fp32_where_needed(
         self, evaluate: Callable[..., Tensor], denoiser_of: Callable[[UNet], Denoiser]
@@ -406,6 +427,7 @@ def generate(
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
     variant: str | None = None,
+    tiny_vae: str | Path | None = None,
     **settings: Any,
 ) -> Any:
     """Draw a prompt: `generate("pirate ship").save("ship.png")`.
@@ -414,16 +436,18 @@ def generate(
 
     Args:
         prompt: one prompt, or a list.
-        model, device, dtype, revision, variant: as in `Pipeline.from_pretrained`; by default the embedded model.
+        model, device, dtype, revision, variant, tiny_vae: as in `Pipeline.from_pretrained`; by default the embedded model.
         settings: everything that `Pipeline.__call__` takes: n, seed, steps, guidance_scale, height, width, sampler, ….
 
     Returns:
         A PIL image, or a list of them for a list of prompts, n > 1 or a list of seeds.
     """
-    key = tuple(None if part is None else str(part) for part in (model, device, dtype, revision, variant))
+    key = tuple(None if part is None else str(part) for part in (model, device, dtype, revision, variant, tiny_vae))
     pipeline = _warm.get(key)
     if pipeline is None:
         _warm.clear()  # before the next is loaded, so that two are never in memory
-        pipeline = Pipeline.from_pretrained(model, device=device, dtype=dtype, revision=revision, variant=variant)
+        pipeline = Pipeline.from_pretrained(
+            model, device=device, dtype=dtype, revision=revision, variant=variant, tiny_vae=tiny_vae
+        )
         _warm[key] = pipeline
     return pipeline(prompt, **settings)

@@ -483,3 +483,20 @@ def test_deep_features_are_computed_at_every_other_step(pipe: Pipeline, monkeypa
     assert len(computed) == 8 + 4
     draw(pipe, steps=8, sampler="ddim", guidance_scale=1.0, speed="draft")
     assert len(computed) == 8 + 4 + 2
+
+
+def test_a_tiny_autoencoder_makes_previews_and_drafts(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    diffusers: Any = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    small = {"encoder_block_out_channels": (8,) * 3, "decoder_block_out_channels": (8,) * 3}
+    theirs = diffusers.AutoencoderTiny(**small, num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1))
+    theirs.save_pretrained(tmp_path / "taesd")
+    pipe = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32", tiny_vae=tmp_path / "taesd")
+    seen: list[Progress] = []
+    draft = draw(pipe, speed="draft", callback=seen.append)
+    with torch.inference_mode():
+        expected = theirs.decode(seen[-1].latents).sample[0].permute(1, 2, 0).add(1).mul(127.5).clamp(0, 255)
+    assert np.abs(np.asarray(draft, dtype=float) - expected.numpy()).max() <= 1
+    assert difference(seen[-1].preview()[0], draft) == 0
+    plain = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32")
+    assert difference(draw(pipe), draw(plain)) == 0
