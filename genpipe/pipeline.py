@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genpipe.checkpoints import Checkpoint, load_checkpoint, load_tiny_vae, nonfinite_weights
-from genpipe.hardware import choose_device, choose_dtype, float32_copy, instruction_set, one_thread
+from genpipe.hardware import choose_device, choose_dtype, float32_copy, instruction_set, one_thread, use_huge_pages
 from genpipe.images import Picture, annotate, to_pil
 from genpipe.models.forms import PLAIN, forms_for
 from genpipe.models.inference import Denoiser, prepare
@@ -104,6 +104,7 @@ class Pipeline:
             CheckpointError: the checkpoint is not there, not whole or not one that genpipe can run.
             ValueError: device or dtype is not one, or not here.
         """
+        use_huge_pages()
         chosen = choose_device(device)
         chosen_dtype = choose_dtype(dtype, chosen)
         checkpoint = load_checkpoint(

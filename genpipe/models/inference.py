@@ -6,9 +6,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from genpipe.models.attention import Attention, FusedSelfAttention, SpatialAttention, TransformerBlock
+from genpipe.models.attention import Attention, FusedSelfAttention, GatedFeedForward, SpatialAttention, TransformerBlock
 from genpipe.models.forms import PLAIN, Forms
-from genpipe.models.packed import can_pack, kind_of, pack
+from genpipe.models.packed import PackedGatedFeedForward, can_pack, kind_of, pack
 from genpipe.models.unet import UNet
 from genpipe.vision.blocks import PhaseUpsample, Upsample
 
@@ -37,6 +37,8 @@ def _prepare(module: nn.Module, device: torch.device, dtype: torch.dtype, forms:
         module.register_module("attention1", _fused(module.attention1, forms))
     elif isinstance(module, SpatialAttention):
         module.register_module("attention", _fused(module.attention, forms))
+    elif isinstance(module, GatedFeedForward) and can_pack() and "linear" in forms.packed:
+        return PackedGatedFeedForward(module.to(device=device, dtype=dtype))
     children = dict(module.named_children())
     if not children:
         module = module.to(device=device, dtype=dtype)

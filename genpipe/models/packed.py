@@ -5,11 +5,13 @@ cannot be packed stay as they are. A copy (`copy.deepcopy`) of a packed layer is
 """
 
 import copy
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from genpipe.models.attention import GatedFeedForward
 
 # The order that oneDNN prefers depends on the input's size. Without one it may guess an order that makes a 1 × 1
 # convolution ten times slower; these are those of a 512 × 512 picture, and no other was found to be much better.
@@ -91,6 +93,42 @@ class PackedLinear(_Packed):
     def forward(self, x: Tensor) -> Tensor:
         """(..., C_in) -> (..., C_out)."""
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+class PackedGatedFeedForward(nn.Module):
+    """A packed `GatedFeedForward`: value and gate are two products, into which oneDNN fuses GELU and the multiplication."""
+
+    def __init__(self, layer: GatedFeedForward) -> None:
+        super().__init__()
+        self.value, self.gate = (PackedLinear(half) for half in _halves(layer.project))
+        self.out = PackedLinear(layer.out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        product = torch.ops.mkldnn._linear_pointwise
+        gate = product(x, self.gate.weight, self.gate.bias, "gelu", [], "none")
+        return self.out(product.binary(x, gate, self.value.weight, self.value.bias, "mul"))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GatedFeedForward:
+        value, gate, out = (cast(Any, copy.deepcopy(layer, memo)) for layer in (self.value, self.gate, self.out))
+        with torch.device("meta"):
+            layer = GatedFeedForward(out.out_features, expansion=out.in_features // out.out_features)
+        layer.project.weight, layer.project.bias = (
+            nn.Parameter(torch.cat(parts), requires_grad=False)
+            for parts in ((value.weight, gate.weight), (value.bias, gate.bias))
+        )
+        layer.out = out
+        return layer
+
+
+def _halves(layer: nn.Linear) -> Iterator[nn.Linear]:
+    """A linear layer as two, of the first and of the second half of its outputs."""
+    for weight, bias in zip(layer.weight.detach().chunk(2), layer.bias.detach().chunk(2), strict=True):
+        with torch.device("meta"):
+            half = nn.Linear(layer.in_features, len(weight))
+        half.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+        half.bias = nn.Parameter(bias.contiguous(), requires_grad=False)
+        yield half
 
 
 class PackedConv(_Packed):

@@ -8,7 +8,8 @@ from torch import nn
 
 from genpipe.checkpoints.weights import nonfinite_weights
 from genpipe.models import packed
-from genpipe.models.packed import can_pack, pack
+from genpipe.models.attention import GatedFeedForward
+from genpipe.models.packed import PackedGatedFeedForward, can_pack, pack
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this torch lacks oneDNN or its private operators")
 
@@ -61,3 +62,17 @@ def test_weights_that_are_not_finite_are_named_in_their_packing() -> None:
     with torch.no_grad():
         layer.weight[0, 0] = float("nan")
     assert nonfinite_weights(nn.Sequential(pack(layer))) == ["0.weight"]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_packed_feed_forward_computes_what_the_plain_one_computes(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer, x = GatedFeedForward(24).to(dtype), torch.randn(2, 9, 24).to(dtype)
+    small = PackedGatedFeedForward(layer)
+    expected = copy.deepcopy(layer).double()(x.double())
+    assert float(expected.std()) > 0.05
+    assert (small(x) - expected).abs().max() <= (1e-6 if dtype == torch.float32 else 5e-3)
+    copied = copy.deepcopy(nn.Sequential(small))[0]
+    assert type(copied) is GatedFeedForward
+    assert all(torch.equal(copied.state_dict()[key], tensor) for key, tensor in layer.state_dict().items())
