@@ -47,7 +47,8 @@ class Worker:
     def __init__(self, peer: str, part: str, checkpoint: Path, size: int, batch: int, steps: int) -> None:
         script = Path(__file__).with_name("benchmark_peers.py")
         command = [sys.executable, str(script), peer, part, str(checkpoint), str(size), str(batch), str(steps)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        quiet = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet)
         self.ready = self._answer()
 
     def ask(self, order: str) -> dict[str, Any]:
@@ -86,15 +87,20 @@ def measure(
                 worker = Worker(peer, part, checkpoint, size, batch, steps)
                 settle(peer, worker, [worker.ask("run")])
         else:
-            workers = {peer: Worker(peer, part, checkpoint, size, batch, steps) for peer in peers}
-            answers: dict[str, list[dict[str, Any]]] = {peer: [] for peer in peers}
+            workers: dict[str, Worker] = {}
+            for peer in peers:
+                try:
+                    workers[peer] = Worker(peer, part, checkpoint, size, batch, steps)
+                except RuntimeError as error:
+                    print(f"{PEERS[peer]} is left out: {error}", file=sys.stderr)
+            answers: dict[str, list[dict[str, Any]]] = {peer: [] for peer in workers}
             for _ in range(runs):
                 for peer, worker in workers.items():
                     answers[peer].append(worker.ask("run"))
             for peer, worker in workers.items():
                 settle(peer, worker, answers[peer])
         if "diffusers" in outputs:
-            for peer in peers:
+            for peer in rows:
                 rows[peer]["psnr"] = psnr(outputs[peer], outputs["diffusers"]) if peer != "diffusers" else None
     return rows
 

@@ -108,7 +108,7 @@ def openvino(part: str, folder: Path, size: int, batch: int, steps: int) -> Run:
         network = reference.AutoencoderKL.from_pretrained(folder, subfolder="vae")
         given = (latents / SCALING,)
     model = library.convert_model(Part(network.eval()), example_input=given)
-    model.reshape([list(tensor.shape) for tensor in given])
+    model.reshape({index: library.PartialShape(list(tensor.shape)) for index, tensor in enumerate(given)})
     compiled = library.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
     arrays = [tensor.numpy() for tensor in given]
     return lambda: compiled(arrays)[0]
