@@ -100,8 +100,8 @@ def measure(
             for peer, worker in workers.items():
                 settle(peer, worker, answers[peer])
         if "diffusers" in outputs:
-            for peer in rows:
-                rows[peer]["psnr"] = psnr(outputs[peer], outputs["diffusers"]) if peer != "diffusers" else None
+            for peer, row in rows.items():
+                row["psnr"] = psnr(outputs[peer], outputs["diffusers"]) if peer != "diffusers" else None
     return rows
 
 
