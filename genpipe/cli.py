@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import genpipe
+from genpipe.sampling.speed import SPEEDS
 from genpipe.training.command import train_command
 from genpipe.vision.command import classify_command, inspect_command
 
@@ -36,7 +37,7 @@ The spellings of CompVis's scripts and of sd-cli work too (--ddim_steps, --cfg-s
 _STAND_INS = {"seed": 0, "steps": 1, "guidance_scale": 1.0, "height": 8, "width": 8}
 _SETTINGS = (
     *("prompt", "negative_prompt", "seed", "steps", "guidance_scale", "guidance_rescale"),
-    *("height", "width", "sampler", "clip_skip"),
+    *("height", "width", "sampler", "clip_skip", "speed"),
 )
 
 
@@ -99,6 +100,8 @@ def generate_command(parser: argparse.ArgumentParser) -> None:
     _option(group, "--sampler", "--sampling-method", metavar="NAME",
             help="ddim, euler_a, dpmpp_2m_karras, ...; the names of diffusers and A1111 work too")  # fmt: skip
     _option(group, "--clip-skip", type=int, metavar="N", help="last layers of the text encoder to leave out")
+    _option(group, "--speed", metavar="NAME", choices=tuple(SPEEDS),
+            help="exact (default), or balanced and draft: faster, and not quite the same picture")  # fmt: skip
     _option(group, "--deterministic", action="store_true", help="bitwise the same whatever -n is; slower")
 
     group = parser.add_argument_group("model")
@@ -106,6 +109,7 @@ def generate_command(parser: argparse.ArgumentParser) -> None:
             help="a folder in the diffusers layout or a hub id (default: the small one that comes with genpipe)")  # fmt: skip
     _option(group, "--revision", metavar="NAME", help="branch, tag or commit on the hub")
     _option(group, "--variant", metavar="NAME", help="fp16 reads the files of that name")
+    _option(group, "--tiny-vae", "--taesd", metavar="DIR", help="a tiny autoencoder (TAESD), which then decodes drafts")
     _option(group, "--device", metavar="NAME", help="cuda, cuda:1, mps or cpu (default: the best there is)")
     _option(group, "--dtype", metavar="NAME", choices=("fp32", "bf16", "fp16", "float32", "bfloat16", "float16"),
             help="fp32, bf16 or fp16 (default: the fastest on the device)")  # fmt: skip
@@ -230,6 +234,7 @@ def _generate(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         revision=args.revision,
         variant=args.variant,
+        tiny_vae=args.tiny_vae,
     )
     if drawn and not args.quiet:
         print(f"seed {seeds[0]}", file=sys.stderr)

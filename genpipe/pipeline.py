@@ -12,9 +12,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from genpipe.checkpoints import Checkpoint, load_checkpoint, nonfinite_weights
-from genpipe.hardware import choose_device, choose_dtype, float32_copy, one_thread
+from genpipe.checkpoints import Checkpoint, load_checkpoint, load_tiny_vae, nonfinite_weights
+from genpipe.hardware import choose_device, choose_dtype, float32_copy, instruction_set, one_thread, use_huge_pages
 from genpipe.images import Picture, annotate, annotate_choice, to_pil
+from genpipe.models.forms import PLAIN, forms_for
+from genpipe.models.inference import Denoiser, prepare
+from genpipe.models.text_encoder import TextEncoder
+from genpipe.models.tiny_vae import TinyVAE
 from genpipe.models.unet import UNet
 from genpipe.preview import LatentPreview
 from genpipe.request import MAX_PICTURES, Request, check_best_of, check_size, random_seed, seeds_for
@@ -22,6 +26,7 @@ from genpipe.sampling.guidance import guided, x0_from_output
 from genpipe.sampling.noise import ImageNoise
 from genpipe.sampling.samplers import Sampler, make_sampler
 from genpipe.sampling.schedule import Step
+from genpipe.sampling.speed import SPEEDS
 
 if TYPE_CHECKING:
     from genpipe.vision.judge import Scorer
@@ -45,7 +50,8 @@ class Progress:
         step, steps: how many steps are done, and how many there are: the solver's, or for a diffusers scheduler the
             network's evaluations.
         latents: (B, C, h, w) fp32, still noisy until the last step.
-        preview: the batch as small pictures, one pixel a latent pixel, by a linear map; cheap enough for every step.
+        preview: the batch as rough pictures, cheap enough for every step: one pixel a latent pixel, by a linear map, or at
+            full size where the pipeline has a tiny autoencoder.
     """
 
     step: int
@@ -60,7 +66,9 @@ class Pipeline:
     `Pipeline.from_pretrained(...)` makes one; calling it draws; `stream` gives every step of a batch of requests.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, tiny_vae: TinyVAE | None = None
+    ) -> None:
         self.checkpoint = checkpoint
         self.text_encoder = checkpoint.text_encoder.eval().requires_grad_(False)
         self.unet = checkpoint.unet.eval().requires_grad_(False)
@@ -68,7 +76,11 @@ class Pipeline:
         self.tokenizer = checkpoint.tokenizer
         self.device = device
         self.dtype = dtype
-        self._preview = LatentPreview(self.vae)
+        self.tiny_vae = tiny_vae
+        self._preview = (
+            LatentPreview(self.vae) if tiny_vae is None else lambda latents: to_pil(tiny_vae.decode(latents))
+        )
+        self._empty: dict[int, Tensor] = {}  # the context of the empty prompt, by clip_skip
 
     @classmethod
     def from_pretrained(
@@ -79,6 +91,7 @@ class Pipeline:
         dtype: str | torch.dtype | None = None,
         revision: str | None = None,
         variant: str | None = None,
+        tiny_vae: str | Path | None = None,
     ) -> "Pipeline":
         """Load a checkpoint.
 
@@ -88,21 +101,29 @@ class Pipeline:
             dtype: "fp32", "bf16", "fp16" or a torch dtype; None takes what is fast on the device.
             revision: branch, tag or commit on the hub.
             variant: "fp16" reads the files of that name.
+            tiny_vae: folder of a tiny autoencoder (TAESD) for these latents, which then makes previews and drafts.
 
         Raises:
             CheckpointError: the checkpoint is not there, not whole or not one that genpipe can run.
             ValueError: device or dtype is not one, or not here.
         """
+        use_huge_pages()
         chosen = choose_device(device)
         chosen_dtype = choose_dtype(dtype, chosen)
         checkpoint = load_checkpoint(
             EMBEDDED if path_or_id is None else path_or_id,
-            device=chosen,
-            dtype=chosen_dtype,
             revision=revision,
             variant=variant,
         )
-        return cls(checkpoint, device=chosen, dtype=chosen_dtype)
+        forms = forms_for(instruction_set(), chosen_dtype) if chosen.type == "cpu" else PLAIN
+        tiny = None
+        if tiny_vae is not None:
+            config = checkpoint.vae.config
+            tiny = load_tiny_vae(tiny_vae, latent_channels=config.latent_channels, factor=config.factor)
+        for network in (checkpoint.text_encoder, checkpoint.unet, checkpoint.vae, tiny):
+            if network is not None:
+                prepare(network, device=chosen, dtype=chosen_dtype, forms=forms)
+        return cls(checkpoint, device=chosen, dtype=chosen_dtype, tiny_vae=tiny)
 
     @property
     def name(self) -> str:
@@ -127,6 +148,7 @@ class Pipeline:
         width: int | None = None,
         sampler: str | None = None,
         clip_skip: int = 0,
+        speed: str = "exact",
         deterministic: bool = False,
         best_of: int = 1,
         judge: "str | Path | Scorer | None" = None,
@@ -148,6 +170,8 @@ class Pipeline:
             height, width: in pixels, multiples of the autoencoder's factor; None takes what the model was trained on.
             sampler: "dpmpp_2m", "euler_a", "DPM++ 2M Karras", a diffusers class name, …; None is the checkpoint's own.
             clip_skip: last layers of the text encoder to leave out.
+            speed: "exact", or "balanced" and "draft": guidance at the middle noise levels only, deep features kept for a
+                step or three; nearly the same picture, sooner.
             deterministic: bitwise the same picture in any batch, at some cost: one picture at a time, on one thread.
             best_of: draw so many for each picture, with seeds from its own on, and keep the one that shows the prompt
                 best. `image.info` holds the scores of all of them.
@@ -179,6 +203,7 @@ class Pipeline:
             width=width,
             sampler=sampler,
             clip_skip=clip_skip,
+            speed=speed,
         )
         scorer = self._scorer(judge, requests) if best_of > 1 else None
         size = 1 if deterministic else BATCH
@@ -283,12 +308,12 @@ class Pipeline:
         if not requests:
             raise ValueError("a batch of [] has nothing to draw: give at least one request")
         first = requests[0]
-        same = ("height", "width", "steps", "sampler", "guidance_scale", "guidance_rescale", "clip_skip")
+        same = ("height", "width", "steps", "sampler", "guidance_scale", "guidance_rescale", "clip_skip", "speed")
         for key in same:
             if any(getattr(request, key) != getattr(first, key) for request in requests):
                 raise ValueError(f"a batch must agree in {', '.join(same)}: it differs in {key}")
         sampler = self.sampler(first.sampler)
-        schedule = sampler.schedule(first.steps)
+        schedule, speed = sampler.schedule(first.steps), SPEEDS[first.speed]
         # Distilled networks take the scale as an input and have no use for a second, unprompted half.
         distilled = self.unet.config.guidance_channels is not None
         is_guided = first.guidance_scale > 1 and not distilled
@@ -296,13 +321,18 @@ class Pipeline:
         if is_guided:
             negative = self.encode([request.negative_prompt for request in requests], clip_skip=first.clip_skip)
             context = torch.cat([negative, context])  # (2B, T, D)
-        scale = torch.full((len(requests),), first.guidance_scale, device=self.device) if distilled else None
+        scale = first.guidance_scale if distilled else None
 
-        def evaluate(x: Tensor, step: Step, unet: UNet = self.unet) -> Tensor:
-            inputs = torch.cat([x, x]) if is_guided else x
-            timestep = torch.full((len(inputs),), step.timestep, device=self.device)
-            output = unet(inputs, timestep, context, guidance=scale).float()
-            if is_guided:
+        def denoiser_of(unet: UNet) -> Denoiser:
+            times = [step.timestep for step in schedule.steps]
+            return Denoiser(unet, times, context, guidance=scale, refresh=speed.refresh)
+
+        denoiser = denoiser_of(self.unet)
+
+        def evaluate(x: Tensor, step: Step, denoiser: Denoiser = denoiser) -> Tensor:
+            alone = is_guided and not speed.guides(step.ratio)
+            output = denoiser(x, step.timestep, last=alone).float()
+            if is_guided and not alone:
                 unprompted, prompted = output.chunk(2)
                 output = guided(unprompted, prompted, first.guidance_scale, first.guidance_rescale)
             return x0_from_output(output, x, step, sampler.prediction_type)
@@ -315,7 +345,7 @@ class Pipeline:
             return sampler.sample(denoise, noise() * schedule.initial_scale, schedule, noise)
 
         latents, count = torch.empty(0), len(schedule.steps) - 1
-        for attempt in (evaluate, self._in_fp32_where_needed(evaluate)):
+        for attempt in (evaluate, self._in_fp32_where_needed(evaluate, denoiser_of)):
             for index, latents in enumerate(run(attempt), start=1):
                 yield Progress(index, count, latents, lambda latents=latents: self._preview(latents))
             if latents.isfinite().all():
@@ -336,42 +366,64 @@ class Pipeline:
                 f"the prompt is cut after {self.tokenizer.length - 2} tokens, leaving out {quoted!r}", stacklevel=2
             )
         ids = torch.tensor(tokens.ids, device=self.device)
-        # One at a time: an encoding must not depend on what else is in the batch.
-        contexts = torch.cat([self.text_encoder(row[None], clip_skip=clip_skip).context for row in ids])
+        # The empty prompt, which guidance leads away from, is encoded once for all pictures.
+        known = {"": self._empty[clip_skip]} if clip_skip in self._empty else {}
+
+        def encoded(text_encoder: TextEncoder) -> Tensor:
+            # One at a time: an encoding must not depend on what else is in the batch.
+            rows = zip(distinct, ids, strict=True)
+            return torch.cat(
+                [
+                    known[text] if text in known else text_encoder(row[None], clip_skip=clip_skip).context
+                    for text, row in rows
+                ]
+            )
+
+        contexts = encoded(self.text_encoder)
         if not contexts.isfinite().all():
-            text_encoder = float32_copy(self.text_encoder)
-            contexts = torch.cat([text_encoder(row[None], clip_skip=clip_skip).context for row in ids])
+            contexts = encoded(float32_copy(self.text_encoder))
             if not contexts.isfinite().all():
                 raise NonFiniteError(self._blame("text encoder", self.text_encoder))
+        if "" in distinct:
+            self._empty[clip_skip] = contexts[[distinct.index("")]]
         return contexts[[distinct.index(prompt) for prompt in prompts]]
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, requests: Sequence[Request]) -> list[Picture]:
         """Finished latents (B, C, h, w) to pictures that carry what made them."""
+        if self.tiny_vae is not None and all(SPEEDS[request.speed].tiny for request in requests):
+            pixels = self.tiny_vae.decode(latents).float()
+        else:
+            pixels = self._decode(latents)
+        images, own = to_pil(pixels), self.sampler().name
+        for image, request in zip(images, requests, strict=True):
+            annotate(image, request, self.name, sampler=own, dtype=self.dtype)
+        return images
+
+    def _decode(self, latents: Tensor) -> Tensor:
         tile = TILE if max(latents.shape[-2:]) > 2 * TILE else None
         pixels = self.vae.decode(latents, tile=tile).float()
         if not pixels.isfinite().all():
             pixels = float32_copy(self.vae).decode(latents, tile=tile)
             if not pixels.isfinite().all():
                 raise NonFiniteError(self._blame("decoder", self.vae))
-        images, own = to_pil(pixels), self.sampler().name
-        for image, request in zip(images, requests, strict=True):
-            annotate(image, request, self.name, sampler=own, dtype=self.dtype)
-        return images
+        return pixels
 
-    def _in_fp32_where_needed(self, evaluate: Callable[..., Tensor]) -> Callable[[Tensor, Step], Tensor]:
+    def _in_fp32_where_needed(
+        self, evaluate: Callable[..., Tensor], denoiser_of: Callable[[UNet], Denoiser]
+    ) -> Callable[[Tensor, Step], Tensor]:
         """`evaluate`, repeated in fp32 for the pictures of a batch that it leaves non-finite."""
 
-        unet: UNet | None = None
+        denoiser: Denoiser | None = None
 
         def careful(x: Tensor, step: Step) -> Tensor:
-            nonlocal unet
+            nonlocal denoiser
             x0 = evaluate(x, step)
             finite = x0.isfinite().all(dim=(1, 2, 3))
             if finite.all():
                 return x0
-            unet = float32_copy(self.unet) if unet is None else unet
-            repeated = evaluate(x, step, unet)
+            denoiser = denoiser_of(float32_copy(self.unet)) if denoiser is None else denoiser
+            repeated = evaluate(x, step, denoiser)
             if not repeated.isfinite().all():
                 raise NonFiniteError(self._blame("denoiser", self.unet))
             return torch.where(finite[:, None, None, None], x0, repeated)
@@ -413,6 +465,7 @@ def generate(
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
     variant: str | None = None,
+    tiny_vae: str | Path | None = None,
     **settings: Any,
 ) -> Any:
     """Draw a prompt: `generate("pirate ship").save("ship.png")`.
@@ -421,16 +474,18 @@ def generate(
 
     Args:
         prompt: one prompt, or a list.
-        model, device, dtype, revision, variant: as in `Pipeline.from_pretrained`; by default the embedded model.
+        model, device, dtype, revision, variant, tiny_vae: as in `Pipeline.from_pretrained`; by default the embedded model.
         settings: everything that `Pipeline.__call__` takes: n, seed, steps, guidance_scale, height, width, sampler, ….
 
     Returns:
         A PIL image, or a list of them for a list of prompts, n > 1 or a list of seeds.
     """
-    key = tuple(None if part is None else str(part) for part in (model, device, dtype, revision, variant))
+    key = tuple(None if part is None else str(part) for part in (model, device, dtype, revision, variant, tiny_vae))
     pipeline = _warm.get(key)
     if pipeline is None:
         _warm.clear()  # before the next is loaded, so that two are never in memory
-        pipeline = Pipeline.from_pretrained(model, device=device, dtype=dtype, revision=revision, variant=variant)
+        pipeline = Pipeline.from_pretrained(
+            model, device=device, dtype=dtype, revision=revision, variant=variant, tiny_vae=tiny_vae
+        )
         _warm[key] = pipeline
     return pipeline(prompt, **settings)

@@ -8,12 +8,13 @@ import math
 import operator
 import os
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
 from typing import Any
 
 from genpipe.sampling.names import canonical_name
+from genpipe.sampling.speed import SPEEDS
 
 MAX_SEED = 2**64 - 1
 MAX_PICTURES = 100_000  # of one call
@@ -41,6 +42,7 @@ class Request:
         guidance_rescale: 0 … 1 (arXiv 2305.08891, section 3.4).
         sampler: canonical name, or None for the checkpoint's own.
         clip_skip: last layers of the text encoder to leave out, 0 or more.
+        speed: "exact", or "balanced" and "draft", which evaluate less (`sampling.speed`).
 
     Raises:
         ValueError: a value is of the wrong type or out of its range; one line that says how to put it right.
@@ -57,6 +59,7 @@ class Request:
     guidance_rescale: float = 0.0
     sampler: str | None = None
     clip_skip: int = 0
+    speed: str = "exact"
 
     def __post_init__(self) -> None:
         checked = {
@@ -70,6 +73,7 @@ class Request:
             "width": _whole("width", self.width, 1, MAX_SIDE, "give it in pixels"),
             "sampler": None if self.sampler is None else canonical_name(self.sampler),
             "clip_skip": _whole("clip_skip", self.clip_skip, 0, 99, "0 uses every layer"),
+            "speed": _one_of("speed", self.speed, SPEEDS),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -141,6 +145,12 @@ def _text(name: str, value: Any) -> str:
         bad = f"{value[error.start]!a} at character {error.start}"
         raise ValueError(f"{name} must be Unicode text, not {bad}: encode it as UTF-8") from None
     return str(value)
+
+
+def _one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {_shown(value)}")
+    return value
 
 
 def _whole(name: str, value: Any, low: int, high: int | None, fix: str) -> int:

@@ -2,15 +2,34 @@ import pytest
 import torch
 
 from genpipe import hardware
-from genpipe.hardware import choose_device, choose_dtype, float32_copy, one_thread
+from genpipe.hardware import choose_device, choose_dtype, float32_copy, instruction_set, one_thread
 
 CPU = torch.device("cpu")
 
 
 def test_bf16_is_chosen_on_a_cpu_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
-    for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(hardware, "_cpu_has_bf16", lambda native=native: native)
+    for name, dtype in (("amx", torch.bfloat16), ("avx512_bf16", torch.bfloat16), ("other", torch.float32)):
+        monkeypatch.setattr(hardware, "instruction_set", lambda name=name: name)
         assert choose_dtype(None, CPU) == dtype
+
+
+@pytest.mark.parametrize("variable", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+def test_onednns_limit_is_heeded(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    for check in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, check, lambda: True, raising=False)
+    assert instruction_set() == "amx"
+    for limit, name in (
+        *(("default", "amx"), ("AVX512_CORE_AMX", "amx"), ("AVX512_CORE_FP16", "avx512_bf16")),
+        *(("AVX512_CORE_BF16", "avx512_bf16"), ("AVX512_CORE", "other"), ("AVX2", "other"), ("SSE41", "other")),
+    ):
+        monkeypatch.setenv(variable, limit)
+        assert instruction_set() == name
+    monkeypatch.delenv(variable)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert instruction_set() == "avx512_bf16"
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    assert instruction_set() == "other"
 
 
 def test_what_is_asked_for_is_taken() -> None:

@@ -240,6 +240,7 @@ def test_odd_prompts_draw(pipe: Pipeline, prompt: str) -> None:
         ({"prompt": []}, "empty list"),
         ({"seeds": [1]}, "seeds holds 1"),
         ({"clip_skip": 99}, "clip_skip 99"),
+        ({"speed": "fast"}, "speed must be one of exact, balanced, draft, not 'fast'"),
     ],
 )
 def test_bad_arguments_get_one_clear_line(pipe: Pipeline, settings: dict[str, Any], message: str) -> None:
@@ -262,10 +263,12 @@ def test_bad_devices_and_dtypes_get_one_clear_line(tiny_checkpoint: Path) -> Non
         assert "\n" not in str(caught.value)
 
 
-def overflowing(module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, *, rows: slice) -> list[torch.dtype]:
+def overflowing(
+    module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, *, rows: slice, method: str = "forward"
+) -> list[torch.dtype]:
     """Make `module` give NaN in bf16, for some rows of the batch, as a network that overflows 16 bits does."""
     seen: list[torch.dtype] = []
-    original = type(module).forward
+    original = getattr(type(module), method)
 
     def forward(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         output = original(self, *args, **kwargs)
@@ -276,14 +279,15 @@ def overflowing(module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, *, row
             output[rows] = float("nan")
         return output
 
-    monkeypatch.setattr(type(module), "forward", forward)
+    monkeypatch.setattr(type(module), method, forward)
     return seen
 
 
 def test_a_step_that_overflows_is_repeated_in_fp32(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="bf16")
     sound = draw(pipe, n=2)
-    seen = overflowing(pipe.unet, monkeypatch, rows=slice(0, None, 2))  # the first picture, both halves
+    # The first picture, both halves.
+    seen = overflowing(pipe.unet, monkeypatch, rows=slice(0, None, 2), method="_deep")
     images = draw(pipe, n=2)
     assert torch.float32 in seen
     assert difference(images[1], sound[1]) == 0  # its neighbour is as before
@@ -482,3 +486,70 @@ def test_a_choice_that_cannot_be_made_is_refused_before_drawing(
     monkeypatch.setattr(Pipeline, "stream", lambda *_: pytest.fail("something was drawn"))
     with pytest.raises(ValueError, match=says):
         draw(pipe, **settings)
+
+
+def test_the_empty_prompt_is_encoded_once(fresh: Pipeline) -> None:
+    encoded: list[torch.Tensor] = []
+    fresh.text_encoder.register_forward_hook(lambda module, inputs, output: encoded.append(inputs[0]))
+    first, again = draw(fresh), draw(fresh, "a blue dog")
+    assert [ids.shape for ids in encoded] == [ids(fresh, "").shape] * 3
+    assert sum(torch.equal(given, ids(fresh, "")) for given in encoded) == 1
+    assert difference(draw(fresh), first) == 0 and difference(first, again) > 0
+    draw(fresh, clip_skip=1)  # another context: it is not the one that was kept
+    assert torch.equal(fresh.encode([""], clip_skip=1), fresh.text_encoder(ids(fresh, ""), clip_skip=1).context)
+
+
+@pytest.mark.parametrize("speed", ["balanced", "draft"])
+def test_a_speed_is_part_of_what_makes_a_picture(pipe: Pipeline, speed: str) -> None:
+    exact, fast = draw(pipe, steps=8), draw(pipe, steps=8, speed=speed)
+    assert json.loads(fast.info["genpipe"])["speed"] == speed
+    assert difference(draw(pipe, steps=8, speed=speed), fast) == 0
+    error = np.asarray(exact, dtype=float) - np.asarray(fast, dtype=float)
+    assert 0 < np.abs(error).mean() < np.abs(np.asarray(exact, dtype=float) - 127).mean()
+    together = draw(pipe, steps=8, speed=speed, n=2)
+    assert difference(together[0], fast) <= 2
+
+
+def test_guidance_applies_in_its_interval_alone(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    original = UNet.denoise
+
+    def recorded(self: UNet, latents: Any, shifts: Any, prompts: Any, deep: Any = None) -> Any:
+        result = original(self, latents, shifts, prompts, deep)
+        rows.append(len(result[0]))
+        return result
+
+    monkeypatch.setattr(UNet, "denoise", recorded)
+    draw(pipe, steps=8, sampler="ddim", speed="balanced")
+    ratios = [step.ratio for step in pipe.sampler("ddim").schedule(8).steps[:-1]]
+    assert rows == [2 if 0.28 < ratio <= 5.42 else 1 for ratio in ratios]
+    assert {1, 2} == set(rows)
+
+
+def test_deep_features_are_computed_at_every_other_step(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[bool] = []
+    original = UNet._deep
+    monkeypatch.setattr(UNet, "_deep", lambda *given: computed.append(True) or original(*given))
+    draw(pipe, steps=8, sampler="ddim", guidance_scale=1.0)
+    assert len(computed) == 8
+    draw(pipe, steps=8, sampler="ddim", guidance_scale=1.0, speed="balanced")
+    assert len(computed) == 8 + 4
+    draw(pipe, steps=8, sampler="ddim", guidance_scale=1.0, speed="draft")
+    assert len(computed) == 8 + 4 + 2
+
+
+def test_a_tiny_autoencoder_makes_previews_and_drafts(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    diffusers: Any = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    small = {"encoder_block_out_channels": (8,) * 3, "decoder_block_out_channels": (8,) * 3}
+    theirs = diffusers.AutoencoderTiny(**small, num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1))
+    theirs.save_pretrained(tmp_path / "taesd")
+    pipe = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32", tiny_vae=tmp_path / "taesd")
+    seen: list[Progress] = []
+    draft = draw(pipe, speed="draft", callback=seen.append)
+    with torch.inference_mode():
+        expected = theirs.decode(seen[-1].latents).sample[0].permute(1, 2, 0).add(1).mul(127.5).clamp(0, 255)
+    assert np.abs(np.asarray(draft, dtype=float) - expected.numpy()).max() <= 1
+    assert difference(seen[-1].preview()[0], draft) == 0
+    plain = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32")
+    assert difference(draw(pipe), draw(plain)) == 0

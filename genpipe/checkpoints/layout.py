@@ -184,3 +184,14 @@ TEXT_ENCODER = Layout(
     # A buffer that transformers saved before 4.31.
     harmless=("text_model.embeddings.position_ids", "embeddings.position_ids"),
 )
+
+_TINY: Names = tuple(
+    (name, name)
+    for half in ("encoder", "decoder")
+    for name in (f"{half}.layers.{{}}.{{}}", f"{half}.layers.{{}}.conv.{{}}.{{}}", f"{half}.layers.{{}}.skip.{{}}")
+)
+
+
+def tiny_vae(folder: str) -> Layout:
+    """The tiny autoencoder's: a folder of its own, beside a checkpoint's."""
+    return Layout(folder=folder, stem="diffusion_pytorch_model", names=_TINY)

@@ -9,9 +9,10 @@ import torch
 
 from genpipe.checkpoints import layout
 from genpipe.checkpoints.errors import CheckpointError
-from genpipe.checkpoints.hub import Source, open_source, read_json
+from genpipe.checkpoints.hub import Folder, Source, open_source, read_json
 from genpipe.checkpoints.weights import Network, explain_missing, find_weights, read_weights, skeleton
 from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
+from genpipe.models.tiny_vae import TinyVAE, TinyVAEConfig
 from genpipe.models.tokenizer import FILES as TOKENIZER_FILES
 from genpipe.models.tokenizer import Tokenizer
 from genpipe.models.unet import UNet, UNetConfig
@@ -107,6 +108,32 @@ def load_checkpoint(
         defaults=defaults,
         source=str(source),
     )
+
+
+def load_tiny_vae(folder: str | Path, *, latent_channels: int, factor: int) -> TinyVAE:
+    """Load a tiny autoencoder (TAESD) from a folder that holds its `config.json` and safetensors, as diffusers saves it.
+
+    Args:
+        folder: on this machine.
+        latent_channels, factor: of the latents that it is to decode.
+
+    Raises:
+        CheckpointError: it is not there, not whole, or made for other latents.
+    """
+    folder = Path(folder).absolute()
+    source, names = Folder(folder.parent), layout.tiny_vae(folder.name)
+    config = read_json(source, f"{folder.name}/config.json", TinyVAEConfig.from_dict)
+    if (config.latent_channels, config.factor) != (latent_channels, factor):
+        raise CheckpointError(
+            f"{folder} decodes latents of {config.latent_channels} channels, {config.factor} pixels wide, where the "
+            f"checkpoint's have {latent_channels} and {factor}"
+        )
+    network = _built(source, names, lambda: TinyVAE(config))
+    paths = find_weights(source, names, None)
+    if paths is None:
+        raise explain_missing(source, names)
+    read_weights(network, names, paths, device="cpu", dtype=None)
+    return network
 
 
 def _built(source: Source, names: layout.Layout, build: Callable[[], Network]) -> Network:

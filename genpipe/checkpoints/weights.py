@@ -1,14 +1,16 @@
 """Reading safetensors files into a network: mapped, not copied, and strictly."""
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from genpipe.checkpoints.errors import CheckpointError
@@ -17,7 +19,7 @@ from genpipe.checkpoints.layout import Layout
 
 Network = TypeVar("Network", bound=nn.Module)
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _POINTER = b"version https://git-lfs"
 
@@ -110,7 +112,7 @@ def read_weights(
                     unexpected.append(key)
                     continue
                 found.add(name)
-                if part.get_dtype() not in _FLOATS:
+                if part.get_dtype() not in _DTYPES:
                     wrong.append(f"{key} is stored as {part.get_dtype()}")
                 elif shape != wanted[name] and not (layout.is_alias(key) and shape == (*wanted[name], 1, 1)):
                     wrong.append(f"{key} is {shape}, not {wanted[name]}")
@@ -125,14 +127,35 @@ def read_weights(
 
     state = {}
     for path in files:
-        with _opened(path) as file:
-            keys = file.keys()
-            for key in keys:
-                name = layout.ours(key)
-                if name is not None:
-                    # Legacy attention may be stored as 1×1 convolutions.
-                    state[name] = file.get_tensor(key).reshape(wanted[name]).to(device=device, dtype=dtype)
+        for key, tensor in _mapped(path):
+            name = layout.ours(key)
+            if name is not None:
+                # Legacy attention may be stored as 1×1 convolutions.
+                state[name] = tensor.reshape(wanted[name]).to(device=device, dtype=dtype)
     network.load_state_dict(state, strict=True, assign=True)
+
+
+def _mapped(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file that has been found sound, each mapped on its own: one that is let go frees its pages.
+
+    safetensors maps a file as a whole, so that what was converted stays in memory until the last tensor is.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    for key, entry in header.items():
+        if key == "__metadata__" or entry["dtype"] not in _DTYPES:
+            continue
+        start, end = entry["data_offsets"]
+        dtype = _DTYPES[entry["dtype"]]
+        if start == end:
+            yield key, torch.empty(entry["shape"], dtype=dtype)
+            continue
+        # Written to only in memory: "c" is a private mapping.
+        offset = 8 + length + start
+        tensor = torch.from_numpy(np.memmap(path, np.uint8, "c", offset=offset, shape=(end - start,)))
+        tensor = tensor.clone() if offset % dtype.itemsize else tensor  # where a writer has not aligned it
+        yield key, tensor.view(dtype).reshape(entry["shape"])
 
 
 def nonfinite_weights(network: nn.Module) -> list[str]:
@@ -140,7 +163,7 @@ def nonfinite_weights(network: nn.Module) -> list[str]:
     return [
         name
         for name, tensor in network.state_dict().items()
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all())
+        if tensor.is_floating_point() and not bool(tensor.to_dense().isfinite().all())  # dense: some may be packed
     ]
 
 

@@ -1,9 +1,12 @@
 """Attention and the transformer blocks of the denoiser and the autoencoder."""
 
+from collections.abc import Iterator, Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genpipe.models.cpu_attention import blocked_attention
 from genpipe.vision.blocks import conv1x1
 
 
@@ -31,25 +34,77 @@ class Attention(nn.Module):
         super().__init__()
         inner = channels if head_channels is None else heads * head_channels
         context_channels = channels if context_channels is None else context_channels
-        self.heads = heads
+        self.heads, self.head_channels = heads, inner // heads
         self.upcast = upcast
         self.query = nn.Linear(channels, inner, bias=bias)
         self.key = nn.Linear(context_channels, inner, bias=bias)
         self.value = nn.Linear(context_channels, inner, bias=bias)
         self.out = nn.Linear(inner, channels)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, N, C) and an optional context (B, M, D) -> (B, N, C)."""
-        context = x if context is None else context
-        q, k, v = (
-            projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, head_channels)
-            for projected in (self.query(x), self.key(context), self.value(context))
-        )
-        if self.upcast and x.dtype != torch.float32:
-            h = F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(x.dtype)
-        else:
-            h = F.scaled_dot_product_attention(q, k, v)
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """What is attended to: context (B, M, D) -> keys and values, each (B, heads, M, head_channels)."""
+        return self._by_head(self.key(context)), self._by_head(self.value(context))
+
+    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """(B, N, C), and the `keys_values` of a context; without them `x` attends to itself -> (B, N, C)."""
+        q = self._by_head(self.query(x))
+        k, v = self.keys_values(x) if keys_values is None else keys_values
+        h = _attend(q, k, v, scale=None, upcast=self.upcast)
         return self.out(h.transpose(1, 2).flatten(2))  # (B, N, C)
+
+    def _by_head(self, projected: Tensor) -> Tensor:
+        return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, head_channels)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, upcast: bool) -> Tensor:
+    if upcast and q.dtype != torch.float32:
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), scale=scale).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+class FusedSelfAttention(nn.Module):
+    """What an `Attention` of `x` to itself computes, with one product for queries (already scaled), keys and values.
+
+    For inference: it is made of an `Attention`, and its products' weights are fp32 until they are converted.
+
+    Args:
+        attention: what to compute.
+        blocked_from: from how many keys on bf16 goes to `blocked_attention`; None for never.
+    """
+
+    def __init__(self, attention: Attention, blocked_from: int | None = None) -> None:
+        super().__init__()
+        layers = (attention.query, attention.key, attention.value)
+        self.heads, self.upcast, self.blocked_from = attention.heads, attention.upcast, blocked_from
+        biased = attention.query.bias is not None
+        scales = (attention.head_channels**-0.5, 1.0, 1.0)
+        with torch.device("meta"):
+            self.project = nn.Linear(layers[0].in_features, sum(layer.out_features for layer in layers), bias=biased)
+        pairs = list(zip(scales, layers, strict=True))
+        weight = torch.cat([scale * layer.weight.detach().float() for scale, layer in pairs])
+        self.project.weight = nn.Parameter(weight, requires_grad=False)
+        if biased:
+            bias = torch.cat([scale * layer.bias.detach().float() for scale, layer in pairs])
+            self.project.bias = nn.Parameter(bias, requires_grad=False)
+        self.out = attention.out
+
+    def forward(self, x: Tensor, keys_values: None = None) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        q, k, v = self.project(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d) each
+        if self.blocked_from is not None and k.shape[2] >= self.blocked_from and q.dtype == torch.bfloat16:
+            h = blocked_attention(q, k, v)  # its scores are never rounded: it needs no upcasting
+        else:
+            h = _attend(q, k, v, scale=1.0, upcast=self.upcast)
+        return self.out(h.transpose(1, 2).flatten(2))
+
+
+# Keys and values of the prompts, for each attention that reads them.
+KeysValues = Mapping[Attention, tuple[Tensor, Tensor]]
+
+
+def matched(x: Tensor, rows: int) -> Tensor:
+    """x (B, ...) repeated to `rows`, a multiple of B: what the prompts of a picture share is computed once for all."""
+    return x if len(x) == rows else x.repeat(rows // len(x), *(1,) * (x.ndim - 1))
 
 
 class SpatialAttention(nn.Module):
@@ -97,10 +152,20 @@ class TransformerBlock(nn.Module):
         self.feed_forward = GatedFeedForward(channels)
         self.only_cross = only_cross
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """(B, N, C) and a context (B, M, D) -> (B, N, C)."""
-        x = x + self.attention1(self.norm1(x), context if self.only_cross else None)
-        x = x + self.attention2(self.norm2(x), context)
+    def readers(self) -> Iterator[Attention]:
+        """The attentions that read the prompt."""
+        if self.only_cross:
+            yield self.attention1
+        yield self.attention2
+
+    def forward(self, x: Tensor, prompts: KeysValues) -> Tensor:
+        """(B, N, C) and the keys and values of B prompts, or of a multiple of it -> (as many as prompts, N, C)."""
+        rows = len(prompts[self.attention2][0])
+        if self.only_cross:
+            x = matched(x, rows)
+        x = x + self.attention1(self.norm1(x), prompts.get(self.attention1))
+        x = matched(x, rows)
+        x = x + self.attention2(self.norm2(x), prompts[self.attention2])
         return x + self.feed_forward(self.norm3(x))
 
 
@@ -135,8 +200,14 @@ class SpatialTransformer(nn.Module):
         )
         self.project_out = nn.Linear(channels, channels) if linear else conv1x1(channels, channels)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """(B, C, H, W) and a context (B, M, D) -> (B, C, H, W)."""
+    def readers(self) -> Iterator[Attention]:
+        """The attentions that read the prompt."""
+        for block in self.blocks:
+            assert isinstance(block, TransformerBlock)
+            yield from block.readers()
+
+    def forward(self, x: Tensor, prompts: KeysValues) -> Tensor:
+        """(B, C, H, W) and the keys and values of B prompts, or of a multiple of it -> (as many as prompts, C, H, W)."""
         height, width = x.shape[-2:]
         h = self.norm(x)
         if self.linear:
@@ -144,7 +215,8 @@ class SpatialTransformer(nn.Module):
         else:
             h = self.project_in(h).flatten(2).transpose(1, 2)
         for block in self.blocks:
-            h = block(h, context)
+            h = block(h, prompts)
+        x = matched(x, len(h))
         if self.linear:
             return x + self.project_out(h).transpose(1, 2).unflatten(-1, (height, width))
         return x + self.project_out(h.transpose(1, 2).unflatten(-1, (height, width)))

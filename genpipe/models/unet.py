@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genpipe.models.attention import SpatialTransformer
-from genpipe.vision.blocks import Downsample, ResidualBlock, Upsample, conv3x3
+from genpipe.models.attention import KeysValues, SpatialTransformer, matched
+from genpipe.vision.blocks import Downsample, ResidualBlock, Upsample, conv3x3, silu
 
 _ATTENTION = {"CrossAttnDownBlock2D": True, "DownBlock2D": False, "CrossAttnUpBlock2D": True, "UpBlock2D": False}
 # Keys of a diffusers config.json that change the network, with the only values this one implements.
@@ -43,6 +43,10 @@ _REQUIRED: dict[str, tuple[Any, ...]] = {
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
 }
+
+
+# What the timestep adds in each residual block, (B or 1, C_out).
+Shifts = Mapping[ResidualBlock, Tensor]
 
 
 @dataclass(frozen=True)
@@ -219,10 +223,11 @@ class Level(nn.Module):
     def __len__(self) -> int:
         return len(self.residuals)
 
-    def layer(self, index: int, h: Tensor, embedding: Tensor, context: Tensor) -> Tensor:
+    def layer(self, index: int, h: Tensor, shifts: Shifts, prompts: KeysValues) -> Tensor:
         """Residual block `index` and, where the level has attention, its transformer."""
-        h = self.residuals[index](h, embedding)
-        return self.transformers[index](h, context) if self.transformers else h
+        residual = cast(ResidualBlock, self.residuals[index])
+        h = residual(h, shifts[residual])
+        return self.transformers[index](h, prompts) if self.transformers else h
 
 
 class Middle(nn.Module):
@@ -234,10 +239,11 @@ class Middle(nn.Module):
         self.residuals = nn.ModuleList(_residual(config, channels, channels) for _ in range(2))
         self.transformers = nn.ModuleList([_transformer(config, len(config.channels) - 1, only_cross=False)])
 
-    def forward(self, h: Tensor, embedding: Tensor, context: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        h = self.transformers[0](self.residuals[0](h, embedding), context)
-        return self.residuals[1](h, embedding)
+    def forward(self, h: Tensor, shifts: Shifts, prompts: KeysValues) -> Tensor:
+        """(B, C, H, W) -> (as many as prompts, C, H, W)."""
+        first, second = cast(Iterable[ResidualBlock], self.residuals)
+        h = self.transformers[0](first(h, shifts[first]), prompts)
+        return second(h, shifts[second])
 
 
 class UNet(nn.Module):
@@ -297,39 +303,74 @@ class UNet(nn.Module):
         Returns:
             (B, C_out, H, W); what it means (epsilon, v, sample) is the schedule's to say.
         """
-        dtype = self.conv_in.weight.dtype
-        embedding = self._embed(timestep, guidance, added_text, added_times, dtype)  # (B, E)
-        latents, context = latents.to(dtype), context.to(dtype)
+        embedding = self.embed(timestep, guidance=guidance, added_text=added_text, added_times=added_times)
+        output, _ = self.denoise(latents, self.shifts(embedding), self.keys_values(context))
+        return output
 
-        h = self.conv_in(latents)
-        skips = [h]
+    def denoise(
+        self, latents: Tensor, shifts: Shifts, prompts: KeysValues, deep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`forward`, given what does not depend on the latents; see `inference.Denoiser`.
+
+        Args:
+            latents: (B, C_in, H, W).
+            shifts: what the timestep adds, as `shifts` gives it.
+            prompts: the keys and values of B prompts, or of a multiple of B, as `keys_values` gives them. What comes
+                before the network first reads a prompt is then computed once for all prompts of a picture.
+            deep: the deep features of an earlier evaluation of the same batch, in place of computing them.
+
+        Returns:
+            The output (as many as prompts, C_out, H, W) and the deep features: what the last layer adds the first skip to.
+            With k prompts a picture, the B pictures of the first prompts come first.
+        """
+        first = self.conv_in(latents.to(self._dtype))
+        if deep is None:
+            deep = self._deep(first, shifts, prompts)
+        level = cast(Level, self.up[-1])
+        joined = torch.cat([deep, matched(first, len(deep))], dim=1)
+        h = level.layer(len(level) - 1, joined, shifts, prompts)
+        return self.conv_out(silu(self.norm_out(h))), deep
+
+    def _deep(self, first: Tensor, shifts: Shifts, prompts: KeysValues) -> Tensor:
+        """All but the first and the last layer: the way down, the middle, and the way up to before the first skip."""
+        h, skips = first, [first]
         for level in cast(Iterable[Level], self.down):
             for index in range(len(level)):
-                h = level.layer(index, h, embedding, context)
+                h = level.layer(index, h, shifts, prompts)
                 skips.append(h)
             if level.resample is not None:
                 h = level.resample(h)
                 skips.append(h)
 
-        h = self.middle(h, embedding, context)
+        h = self.middle(h, shifts, prompts)
 
         for level in cast(Iterable[Level], self.up):
-            for index in range(len(level)):
-                h = level.layer(index, torch.cat([h, skips.pop()], dim=1), embedding, context)
+            for index in range(len(level) - (level.resample is None)):
+                h = level.layer(index, torch.cat([h, matched(skips.pop(), len(h))], dim=1), shifts, prompts)
             if level.resample is not None:
                 h = level.resample(h, size=skips[-1].shape[-2:])
+        return h
 
-        return self.conv_out(F.silu(self.norm_out(h)))
+    def shifts(self, embedding: Tensor) -> Shifts:
+        """What an embedding (B, E) of the timestep adds in each residual block, (B, C_out)."""
+        return {block: block.shift(embedding) for block in self.modules() if isinstance(block, ResidualBlock)}
 
-    def _embed(
+    def keys_values(self, context: Tensor) -> KeysValues:
+        """The keys and values of a context (B, T, D), for each attention that reads it."""
+        context = context.to(self._dtype)
+        transformers = (module for module in self.modules() if isinstance(module, SpatialTransformer))
+        return {reader: reader.keys_values(context) for transformer in transformers for reader in transformer.readers()}
+
+    def embed(
         self,
         timestep: Tensor,
-        guidance: Tensor | None,
-        added_text: Tensor | None,
-        added_times: Tensor | None,
-        dtype: torch.dtype,
+        *,
+        guidance: Tensor | None = None,
+        added_text: Tensor | None = None,
+        added_times: Tensor | None = None,
     ) -> Tensor:
-        config = self.config
+        """The embedding (B, E) of timesteps and the other inputs that are numbers; arguments as in `forward`."""
+        config, dtype = self.config, self._dtype
 
         def sinusoids(values: Tensor, channels: int) -> Tensor:
             return sinusoidal_embedding(
@@ -350,6 +391,10 @@ class UNet(nn.Module):
             raise ValueError("this U-Net takes added text and times (SDXL): pass added_text and added_times")
         times = sinusoids(added_times.flatten(), config.added_time_channels).unflatten(0, added_times.shape)
         return embedding + self.added_embedding(torch.cat([added_text.to(dtype), times.flatten(1)], dim=-1))
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.conv_in.weight.dtype
 
 
 def _residual(config: UNetConfig, in_channels: int, out_channels: int) -> ResidualBlock:

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from genpipe.models.attention import SpatialAttention
-from genpipe.vision.blocks import Downsample, ResidualBlock, Upsample, conv1x1, conv3x3
+from genpipe.vision.blocks import Downsample, ResidualBlock, Upsample, conv1x1, conv3x3, silu
 
 _EPS = 1e-6  # of every norm in the autoencoder; the denoiser's residual blocks use 1e-5
 
@@ -152,7 +151,7 @@ class Encoder(nn.Module):
         h = self.conv_in(pixels)
         for level in self.down:
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(self.middle(h))))
+        return self.conv_out(silu(self.norm_out(self.middle(h))))
 
 
 class Decoder(nn.Module):
@@ -181,7 +180,7 @@ class Decoder(nn.Module):
         h = self.middle(self.conv_in(latents))
         for level in self.up:
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(silu(self.norm_out(h)))
 
 
 class VAE(nn.Module):

@@ -3,6 +3,7 @@
 Tensors are (B, C, H, W). Every block keeps the spatial size unless its name says otherwise.
 """
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -70,6 +71,11 @@ def conv_output_size(size: int, kernel: int, stride: int = 1, padding: int = 0, 
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
+def silu(x: Tensor) -> Tensor:
+    """SiLU of a tensor that is not needed again: in place, unless a gradient will ask for it."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
 class ResidualBlock(nn.Module):
     """Pre-activation residual block: GroupNorm, SiLU, 3×3 convolution, twice, plus a shortcut.
 
@@ -95,14 +101,20 @@ class ResidualBlock(nn.Module):
         self.conv2 = conv3x3(out_channels, out_channels)
         self.shortcut = conv1x1(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """(B, C_in, H, W), and (B, E) where the block takes an embedding -> (B, C_out, H, W)."""
-        h = self.conv1(F.silu(self.norm1(x)))
+    def shift(self, embedding: Tensor) -> Tensor:
+        """What an embedding (B, E) adds between the two convolutions, (B, C_out); it does not depend on the picture."""
+        if self.embedding is None:
+            raise ValueError("this residual block was built without an embedding and takes none")
+        return self.embedding(F.silu(embedding))
+
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """(B, C_in, H, W), and `shift` (B or 1, C_out) where the block takes an embedding -> (B, C_out, H, W)."""
+        h = self.conv1(silu(self.norm1(x)))
         if self.embedding is not None:
-            if embedding is None:
-                raise ValueError("this residual block was built with an embedding and needs one")
-            h = h + self.embedding(F.silu(embedding))[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+            if shift is None:
+                raise ValueError("this residual block was built with an embedding and needs its shift")
+            h = h + shift[:, :, None, None]
+        h = self.conv2(silu(self.norm2(h)))
         return self.shortcut(x) + h
 
 
@@ -123,7 +135,10 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour upsampling followed by a 3×3 convolution ("Deconvolution and Checkerboard Artifacts", 2016)."""
+    """Nearest-neighbour upsampling followed by a 3×3 convolution ("Deconvolution and Checkerboard Artifacts", 2016).
+
+    `PhaseUpsample` computes the same with fewer multiplications.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -136,6 +151,42 @@ class Upsample(nn.Module):
         else:
             x = F.interpolate(x, size=size, mode="nearest")
         return self.conv(x)
+
+
+# How much of each row of a 3 × 3 kernel is in each row of the 4 × 4 kernel that works on the small picture.
+_PHASES = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
+_UNPHASED = ((0.0, 0.0, 0.0, 1.0), (-1.0, 1.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0))
+
+
+class PhaseUpsample(nn.Module):
+    """What an `Upsample` computes, as one transposed convolution of stride 2 that reads the small picture.
+
+    Each pixel of the large picture sees a 2 × 2 neighbourhood of the small one, with one of four kernels by its phase:
+    the rows and columns of the 3 × 3 kernel that fall on the same small pixel are summed beforehand, in fp32. That is
+    2.25 times fewer multiplications, and the upsampled tensor never exists. For inference: it is made of an `Upsample`,
+    and its weights are fp32 until they are converted.
+    """
+
+    def __init__(self, upsample: Upsample) -> None:
+        super().__init__()
+        weight, bias = upsample.conv.weight.detach().float(), upsample.conv.bias
+        assert bias is not None
+        with torch.device("meta"):
+            self.conv = nn.ConvTranspose2d(len(weight), len(weight), 4, stride=2, padding=1)
+        phases = torch.tensor(_PHASES, device=weight.device)
+        summed = torch.einsum("ra,oiab,sb->iors", phases, weight, phases)
+        self.conv.weight = nn.Parameter(summed, requires_grad=False)
+        self.conv.bias = nn.Parameter(bias.detach().float(), requires_grad=False)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W), or `size` where the way down had rounded up an odd one."""
+        if size is None or size == (2 * x.shape[-2], 2 * x.shape[-1]):
+            return self.conv(x)
+        # The zeros beyond an odd edge are not what the phases were summed for: take them apart again.
+        unphased = torch.tensor(_UNPHASED, device=x.device)
+        kernel = copy.deepcopy(self.conv).weight  # a copy of a packed layer is a plain one
+        weight = torch.einsum("ar,iors,bs->oiab", unphased, kernel.float(), unphased).to(x.dtype)
+        return F.conv2d(F.interpolate(x, size=size, mode="nearest"), weight, self.conv.bias, padding=1)
 
 
 def zero_init(module: nn.Module) -> nn.Module:

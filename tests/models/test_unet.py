@@ -142,9 +142,9 @@ def test_pictures_of_a_batch_do_not_touch_each_other(copy_weights: Callable[...,
 def test_upcast_attention_computes_in_fp32(upcast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
 
-    def recorded(q: Tensor, *rest: Any) -> Tensor:
+    def recorded(q: Tensor, *rest: Any, **settings: Any) -> Tensor:
         seen.add(q.dtype)
-        return original(q, *rest)
+        return original(q, *rest, **settings)
 
     original = F.scaled_dot_product_attention
     monkeypatch.setattr(attention.F, "scaled_dot_product_attention", recorded)

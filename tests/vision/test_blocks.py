@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from genpipe.vision.blocks import conv_output_size, conv_unit, pooling_head
+from genpipe.vision.blocks import PhaseUpsample, ResidualBlock, Upsample, conv_output_size, conv_unit, pooling_head
 
 
 def test_output_sizes_are_torchs_and_below_one_exactly_where_torch_refuses() -> None:
@@ -69,3 +69,36 @@ def test_a_pooling_head_is_a_linear_map_of_means_or_maxima() -> None:
         assert isinstance(linear, nn.Linear)
         assert torch.allclose(head(maps), F.linear(pooled.flatten(1), linear.weight, linear.bias), atol=1e-6)
     assert pooling_head(3, 5)(torch.zeros(1, 3, 7, 1)).shape == (1, 5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (8, 5)])
+@pytest.mark.parametrize("cut", [(0, 0), (1, 0), (0, 1), (1, 1)])
+def test_phases_compute_what_upsampling_and_convolution_compute(height: int, width: int, cut: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    upsample, x = Upsample(6).eval(), torch.randn(2, 6, height, width)
+    size = (2 * height - cut[0], 2 * width - cut[1])
+    large = F.interpolate(x, size=size, mode="nearest")
+    expected = F.conv2d(large, upsample.conv.weight, upsample.conv.bias, padding=1)
+    phases = PhaseUpsample(upsample)
+    assert phases(x, size).shape == expected.shape
+    assert (phases(x, size) - expected).abs().max() <= 1e-6
+    if cut == (0, 0):
+        assert torch.equal(phases(x), phases(x, size))
+
+
+def test_phases_are_summed_before_they_are_rounded() -> None:
+    torch.manual_seed(0)
+    upsample = Upsample(4).half()
+    kernel = upsample.conv.weight.detach().double().transpose(0, 1)
+    exact = torch.stack([kernel[:, :, 2], kernel[:, :, 1:].sum(2), kernel[:, :, :2].sum(2), kernel[:, :, 0]], dim=2)
+    exact = torch.stack([exact[..., 2], exact[..., 1:].sum(-1), exact[..., :2].sum(-1), exact[..., 0]], dim=-1)
+    weight = PhaseUpsample(upsample).to(torch.bfloat16).conv.weight
+    assert torch.equal(weight, exact.float().to(torch.bfloat16))
+
+
+def test_a_residual_block_says_when_its_embedding_is_missing_or_unwanted() -> None:
+    x = torch.zeros(1, 8, 4, 4)
+    with pytest.raises(ValueError, match="needs its shift"):
+        ResidualBlock(8, 8, embedding_channels=4, groups=2)(x)
+    with pytest.raises(ValueError, match="takes none"):
+        ResidualBlock(8, 8, groups=2).shift(torch.zeros(1, 4))

@@ -1,0 +1,100 @@
+"""The networks made ready to run: what training and checkpoints do not need, done once after the weights are loaded."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from genpipe.models.attention import Attention, FusedSelfAttention, GatedFeedForward, SpatialAttention, TransformerBlock
+from genpipe.models.forms import PLAIN, Forms
+from genpipe.models.packed import PackedGatedFeedForward, can_pack, kind_of, pack
+from genpipe.models.unet import UNet
+from genpipe.vision.blocks import PhaseUpsample, Upsample
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def prepare(network: Network, *, device: torch.device, dtype: torch.dtype, forms: Forms = PLAIN) -> Network:
+    """Put a network in place into the form in which it runs fastest, computing the same to rounding; returns it.
+
+    Queries, keys and values become one product; `forms` says what else changes. The old weights are let go leaf by leaf,
+    so memory holds the network once. It can then neither be trained nor saved.
+
+    Args:
+        network: with its weights, best of the type that the file has, since sums of weights are then rounded once.
+        device, dtype: where and in what to run.
+        forms: those of the processor, for a CPU.
+    """
+    _prepare(network.eval().requires_grad_(False), device, dtype, forms)
+    return network
+
+
+def _prepare(module: nn.Module, device: torch.device, dtype: torch.dtype, forms: Forms) -> nn.Module:
+    if isinstance(module, Upsample) and forms.phases:
+        module = PhaseUpsample(module)
+    elif isinstance(module, TransformerBlock) and not module.only_cross:
+        module.register_module("attention1", _fused(module.attention1, forms))
+    elif isinstance(module, SpatialAttention):
+        module.register_module("attention", _fused(module.attention, forms))
+    elif isinstance(module, GatedFeedForward) and can_pack() and "linear" in forms.packed:
+        return PackedGatedFeedForward(module.to(device=device, dtype=dtype))
+    children = dict(module.named_children())
+    if not children:
+        module = module.to(device=device, dtype=dtype)
+        return pack(module) if can_pack() and kind_of(module) in forms.packed else module
+    for name, child in children.items():
+        module.register_module(name, _prepare(child, device, dtype, forms))
+    return module
+
+
+def _fused(attention: Attention, forms: Forms) -> FusedSelfAttention:
+    return FusedSelfAttention(attention, forms.blocked_from(attention.head_channels) if can_pack() else None)
+
+
+class Denoiser:
+    """A U-Net, given what stays the same over the steps of a batch, computed once.
+
+    That is the keys and values of the prompts, and what each timestep of the schedule adds in each residual block.
+
+    Args:
+        unet: plain or prepared.
+        timesteps: those that it will be asked at.
+        context: (k · B, T, D): k prompts a picture, the B pictures of the first prompts first.
+        guidance: the scale that distilled networks take as an input.
+        refresh: compute the deep features at one of so many of the timesteps, and keep them for those that follow.
+    """
+
+    def __init__(
+        self,
+        unet: UNet,
+        timesteps: Sequence[float],
+        context: Tensor,
+        *,
+        guidance: float | None = None,
+        refresh: int = 1,
+    ) -> None:
+        distinct = list(dict.fromkeys(timesteps))
+        times = torch.tensor(distinct, device=context.device)
+        scale = None if guidance is None else torch.full_like(times, guidance)
+        self._unet = unet
+        self._rows = {timestep: row for row, timestep in enumerate(distinct)}
+        self._shifts = unet.shifts(unet.embed(times, guidance=scale))  # (steps, C_out) each
+        self._prompts = unet.keys_values(context)
+        self._refresh = refresh
+        self._kept: Tensor | None = None
+
+    def __call__(self, latents: Tensor, timestep: float, *, last: bool = False) -> Tensor:
+        """The model output (k · B, C, h, w) for latents (B, C, h, w); `last`: of the last prompts alone (B, C, h, w)."""
+        row, prompts = self._rows[timestep], self._prompts
+        if last:
+            prompts = {reader: (k[-len(latents) :], v[-len(latents) :]) for reader, (k, v) in prompts.items()}
+        shifts = {block: shift[row : row + 1] for block, shift in self._shifts.items()}
+        kept = None if row % self._refresh == 0 or self._kept is None else self._kept
+        if kept is not None and last:
+            kept = kept[-len(latents) :]
+        elif kept is not None and len(kept) != len(next(iter(prompts.values()))[0]):
+            kept = None  # of the last prompts alone
+        output, deep = self._unet.denoise(latents, shifts, prompts, kept)
+        self._kept = deep if self._refresh > 1 else None
+        return output

@@ -1,0 +1,78 @@
+"""Packed layers compute what torch's own layers compute, and come apart again."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from genpipe.checkpoints.weights import nonfinite_weights
+from genpipe.models import packed
+from genpipe.models.attention import GatedFeedForward
+from genpipe.models.packed import PackedGatedFeedForward, can_pack, pack
+
+pytestmark = pytest.mark.skipif(not can_pack(), reason="this torch lacks oneDNN or its private operators")
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(20, 48), (2, 7, 20)),
+    "linear without bias": (lambda: nn.Linear(20, 48, bias=False), (5, 20)),
+    "convolution": (lambda: nn.Conv2d(4, 24, 3, padding=1), (2, 4, 9, 6)),
+    "convolution without bias": (lambda: nn.Conv2d(16, 24, 1, bias=False), (2, 16, 5, 5)),
+    "strided convolution": (lambda: nn.Conv2d(16, 24, 3, stride=2, padding=1), (2, 16, 9, 6)),
+    "unpadded convolution": (lambda: nn.Conv2d(16, 16, 3, stride=2), (1, 16, 9, 7)),
+    "transposed convolution": (lambda: nn.ConvTranspose2d(16, 24, 4, stride=2, padding=1), (2, 16, 5, 6)),
+}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_packed_layer_computes_what_the_plain_one_computes(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    build, shape = LAYERS[name]
+    layer, x = build().to(dtype), torch.randn(shape).to(dtype)
+    small = pack(layer)
+    assert type(small).__name__.startswith("Packed") and small.weight.is_mkldnn
+    expected = copy.deepcopy(layer).double()(x.double())
+    assert small(x).dtype == dtype and small(x).shape == expected.shape
+    assert (small(x) - expected).abs().max() <= (1e-5 if dtype == torch.float32 else 2e-2)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_copy_is_the_plain_layer(name: str) -> None:
+    torch.manual_seed(0)
+    build, shape = LAYERS[name]
+    layer, x = build(), torch.randn(shape)
+    copied = copy.deepcopy(nn.Sequential(pack(layer)))
+    assert type(copied[0]) is type(layer)
+    assert torch.equal(copied(x), layer(x))
+    assert copied.state_dict().keys() == {f"0.{key}" for key in layer.state_dict()}
+
+
+def test_what_cannot_be_packed_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for layer in (nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 3, padding_mode="circular"), nn.GroupNorm(2, 8)):
+        assert pack(layer) is layer
+    monkeypatch.setattr(packed, "_OPERATORS", (*packed._OPERATORS, "_of_another_release"))
+    assert not can_pack()
+
+
+def test_weights_that_are_not_finite_are_named_in_their_packing() -> None:
+    layer = nn.Linear(4, 4)
+    with torch.no_grad():
+        layer.weight[0, 0] = float("nan")
+    assert nonfinite_weights(nn.Sequential(pack(layer))) == ["0.weight"]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_packed_feed_forward_computes_what_the_plain_one_computes(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer, x = GatedFeedForward(24).to(dtype), torch.randn(2, 9, 24).to(dtype)
+    small = PackedGatedFeedForward(layer)
+    expected = copy.deepcopy(layer).double()(x.double())
+    assert float(expected.std()) > 0.05
+    assert (small(x) - expected).abs().max() <= (1e-6 if dtype == torch.float32 else 5e-3)
+    copied = copy.deepcopy(nn.Sequential(small))[0]
+    assert type(copied) is GatedFeedForward
+    assert all(torch.equal(copied.state_dict()[key], tensor) for key, tensor in layer.state_dict().items())
