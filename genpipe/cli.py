@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import genpipe
+from genpipe.render.command import render_command
 from genpipe.vision.command import classify_command
 
 EXAMPLES = """\
@@ -129,6 +130,7 @@ def vocabulary_command(parser: argparse.ArgumentParser) -> None:
 # A command is a function that adds its arguments and sets `run`; its docstring is its line in the help.
 COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "generate": generate_command,
+    "render": render_command,
     "classify": classify_command,
     "info": info_command,
     "vocabulary": vocabulary_command,
