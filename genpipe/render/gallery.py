@@ -25,13 +25,13 @@ def write_gallery(journal: Journal, root: Path, suffix: str, model: str, base: s
         base: what goes before the pictures' paths where they are not in the folder; ends in a slash.
     """
     page = (files("genpipe.render") / "gallery.html").read_text(encoding="utf-8")
-    write_lines(root / ".genpipe" / "gallery.js", _script(journal, suffix, model, base))
+    write_lines(root / ".genpipe" / "gallery.js", _script(journal, suffix, {"title": root.name, "model": model, "base": base}))
     write_lines(root / "index.html", [page])
 
 
-def _script(journal: Journal, suffix: str, model: str, base: str) -> Iterator[str]:
-    head = {"title": "", "model": model, "base": base, "limit": LIMIT}
-    yield f"const GALLERY = {json.dumps(head)};\nGALLERY.settings = {{}};\nGALLERY.pictures = [\n"
+def _script(journal: Journal, suffix: str, head: dict[str, Any]) -> Iterator[str]:
+    head |= {"limit": LIMIT, "settings": {}}
+    yield f"const GALLERY = {json.dumps(head)};\nGALLERY.pictures = [\n"
     settings: set[int] = set()
     count = 0
     for window in journal.windows(plan=False):

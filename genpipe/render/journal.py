@@ -209,7 +209,7 @@ class Journal:
         self._db.execute("BEGIN")
         return self
 
-    def __exit__(self, kind: Any, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._db.execute("COMMIT" if kind is None else "ROLLBACK")
 
     def entries(self, *, state: int | None = None, plan: bool = True, after: int = 0, limit: int = -1) -> list[Entry]:

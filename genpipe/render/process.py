@@ -83,8 +83,7 @@ def _serve(
             os._exit(1)
         except OSError as error:
             send(stop=_line(error), errno=error.errno)
-        except BaseException:
-            # What state the device is in nobody knows: a new process takes over.
+        except BaseException:  # noqa: BLE001 - what state the device is in nobody knows: a new process takes over
             traceback.print_exc()
             os._exit(1)
 

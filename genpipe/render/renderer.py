@@ -265,9 +265,9 @@ class Renderer:
                     for _ in self.pipeline.stream([_candidate(short, k) for k in range(size)]):
                         pass
                     seconds = time.perf_counter() - started
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - what is wrong with it, the drawing will tell
                 if not _out_of_memory(error):
-                    break  # what is wrong with it, the drawing will tell
+                    break
                 seconds = float("inf")
             if size / seconds < 1.03 * rate:
                 break
