@@ -25,7 +25,9 @@ def write_gallery(journal: Journal, root: Path, suffix: str, model: str, base: s
         base: what goes before the pictures' paths where they are not in the folder; ends in a slash.
     """
     page = (files("genpipe.render") / "gallery.html").read_text(encoding="utf-8")
-    write_lines(root / ".genpipe" / "gallery.js", _script(journal, suffix, {"title": root.name, "model": model, "base": base}))
+    write_lines(
+        root / ".genpipe" / "gallery.js", _script(journal, suffix, {"title": root.name, "model": model, "base": base})
+    )
     write_lines(root / "index.html", [page])
 
 

@@ -42,16 +42,8 @@ CREATE TEMP TABLE contents (hash BLOB PRIMARY KEY, count INTEGER NOT NULL) WITHO
 _COLUMNS = "number, id, line, settings, prompt, seed, name, wish, extra, state, size, sha256, detail"
 
 
-class Planned(NamedTuple):
-    """A picture as the planner gives it to the journal."""
-
-    id: bytes
-    line: int
-    settings: int
-    prompt: str
-    seed: int
-    wish: str | None
-    extra: str | None
+# A picture as the planner gives it: id, line, settings, prompt, seed, the file name asked for, extra.
+Planned = tuple[bytes, int, int, str, int, str | None, str | None]
 
 
 class Entry(NamedTuple):
@@ -159,12 +151,12 @@ class Journal:
 
     def add(self, pictures: Iterable[Planned]) -> None:
         """Add pictures to the plan. One that is there already keeps its state, its name and its first line."""
-        plan = self.plan
         self._db.executemany(
-            "INSERT INTO pictures (id, plan, line, settings, prompt, seed, wish, extra) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+            "INSERT INTO pictures (id, line, settings, prompt, seed, wish, extra, plan) "
+            f"VALUES (?, ?, ?, ?, ?, ?, ?, {self.plan})"
             " ON CONFLICT (id) DO UPDATE SET plan = excluded.plan, line = excluded.line, extra = excluded.extra"
             " WHERE plan <> excluded.plan",
-            ((p.id, plan, p.line, p.settings, p.prompt, _signed(p.seed), p.wish, p.extra) for p in pictures),
+            [p if p[4] < 1 << 63 else (*p[:4], p[4] - (1 << 64), *p[5:]) for p in pictures],
         )
 
     def reject(self, line: int, reason: str, text: str) -> None:
@@ -219,7 +211,7 @@ class Journal:
         rows = self._db.execute(
             f"SELECT {_COLUMNS} FROM pictures WHERE {' AND '.join(wanted)} ORDER BY number LIMIT ?", values
         )
-        return [Entry(*row)._replace(seed=row[5] % (1 << 64)) for row in rows]
+        return [Entry(*row) if row[5] >= 0 else Entry(*row)._replace(seed=row[5] + (1 << 64)) for row in rows]
 
     def windows(self, size: int = 4096, **which: Any) -> Iterator[list[Entry]]:
         """`entries`, some thousands at a time."""
@@ -253,7 +245,3 @@ class Journal:
             f"UPDATE pictures SET state = {PENDING}, size = NULL, sha256 = NULL, detail = NULL WHERE number = ?",
             ((number,) for number in numbers),
         )
-
-
-def _signed(seed: int) -> int:
-    return seed - (1 << 64) if seed >> 63 else seed

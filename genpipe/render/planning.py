@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -11,13 +10,16 @@ from genpipe.render.journal import Journal, Planned
 from genpipe.render.messages import Model
 from genpipe.render.names import safe_name
 from genpipe.render.rows import Row
-from genpipe.request import MAX_PICTURES, Request, check_size
+from genpipe.request import MAX_PICTURES, MAX_SEED, Request, check_size
 
 SETTINGS = (
     *("negative_prompt", "steps", "guidance_scale", "guidance_rescale"),
     *("sampler", "width", "height", "clip_skip"),
 )
 _OWN = {"prompt", "seed", "n", "file_name", *SETTINGS}
+# A row, checked: line, prompt, settings, identity, seeds, n, the hash its seeds come from (None: they are given), file
+# name, other fields. A plain tuple, as there may be millions.
+_Resolved = tuple[int, str, int, Identity, Sequence[int], int, bytes | None, str | None, str | None]
 # Rows that are planned in one transaction.
 WINDOW = 4096
 
@@ -67,7 +69,7 @@ class Planner:
         self.journal.end_plan(source)
 
     def _plan_window(self, rows: Sequence[Row]) -> None:
-        resolved = []
+        resolved: list[_Resolved] = []
         counts: dict[bytes, int] = {}
         for row in rows:
             try:
@@ -78,26 +80,24 @@ class Planner:
                 self._reject(row, str(error))
                 continue
             resolved.append(one)
-            if one.content is not None:
-                counts[one.content] = counts.get(one.content, 0) + 1
+            content = one[6]
+            if content is not None:
+                counts[content] = counts.get(content, 0) + 1
         before = self.journal.count_contents(counts)
         pictures: list[Planned] = []
-        for one in resolved:
-            seeds = one.seeds
-            if one.content is not None:
-                ordinal = before.get(one.content, 0)
-                before[one.content] = ordinal + 1
-                first = derived_seed(one.content, ordinal)
-                seeds = [first] if one.n == 1 else [(first + k) % DERIVED_SEEDS for k in range(one.n)]
-            of, prompt = one.identity.of, one.prompt.encode()
-            pictures += [
-                Planned(of(prompt, seed), one.line, one.settings, one.prompt, seed, one.wish, one.extra)
-                for seed in seeds
-            ]
+        for line, prompt, settings, identity, seeds, n, content, wish, extra in resolved:
+            if content is not None:
+                ordinal = before.get(content, 0)
+                before[content] = ordinal + 1
+                first = derived_seed(content, ordinal)
+                seeds = (first,) if n == 1 else [(first + k) % DERIVED_SEEDS for k in range(n)]
+            text = prompt.encode()
+            for seed in seeds:
+                pictures.append((identity.of(text, seed), line, settings, prompt, seed, wish, extra))
         self.asked += len(pictures)
         self.journal.add(pictures)
 
-    def _resolve(self, row: Row) -> "_Resolved":
+    def _resolve(self, row: Row) -> _Resolved:
         fields = row.fields
         prompt = fields.get("prompt")
         if type(prompt) is not str:
@@ -106,34 +106,33 @@ class Planner:
             content = prompt.encode()
         except UnicodeEncodeError:
             raise ValueError("prompt must be Unicode text: it holds half a surrogate pair") from None
-        if len(fields) == 1:  # most rows
-            wish = extra = seed = None
-            settings, identity = self._known.get("") or self._check({}, "")
-            n = self._n
-        else:
-            given = {key: fields[key] for key in SETTINGS if key in fields}
+        key, n = "", self._n
+        seed = wish = extra = None
+        if len(fields) > 1:
+            given = {name: fields[name] for name in SETTINGS if name in fields}
             key = repr(given) if given else ""
-            settings, identity = self._known.get(key) or self._check(given, key)
-            others = {str(key): value for key, value in fields.items() if key not in _OWN}
-            wish, extra = fields.get("file_name"), canonical_json(others) if others else None
-            seed, n = fields.get("seed"), _number(fields, "n", self._n)
-            content = canonical_json({str(k): v for k, v in fields.items() if k != "n"}).encode("utf-8", "replace")
+            seed, wish = fields.get("seed"), fields.get("file_name")
+            n = _number(fields["n"]) if "n" in fields else n
+            if others := fields.keys() - _OWN:
+                extra = canonical_json({str(name): fields[name] for name in others})
             if wish is not None:
                 if type(wish) is not str or not wish.strip():
                     raise ValueError(f"file_name must be text, not {wish!r:.60}")
                 wish = safe_name(wish, self._suffix)
+        settings, identity = self._known.get(key) or self._check({} if not key else given, key)
         seeds: Sequence[int] = ()
         if seed is not None:
             first = Request("", seed=seed, steps=1, guidance_scale=1, height=8, width=8).seed
-            seeds = [(first + k) % (1 << 64) for k in range(n)]
+            seeds = [(first + k) % (MAX_SEED + 1) for k in range(n)]
         elif self._seeds is not None:
             if n != 1:
                 raise ValueError(f"n is {n} where --seeds says which to draw: leave one of them out")
             seeds = self._seeds
-        own = seed is None and self._seeds is None
-        return _Resolved(
-            row.line, prompt, settings, identity, seeds, n, content_hash(content) if own else None, wish, extra
-        )
+        else:
+            rest = f"{key}\0{wish}\0{extra}" if len(fields) > 1 else "\0None\0None"
+            content = content_hash(b"%d %b%b" % (len(content), content, rest.encode("utf-8", "replace")))
+            return row.line, prompt, settings, identity, seeds, n, content, wish, extra
+        return row.line, prompt, settings, identity, seeds, n, None, wish, extra
 
     def _check(self, given: dict[str, Any], key: str) -> tuple[int, Identity]:
         """The settings of a row, complete: checked once for all rows that give the same."""
@@ -149,21 +148,6 @@ class Planner:
         if self._strict:
             raise ValueError(f"line {row.line}: {reason}")
         self.journal.reject(row.line, reason, row.text or json.dumps(row.fields, ensure_ascii=False, default=str)[:200])
-
-
-@dataclass(frozen=True, slots=True)
-class _Resolved:
-    """A row, checked. `content` is the hash that its seeds come from, None where the seeds are given."""
-
-    line: int
-    prompt: str
-    settings: int
-    identity: Identity
-    seeds: Sequence[int]
-    n: int
-    content: bytes | None
-    wish: str | None
-    extra: str | None
 
 
 def resolve_settings(settings: dict[str, Any], model: Model) -> dict[str, Any]:
@@ -183,8 +167,7 @@ def resolve_settings(settings: dict[str, Any], model: Model) -> dict[str, Any]:
     return complete
 
 
-def _number(fields: dict[str, Any], key: str, default: int) -> int:
-    value = fields.get(key, default)
+def _number(value: Any) -> int:
     if type(value) is not int or not 1 <= value <= MAX_PICTURES:
-        raise ValueError(f"{key} must be a whole number from 1 to {MAX_PICTURES}, not {value!r:.60}")
+        raise ValueError(f"n must be a whole number from 1 to {MAX_PICTURES}, not {value!r:.60}")
     return value

@@ -194,15 +194,19 @@ def _options(number: int, text: str) -> Row:
 
 
 def _objects_of_lines(lines: Iterator[tuple[int, str, str]], _: str) -> Iterator[Row]:
-    loads = json.loads
+    scan = json.JSONDecoder().scan_once  # json.loads without its checks of what is known here
     for number, text, error in lines:
         if error:
             yield _broken(number, error, text)
             continue
+        text = text.strip()
         try:
-            fields = loads(text)
-        except (ValueError, RecursionError) as problem:
-            yield _broken(number, f"it is not JSON ({problem})", text)
+            fields, end = scan(text, 0)
+            if end != len(text):
+                raise ValueError(f"something follows the object at character {end + 1}")
+        except (StopIteration, ValueError, RecursionError) as problem:
+            reason = str(problem) if isinstance(problem, ValueError) else "no value begins here"
+            yield _broken(number, f"it is not JSON ({reason})", text)
             continue
         if isinstance(fields, dict):
             yield Row(number, canonical(fields))
@@ -264,7 +268,7 @@ def _typed(line: int, fields: dict[str, Any], text: str) -> Row:
 
 def canonical(fields: dict[str, Any]) -> dict[str, Any]:
     """The fields that are given, by their canonical names."""
-    if len(fields) == 1 and "prompt" in fields:
+    if not ALIASES.keys() & fields.keys() and None not in fields.values():
         return fields
     return {ALIASES.get(key, key): value for key, value in fields.items() if value is not None}
 

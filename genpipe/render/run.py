@@ -7,7 +7,6 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -35,29 +34,41 @@ BATCH = 8
 APART, GIVEN_UP = 2, 4
 
 
-@dataclass(frozen=True)
 class Rendered:
     """A picture that is finished, or that failed.
 
     Attributes:
         id: the hash of all that determines it.
         line: the row of the input that asked for it, from 1.
-        request: what was drawn; of several candidates, the best.
-        extra: the row's other fields.
         path: of its file, None where it is kept in memory or failed.
         score: what the judge said, None where it was not asked.
         error: why it failed, None where it did not.
-        read: gives the file's bytes, None where there is none.
     """
 
-    id: str
-    line: int
-    request: Request
-    extra: dict[str, Any]
-    path: str | None = None
-    score: dict[str, Any] | None = None
-    error: str | None = None
-    read: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)
+    def __init__(
+        self,
+        entry: Entry,
+        settings: dict[str, Any],
+        *,
+        path: str | None = None,
+        read: Callable[[], bytes] | None = None,
+        detail: dict[str, Any] | None = None,
+        error: str | None = None,
+    ) -> None:
+        self.id, self.line, self.path, self.error = entry.id.hex(), entry.line, path, error
+        self.score = None if detail is None else {"total": detail["total"], **detail["score"]}
+        self._entry, self._settings, self._read = entry, settings, read
+        self._seed = entry.seed if detail is None else detail["seed"]
+
+    @property
+    def request(self) -> Request:
+        """What was drawn; of several candidates, the best."""
+        return Request(self._entry.prompt, seed=self._seed, **self._settings)
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """The row's other fields."""
+        return json.loads(self._entry.extra) if self._entry.extra else {}
 
     @property
     def image(self) -> Image.Image:
@@ -66,11 +77,14 @@ class Rendered:
         Raises:
             ValueError: it failed.
         """
-        if self.read is None:
+        if self._read is None:
             raise ValueError(f"the picture of row {self.line} failed: {self.error}")
-        image = Image.open(io.BytesIO(self.read()))
+        image = Image.open(io.BytesIO(self._read()))
         image.load()
         return image
+
+    def __repr__(self) -> str:
+        return f"Rendered({self._entry.prompt!r:.60}, line={self.line}, path={self.path!r}, error={self.error!r})"
 
 
 class Run:
@@ -308,7 +322,7 @@ class Run:
             yield self._rendered(journal, entries[number], detail)
         for number, reason in result.failed:
             entry = entries[number]
-            yield Rendered(entry.id.hex(), entry.line, Request(**_request(journal, entry)), _extra(entry), error=reason)
+            yield Rendered(entry, journal.settings(entry.settings), error=reason)
 
     def _after_death(self, packer: Packer, batch: Batch, how: str) -> Result | None:
         if batch.deaths >= GIVEN_UP:
@@ -320,22 +334,12 @@ class Run:
 
     def _rendered(self, journal: Journal, entry: Entry, detail: dict[str, Any] | None) -> Rendered:
         path = image_path(entry, self.options.suffix)
-        request = _request(journal, entry)
-        if detail is not None:
-            request["seed"] = detail["seed"]
         read = partial(self.folder.files.read, path)
+        shown = f"{self.folder.url}/{path}"
         if self._kept is not None:
-            read = partial(bytes, read())
+            read, shown = partial(bytes, read()), None
             (self.folder.root / path).unlink()
-        return Rendered(
-            entry.id.hex(),
-            entry.line,
-            Request(**request),
-            _extra(entry),
-            path=f"{self.folder.url}/{path}" if self._kept is None else None,
-            score=None if detail is None else {"total": detail["total"], **detail["score"]},
-            read=read,
-        )
+        return Rendered(entry, journal.settings(entry.settings), path=shown, read=read, detail=detail)
 
     # After drawing
 
@@ -360,10 +364,6 @@ def _peeked(rows: Iterator[Row]) -> Iterator[Row]:
 
 def _request(journal: Journal, entry: Entry) -> dict[str, Any]:
     return {"prompt": entry.prompt, "seed": entry.seed, **journal.settings(entry.settings)}
-
-
-def _extra(entry: Entry) -> dict[str, Any]:
-    return json.loads(entry.extra) if entry.extra else {}
 
 
 def _or_default(value: Any) -> str:
