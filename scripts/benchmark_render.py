@@ -25,7 +25,7 @@ from typing import Any
 
 from genpipe.render import Options, Run
 from genpipe.render.engines import Event
-from genpipe.render.messages import Job, Model, Result, Task
+from genpipe.render.messages import Drawn, Job, Model, Result, Task
 
 SCALES = (1_000, 10_000, 100_000, 1_000_000)
 DEFAULTS = {"height": 512, "width": 512, "steps": 30, "guidance_scale": 7.5, "guidance_rescale": 0.0}
@@ -52,7 +52,7 @@ class Stub:
         started = time.perf_counter()
         for task in tasks:
             os.close(os.open(f"{self._out}/{task.path}", os.O_CREAT | os.O_WRONLY))
-        drawn = [(task.number, 0, "0" * 64, None) for task in tasks]
+        drawn: list[Drawn] = [(task.number, 0, "0" * 64, None) for task in tasks]
         self._events.append(Event(key, Result(drawn=drawn)))
         self.seconds += time.perf_counter() - started
 
@@ -116,7 +116,7 @@ def scale(scales: Sequence[int]) -> list[dict[str, Any]]:
 def overhead(pictures: int, loop: int, prompts: Sequence[str] = ("pirate ship", "ship")) -> dict[str, Any]:
     """Pictures a second of `genpipe render` and of the loop, on the embedded model, and what is not networks."""
     import torch
-    from diffusers import StableDiffusionPipeline
+    import diffusers
 
     from genpipe.hardware import choose_device, choose_dtype
     from genpipe.pipeline import EMBEDDED
@@ -126,7 +126,7 @@ def overhead(pictures: int, loop: int, prompts: Sequence[str] = ("pirate ship", 
     listed = [f"{prompts[k % len(prompts)]} {k}" for k in range(pictures)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pipe = StableDiffusionPipeline.from_pretrained(EMBEDDED, torch_dtype=dtype, safety_checker=None)
+        pipe: Any = diffusers.StableDiffusionPipeline.from_pretrained(EMBEDDED, torch_dtype=dtype, safety_checker=None)
         pipe.set_progress_bar_config(disable=True)
 
         def draw(prompt: str, seed: int) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 from genpipe.render.engines import Engine, LocalEngine
 from genpipe.render.options import Options
-from genpipe.render.run import Rendered, Run
+from genpipe.render.rendered import Rendered
+from genpipe.render.run import Run
 
 __all__ = ["Engine", "LocalEngine", "Options", "Rendered", "Run", "render"]
 

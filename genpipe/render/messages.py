@@ -42,6 +42,7 @@ class Model:
         defaults: settings where a row gives none; those for the sampler "lcm" under its name, all others' under "".
         factor: pixels a side of one latent pixel.
         layers: of the text encoder.
+        distilled: whether the scale of guidance is an input of its network, so that a batch must share it.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Model:
     defaults: dict[str, dict[str, Any]]
     factor: int
     layers: int
+    distilled: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,6 @@ from typing import Any
 
 from genpipe.render.journal import PENDING, Entry, Journal
 
-# What may differ within a batch.
-_FREE = ("negative_prompt",)
-
 
 @dataclass
 class Batch:
@@ -16,7 +13,7 @@ class Batch:
 
     Attributes:
         entries: at least one.
-        shape: what they share: the settings but for the negative prompts.
+        shape: what they share, see `shape_of`.
         deaths: how many workers have died over it.
         more: whether many others of this shape wait, so that it pays to measure for it.
     """
@@ -34,11 +31,14 @@ class Packer:
 
     Args:
         size: how many pictures of a shape a batch takes, asked anew for each.
+        distilled: the scale of guidance has to be the same in a batch, not only whether there is guidance.
         window: how many pictures it looks at together.
     """
 
-    def __init__(self, journal: Journal, size: Callable[[str], int], window: int = 4096) -> None:
-        self.journal, self.size, self.window = journal, size, window
+    def __init__(
+        self, journal: Journal, size: Callable[[str], int], *, distilled: bool = False, window: int = 4096
+    ) -> None:
+        self.journal, self.size, self.distilled, self.window = journal, size, distilled, window
         self._returned: list[Batch] = []
         self._shapes: dict[int, str] = {}
         self._batches = self._pack()
@@ -78,12 +78,13 @@ class Packer:
     def _shape(self, number: int) -> str:
         if len(self._shapes) > 10_000:
             self._shapes.clear()
-        self._shapes[number] = shape_of(self.journal.settings(number))
+        self._shapes[number] = shape_of(self.journal.settings(number), self.distilled)
         return self._shapes[number]
 
 
-def shape_of(settings: dict[str, Any]) -> str:
+def shape_of(settings: dict[str, Any], distilled: bool = False) -> str:
     """What pictures of one batch must share, as a text that sorts by size first."""
-    size = f"{settings['height']:05}x{settings['width']:05}"
-    rest = [f"{key}={value}" for key, value in sorted(settings.items()) if key not in ("height", "width", *_FREE)]
-    return " ".join([size, *rest])
+    scale = settings["guidance_scale"]
+    shared = {**settings, "guidance_scale": scale if distilled else scale > 1, "negative_prompt": None}
+    size = f"{shared.pop('height'):05}x{shared.pop('width'):05}"
+    return " ".join([size, *(f"{key}={value}" for key, value in sorted(shared.items()) if value is not None)])

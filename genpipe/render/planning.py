@@ -114,7 +114,7 @@ class Planner:
             seed, wish = fields.get("seed"), fields.get("file_name")
             n = _number(fields["n"]) if "n" in fields else n
             if others := fields.keys() - _OWN:
-                extra = canonical_json({str(name): fields[name] for name in others})
+                extra = _carried({str(name): fields[name] for name in others})
             if wish is not None:
                 if type(wish) is not str or not wish.strip():
                     raise ValueError(f"file_name must be text, not {wish!r:.60}")
@@ -147,7 +147,8 @@ class Planner:
         self.rejected += 1
         if self._strict:
             raise ValueError(f"line {row.line}: {reason}")
-        self.journal.reject(row.line, reason, row.text or json.dumps(row.fields, ensure_ascii=False, default=str)[:200])
+        text = row.text or json.dumps(row.fields, default=str)
+        self.journal.reject(row.line, reason, text[:200])
 
 
 def resolve_settings(settings: dict[str, Any], model: Model) -> dict[str, Any]:
@@ -165,6 +166,14 @@ def resolve_settings(settings: dict[str, Any], model: Model) -> dict[str, Any]:
         raise ValueError(f"clip_skip {complete['clip_skip']} is out of range: 0 to {model.layers - 1} for this model")
     del complete["prompt"], complete["seed"]
     return complete
+
+
+def _carried(fields: dict[str, Any]) -> str:
+    """Fields that are carried through, as JSON in UTF-8."""
+    try:
+        return canonical_json(fields).encode("utf-8", "replace").decode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"its other fields are no JSON ({error})") from None
 
 
 def _number(value: Any) -> int:

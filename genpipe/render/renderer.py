@@ -107,6 +107,7 @@ class Renderer:
             defaults={"": pipeline.defaults(), "lcm": pipeline.defaults("lcm")},
             factor=pipeline.vae.config.factor,
             layers=len(pipeline.text_encoder.layers),
+            distilled=pipeline.unet.config.guidance_channels is not None,
         )
 
     def begin(self, tasks: Sequence[Task], shape: str = "", measure: bool = False) -> Begun:

@@ -194,7 +194,8 @@ def _options(number: int, text: str) -> Row:
 
 
 def _objects_of_lines(lines: Iterator[tuple[int, str, str]], _: str) -> Iterator[Row]:
-    scan = json.JSONDecoder().scan_once  # json.loads without its checks of what is known here
+    # json.loads without its checks of what is known here.
+    scan: Any = json.JSONDecoder().scan_once  # pyright: ignore[reportAttributeAccessIssue]
     for number, text, error in lines:
         if error:
             yield _broken(number, error, text)
@@ -274,7 +275,7 @@ def canonical(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _broken(line: int, error: str, text: str) -> Row:
-    return Row(line, {}, " ".join(error.split()), text.strip()[:200])
+    return Row(line, {}, " ".join(error.split()), text.strip()[:200].encode("utf-8", "replace").decode())
 
 
 def _not_text(name: str) -> ValueError:

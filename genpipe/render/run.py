@@ -1,18 +1,16 @@
 """The coordinator of a run: reads, plans, hands batches to an engine, journals what comes back. Never imports torch."""
 
 import hashlib
-import io
 import json
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 import genpipe
 from genpipe.render.engines import Engine, Event, LocalEngine
@@ -24,67 +22,14 @@ from genpipe.render.messages import Job, Model, Result, Task
 from genpipe.render.options import Options
 from genpipe.render.packing import Batch, Packer
 from genpipe.render.planning import Planner
+from genpipe.render.rendered import Rendered
 from genpipe.render.results import Report, write_failures, write_metadata, write_report
 from genpipe.render.rows import Row, read_rows
-from genpipe.request import Request
 
 # Pictures a batch where nothing was measured.
 BATCH = 8
 # Deaths of workers over one batch: at the second it is taken apart, at the fourth its pictures are given up.
 APART, GIVEN_UP = 2, 4
-
-
-class Rendered:
-    """A picture that is finished, or that failed.
-
-    Attributes:
-        id: the hash of all that determines it.
-        line: the row of the input that asked for it, from 1.
-        path: of its file, None where it is kept in memory or failed.
-        score: what the judge said, None where it was not asked.
-        error: why it failed, None where it did not.
-    """
-
-    def __init__(
-        self,
-        entry: Entry,
-        settings: dict[str, Any],
-        *,
-        path: str | None = None,
-        read: Callable[[], bytes] | None = None,
-        detail: dict[str, Any] | None = None,
-        error: str | None = None,
-    ) -> None:
-        self.id, self.line, self.path, self.error = entry.id.hex(), entry.line, path, error
-        self.score = None if detail is None else {"total": detail["total"], **detail["score"]}
-        self._entry, self._settings, self._read = entry, settings, read
-        self._seed = entry.seed if detail is None else detail["seed"]
-
-    @property
-    def request(self) -> Request:
-        """What was drawn; of several candidates, the best."""
-        return Request(self._entry.prompt, seed=self._seed, **self._settings)
-
-    @property
-    def extra(self) -> dict[str, Any]:
-        """The row's other fields."""
-        return json.loads(self._entry.extra) if self._entry.extra else {}
-
-    @property
-    def image(self) -> Image.Image:
-        """The picture.
-
-        Raises:
-            ValueError: it failed.
-        """
-        if self._read is None:
-            raise ValueError(f"the picture of row {self.line} failed: {self.error}")
-        image = Image.open(io.BytesIO(self._read()))
-        image.load()
-        return image
-
-    def __repr__(self) -> str:
-        return f"Rendered({self._entry.prompt!r:.60}, line={self.line}, path={self.path!r}, error={self.error!r})"
 
 
 class Run:
@@ -136,10 +81,35 @@ class Run:
             ValueError: the input, the options or the folder cannot be used.
             OSError: files cannot be read or written; what is done is kept, and the same run again goes on.
         """
+        with self.planned() as (journal, model):
+            self._check_pictures(journal)
+            counts = journal.counts()
+            self.total, self.done, self.failed = sum(counts.values()), counts[DONE], counts[FAILED]
+            started = time.perf_counter()
+            try:
+                for picture in self._draw(journal, model):
+                    self.report.drawing = time.perf_counter() - started
+                    yield picture
+            except GeneratorExit:  # the caller has seen enough
+                self._write_results(journal, model)
+                raise
+            self.report.drawing = time.perf_counter() - started
+            self._write_results(journal, model)
+
+    @contextmanager
+    def planned(self) -> Iterator[tuple[Journal, Model]]:
+        """The folder taken, the engine running, the plan in the journal; all is let go of after. Errors as above."""
         rows = _peeked(read_rows(self._source))
         journal = self.folder.open()
         try:
-            yield from self._render(journal, rows)
+            started = time.perf_counter()
+            model = self.engine.open(self._job())
+            self.report.workers, self.report.startup = self.engine.workers, time.perf_counter() - started
+            started = time.perf_counter()
+            self._check_settings(journal, model)
+            self._plan(journal, model, rows)
+            self.report.planning = time.perf_counter() - started
+            yield journal, model
         except sqlite3.Error as error:
             raise OSError(f"{journal.path}: {error}") from error
         finally:
@@ -148,28 +118,6 @@ class Run:
             self.folder.close()
             if self._kept is not None:
                 self._kept.cleanup()
-
-    def _render(self, journal: Journal, rows: Iterator[Row]) -> Iterator[Rendered]:
-        started = time.perf_counter()
-        model = self.engine.open(self._job())
-        self.report.workers, self.report.startup = self.engine.workers, time.perf_counter() - started
-        started = time.perf_counter()
-        self._check_settings(journal, model)
-        self._plan(journal, model, rows)
-        self._check_pictures(journal)
-        self.report.planning = time.perf_counter() - started
-        counts = journal.counts()
-        self.total, self.done, self.failed = sum(counts.values()), counts[DONE], counts[FAILED]
-        started = time.perf_counter()
-        try:
-            for picture in self._draw(journal):
-                self.report.drawing = time.perf_counter() - started
-                yield picture
-        except GeneratorExit:  # the caller has seen enough
-            self._write_results(journal, model)
-            raise
-        self.report.drawing = time.perf_counter() - started
-        self._write_results(journal, model)
 
     def _job(self) -> Job:
         options = self.options
@@ -251,16 +199,18 @@ class Run:
             )
 
     def _check_pictures(self, journal: Journal) -> None:
+        started = time.perf_counter()
         self.folder.check(journal, self.options.suffix, self.options.verify)
         if self.options.retry_failed:
             for window in journal.windows(state=FAILED):
                 with journal:
                     journal.reset(entry.number for entry in window)
+        self.report.planning += time.perf_counter() - started
 
     # Drawing
 
-    def _draw(self, journal: Journal) -> Iterator[Rendered]:
-        packer = Packer(journal, self._size)
+    def _draw(self, journal: Journal, model: Model) -> Iterator[Rendered]:
+        packer = Packer(journal, self._size, distilled=model.distilled)
         key, drained, batch = 0, False, packer.next()
         while self._flying or (batch is not None and not self.stopped):
             while batch is not None and not self.stopped and self.engine.room():
@@ -288,7 +238,12 @@ class Run:
         if measure:
             self._measured.add(batch.shape)
         tasks = [
-            Task(entry.number, entry.id.hex(), image_path(entry, self.options.suffix), _request(journal, entry))
+            Task(
+                entry.number,
+                entry.id.hex(),
+                image_path(entry, self.options.suffix),
+                request_of(entry, journal.settings(entry.settings)),
+            )
             for entry in batch.entries
         ]
         self.engine.submit(key, tasks, batch.shape, measure)
@@ -347,13 +302,17 @@ class Run:
         if self._kept is not None:
             return
         root, suffix = self.folder.root, self.options.suffix
+        base = "" if self.folder.local else f"{self.folder.url}/"
         write_metadata(journal, root, suffix)
         write_failures(journal, root, suffix)
         left = journal.counts()[PENDING]
         report = {**self.report.to_dict(), "model": model.name, "dtype": model.dtype, "left": left}
         if self.report.batches or not (root / "report.json").exists():
             write_report(report, root)
-        write_gallery(journal, root, suffix, model.name, base="" if self.folder.local else f"{self.folder.url}/")
+        write_gallery(journal, root, suffix, model.name, base)
+        if not self.folder.local:  # that folder is whole, too
+            for name in ("metadata.jsonl", "failures.jsonl", "report.json"):
+                self.folder.files.write(name, (root / name).read_bytes())
 
 
 def _peeked(rows: Iterator[Row]) -> Iterator[Row]:
@@ -362,8 +321,9 @@ def _peeked(rows: Iterator[Row]) -> Iterator[Row]:
     return iter(()) if first is None else chain([first], rows)
 
 
-def _request(journal: Journal, entry: Entry) -> dict[str, Any]:
-    return {"prompt": entry.prompt, "seed": entry.seed, **journal.settings(entry.settings)}
+def request_of(entry: Entry, settings: dict[str, Any]) -> dict[str, Any]:
+    """The request of a picture, as it travels."""
+    return {"prompt": entry.prompt, "seed": entry.seed, **settings}
 
 
 def _or_default(value: Any) -> str:
