@@ -115,8 +115,8 @@ def scale(scales: Sequence[int]) -> list[dict[str, Any]]:
 
 def overhead(pictures: int, loop: int, prompts: Sequence[str] = ("pirate ship", "ship")) -> dict[str, Any]:
     """Pictures a second of `genpipe render` and of the loop, on the embedded model, and what is not networks."""
-    import torch
     import diffusers
+    import torch
 
     from genpipe.hardware import choose_device, choose_dtype
     from genpipe.pipeline import EMBEDDED

@@ -1,5 +1,6 @@
 """A run's folder: whose it is, what is in it, and that one renderer at a time writes it."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -49,7 +50,9 @@ class OutputFolder:
         try:
             hidden.mkdir(parents=True, exist_ok=True)
             self._take_lock(hidden / "lock")
-        except PermissionError as error:
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
             raise OSError(error.errno, f"cannot write into this folder: {error.strerror}", self.shown) from error
         try:
             Folder(self.root).sweep()
@@ -61,6 +64,7 @@ class OutputFolder:
     def close(self) -> None:
         """Let another renderer have it."""
         if self._lock is not None:
+            Folder(self.root).sweep()
             os.close(self._lock)
             self._lock = None
 

@@ -123,6 +123,10 @@ class RayEngine:
             self._ray.shutdown()
             self._started = False
 
+    def kill_one(self) -> None:
+        """Kill a worker, to see that nothing is lost by it."""
+        self._ray.kill(self._actors[0].handle)
+
     def _grow(self) -> None:
         """Have as many actors as the cluster has devices for; those too many wait for a machine to come."""
         self._looked = time.monotonic()

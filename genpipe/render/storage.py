@@ -29,14 +29,12 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._parts = root / ".genpipe" / "parts"
-        self._made: set[Path] = set()
 
     def write(self, path: str, data: bytes) -> None:
         target, part = self.root / path, self._parts / secrets.token_hex(8)
         try:
-            for folder in {target.parent, self._parts} - self._made:
-                folder.mkdir(parents=True, exist_ok=True)
-                self._made.add(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._parts.mkdir(parents=True, exist_ok=True)
             with part.open("xb") as file:
                 file.write(data)
                 # Disks that are written late report that they are full only here.

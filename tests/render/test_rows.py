@@ -104,7 +104,7 @@ def test_byte_order_marks(tmp_path, encoding):
 
 
 def test_a_line_in_another_encoding_is_named(tmp_path):
-    found = rows(tmp_path / "a.txt", "good\n".encode() + "caf\xe9\n".encode("latin-1") + "gut\n".encode())
+    found = rows(tmp_path / "a.txt", b"good\n" + "caf\xe9\n".encode("latin-1") + b"gut\n")
     assert [(row.line, row.error) for row in found if row.error] == [
         (2, "it is not UTF-8 text: save the file as UTF-8")
     ]
