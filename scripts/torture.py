@@ -11,6 +11,7 @@ journal whole. The last line is one JSON object; exit status 1 if anything was l
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -118,7 +119,7 @@ class Torture:
             shutil.rmtree(out)
 
     def _one_kill(self, out: Path, whom: str) -> bool:
-        """Start the command and kill; a worker's death the coordinator survives, so it is killed too, a moment later."""
+        """Start the command, kill, and wait for its end; False if it ended before. A worker's death it survives."""
         command = [
             *(
                 sys.executable,
@@ -142,15 +143,11 @@ class Torture:
         if process.poll() is not None:
             return False
         if whom == "worker":
-            with_luck = self.rng.choice(victims)
-            try:
-                os.kill(with_luck, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-            process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.rng.choice(victims), signal.SIGKILL)
         else:
             process.kill()
-            process.wait()
+        process.wait()
         return True
 
     def full_disk(self) -> None:
@@ -158,9 +155,8 @@ class Torture:
         out = self.folder / "full"
         out.mkdir()
         size = sum(path.stat().st_size for path in (self.folder / "reference" / "images").rglob("*.png"))
-        mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size // 2 + 300_000}", "tmpfs", str(out)], capture_output=True
-        )
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size // 2 + 300_000}", "tmpfs", str(out)]
+        mounted = subprocess.run(mount, capture_output=True, check=False)
         try:
             limit = {} if mounted.returncode == 0 else {"engine": self._engine(full_after=len(self.rows) // 2)}
             try:

@@ -191,10 +191,12 @@ class Renderer:
     ) -> list[R | Failure]:
         """`run` over items, `size` at a time: fewer when memory runs out, one by one where a chunk cannot be drawn."""
         results: list[R | Failure] = []
+        retried = False
         while len(results) < len(items):
             chunk = items[len(results) : len(results) + size]
             try:
                 results += run(chunk)
+                retried = False
                 continue
             except OSError:
                 raise
@@ -203,12 +205,15 @@ class Renderer:
                     raise
                 reason, short = _reason(error), _out_of_memory(error)
             # Out here the failed attempt's tensors are gone.
-            if len(chunk) == 1:
-                results.append(Failure(reason))
-            elif short:
+            if short and not (retried and len(chunk) == 1):
                 _free_memory()
-                size = len(chunk) // 2
-                fits(size)
+                if len(chunk) > 1:
+                    size = len(chunk) // 2
+                    fits(size)
+                retried = len(chunk) == 1  # others may have had the memory for a moment
+            elif len(chunk) == 1:
+                results.append(Failure(reason))
+                retried = False
             else:
                 for item in chunk:
                     results += self._in_chunks(run, [item], 1)

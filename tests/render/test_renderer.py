@@ -118,6 +118,20 @@ def test_out_of_memory_with_one_picture_is_its_failure(job, monkeypatch):
     assert "out of memory" in result.failed[0][1]
 
 
+def test_out_of_memory_for_a_moment_fails_no_picture(job, monkeypatch):
+    renderer = Renderer(job, "cpu")
+    stream, calls = renderer.pipeline.stream, []
+
+    def once(requests):
+        calls.append(len(requests))
+        if len(calls) == 1:
+            raise MemoryError
+        return stream(requests)
+
+    monkeypatch.setattr(renderer.pipeline, "stream", once)
+    assert len(draw(renderer, [task(1)]).drawn) == 1 and calls == [1, 1]
+
+
 def test_a_fault_of_the_device_is_not_taken_for_one_of_the_picture(job, monkeypatch):
     renderer = Renderer(job, "cpu")
 
