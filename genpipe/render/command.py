@@ -103,12 +103,20 @@ def _render(args: argparse.Namespace) -> int:
 def _show_progress(run: "Run", quiet: bool) -> None:
     from tqdm import tqdm
 
-    with tqdm(unit="picture", disable=quiet, leave=False, dynamic_ncols=True) as bar:
+    bar = None
+    try:
         for picture in run.pictures():
-            bar.total, bar.initial = run.total, run.total - run.left
+            if bar is None:  # not before: loading and planning are no pictures
+                done = run.total - run.left - 1
+                bar = tqdm(
+                    total=run.total, initial=done, unit="picture", disable=quiet, leave=False, dynamic_ncols=True
+                )
             bar.update()
             if picture.error is not None:
                 bar.write(f"genpipe: failed: line {picture.line}: {picture.error}", file=sys.stderr)
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 def _conclude(run: "Run", args: argparse.Namespace, seconds: float) -> int:
