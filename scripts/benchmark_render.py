@@ -115,8 +115,8 @@ def scale(scales: Sequence[int]) -> list[dict[str, Any]]:
 
 def overhead(pictures: int, loop: int, prompts: Sequence[str] = ("pirate ship", "ship")) -> dict[str, Any]:
     """Pictures a second of `genpipe render` and of the loop, on the embedded model, and what is not networks."""
-    import diffusers
     import torch
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
     from genpipe.hardware import choose_device, choose_dtype
     from genpipe.pipeline import EMBEDDED
@@ -126,7 +126,7 @@ def overhead(pictures: int, loop: int, prompts: Sequence[str] = ("pirate ship", 
     listed = [f"{prompts[k % len(prompts)]} {k}" for k in range(pictures)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pipe: Any = diffusers.StableDiffusionPipeline.from_pretrained(EMBEDDED, torch_dtype=dtype, safety_checker=None)
+        pipe: Any = StableDiffusionPipeline.from_pretrained(EMBEDDED, torch_dtype=dtype, safety_checker=None)
         pipe.set_progress_bar_config(disable=True)
 
         def draw(prompt: str, seed: int) -> None:

@@ -75,8 +75,9 @@ def render_command(parser: argparse.ArgumentParser) -> None:
 
 
 def _render(args: argparse.Namespace) -> int:
-    from genpipe.render import Run, make_engine, make_options
+    from genpipe.render.api import make_engine, make_options
     from genpipe.render.rows import parse_seeds
+    from genpipe.render.run import Run
 
     if args.out is None and not args.dry_run:
         raise ValueError("no folder given: say where the pictures go with --out DIR")

@@ -3,7 +3,6 @@
 import gc
 import hashlib
 import importlib
-import json
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -64,12 +63,12 @@ class Failure(str):
 
 @dataclass
 class Begun:
-    """A batch half drawn: candidates are `best_of` a task; `chosen` has the best of them and its score for each."""
+    """A batch half drawn: candidates are `best_of` a task; `chosen` has the best of them and what the judge said."""
 
     tasks: Sequence[Task]
     candidates: list[Request]
     latents: list[Tensor | Failure] = field(default_factory=list)
-    chosen: list[tuple[Picture | Failure, Any]] = field(default_factory=list)
+    chosen: list[tuple[Picture | Failure, dict[str, Any] | None]] = field(default_factory=list)
     result: Result = field(default_factory=Result)
 
 
@@ -157,7 +156,10 @@ class Renderer:
         images = self._decoded(begun.latents, begun.candidates)
         begun.latents = []
         decoded, n = time.perf_counter(), self.job.best_of
-        begun.chosen = [self._best(images[start : start + n]) for start in range(0, len(images), n)]
+        begun.chosen = [
+            self._best(images[start : start + n], begun.candidates[start : start + n])
+            for start in range(0, len(images), n)
+        ]
         begun.result.seconds |= {"decode": decoded - started, "judge": time.perf_counter() - decoded}
 
     def _denoised(self, requests: list[Request], shape: str) -> list[Tensor | Failure]:
@@ -219,21 +221,27 @@ class Renderer:
                     results += self._in_chunks(run, [item], 1)
         return results
 
-    def _best(self, images: list[Picture | Failure]) -> tuple[Picture | Failure, Any]:
-        """The picture with the highest score, and the score; of pictures that all failed, the first."""
-        drawn = [image for image in images if not isinstance(image, Failure)]
+    def _best(
+        self, images: list[Picture | Failure], requests: list[Request]
+    ) -> tuple[Picture | Failure, dict[str, Any] | None]:
+        """The picture with the highest score, its seed and score; of pictures that all failed, the first."""
+        drawn = [(x, request) for x, request in zip(images, requests, strict=True) if not isinstance(x, Failure)]
         if self.judge is None or not drawn:
-            return (drawn or images)[0], None
-        scored = [(image, self.judge(image, json.loads(image.info["genpipe"])["prompt"])) for image in drawn]
-        return max(scored, key=lambda pair: pair[1].total)
+            return (drawn[0][0] if drawn else images[0]), None
+        try:
+            scored = [(self.judge(image, request.prompt), image, request.seed) for image, request in drawn]
+        except Exception as error:  # noqa: BLE001 - a judge may be anybody's
+            return Failure(f"the judge failed: {_reason(error)}"), None
+        score, image, seed = max(scored, key=lambda one: one[0].total)
+        return image, {"seed": seed, "total": score.total, "score": score.to_dict()}
 
     def _write_all(self, begun: Begun, result: Result) -> None:
         written = []
-        for task, (image, score) in zip(begun.tasks, begun.chosen, strict=True):
+        for task, (image, detail) in zip(begun.tasks, begun.chosen, strict=True):
             if isinstance(image, Failure):
                 result.failed.append((task.number, str(image)))
             else:
-                written.append(self._writers.submit(self._write, task, image, score))
+                written.append(self._writers.submit(self._write, task, image, detail))
         seconds = {"encode": 0.0, "write": 0.0}
         for future in written:
             drawn, encode, write = future.result()
@@ -241,12 +249,8 @@ class Renderer:
             seconds = {"encode": seconds["encode"] + encode, "write": seconds["write"] + write}
         result.seconds |= seconds
 
-    def _write(self, task: Task, image: Picture, score: Any) -> tuple[Drawn, float, float]:
+    def _write(self, task: Task, image: Picture, detail: dict[str, Any] | None) -> tuple[Drawn, float, float]:
         started = time.perf_counter()
-        detail = None
-        if score is not None:
-            made = json.loads(image.info["genpipe"])
-            detail = {"seed": made["seed"], "total": score.total, "score": score.to_dict()}
         data = encode_image(image, Path(task.path).suffix)
         small = None
         if max(image.size) > THUMBNAIL:

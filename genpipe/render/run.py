@@ -5,7 +5,7 @@ import json
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -74,7 +74,7 @@ class Run:
         """Finish the batches in flight, then end."""
         self.stopped = True
 
-    def pictures(self) -> Iterator[Rendered]:
+    def pictures(self) -> Generator[Rendered, None, None]:
         """Render; every picture as it finishes or fails. What was finished before this run is not among them.
 
         Raises:

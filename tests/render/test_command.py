@@ -15,7 +15,7 @@ from tests.test_architecture import loaded
 def command(capsys, tmp_path, monkeypatch, tiny_checkpoint):
     """Run the command in this process, with the tiny checkpoint: (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("genpipe.render.LocalEngine", lambda devices: Inline())
+    monkeypatch.setattr("genpipe.render.api.LocalEngine", lambda devices: Inline())
 
     def run(*arguments: str) -> tuple[int, str, str]:
         try:

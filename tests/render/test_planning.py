@@ -138,7 +138,9 @@ def test_a_true_is_not_a_one_that_was_checked_before(journal):
 
 
 def test_the_same_name_twice_gets_a_number(journal):
-    rows = [{"prompt": prompt, "file_name": name} for prompt, name in (("a", "x.png"), ("b", "X"), ("c", "y"))]
+    rows: list[dict] = [
+        {"prompt": prompt, "file_name": name} for prompt, name in (("a", "x.png"), ("b", "X"), ("c", "y"))
+    ]
     rows.append({"prompt": "d", "file_name": "z", "n": 3})
     entries = plan(journal, rows)
     assert [entry.name for entry in entries] == ["x.png", "X-2.png", "y.png", "z.png", "z-2.png", "z-3.png"]

@@ -183,11 +183,21 @@ def test_the_best_of_several_is_kept(job, tmp_path):
     request = dict(one.request)
     images = {seed: pipe(**{**request, "seed": seed}, progress=False) for seed in (5, 6, 7)}
     totals = {seed: brightness(image, "").total for seed, image in images.items()}
-    best = max(totals, key=totals.get)
+    best = max(totals, key=lambda seed: totals[seed])
     assert detail is not None and detail["seed"] == best and detail["total"] == pytest.approx(totals[best], abs=0.01)
     assert detail["score"] == {"prompt": "a ship"}
     assert read_request(tmp_path / one.path).seed == best
     json.dumps(detail)
+
+
+def broken(image: Image.Image, prompt: str):
+    raise KeyError(prompt)
+
+
+def test_a_judge_that_fails_fails_its_pictures(job):
+    judged = Job(**{**job.__dict__, "judge": f"{__name__}:broken"})
+    result = draw(Renderer(judged, "cpu"), [task(1, "a ship")])
+    assert result.failed == [(1, "the judge failed: KeyError: 'a ship'")]
 
 
 def test_a_judge_that_is_not_there_is_refused(job):

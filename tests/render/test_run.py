@@ -273,7 +273,7 @@ def test_the_function_and_the_module_are_one(tiny_checkpoint, tmp_path):
     )
     (picture,) = drawn
     assert picture.extra == {"mood": 1} and picture.request.steps == 1
-    assert Path(picture.path).is_file() and picture.image.size == (32, 32)
+    assert Path(str(picture.path)).is_file() and picture.image.size == (32, 32)
     assert importlib.import_module("genpipe.render") is genpipe.render and callable(genpipe.render)
 
 
