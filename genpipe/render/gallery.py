@@ -37,6 +37,8 @@ def _script(journal: Journal, suffix: str, head: dict[str, Any]) -> Iterator[str
     settings: set[int] = set()
     count = 0
     for window in journal.windows(plan=False):
+        if count >= LIMIT:
+            break
         for entry in window:
             if entry.state in (DONE, FAILED) and count < LIMIT:
                 count += 1

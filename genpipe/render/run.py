@@ -154,7 +154,9 @@ class Run:
             **{key: value for key, value in sorted(options.settings.items()) if value is not None},
         }
         before = journal.get("settings")
-        if before is not None and before != now and not options.force:
+        drawn = bool(journal.entries(state=DONE, plan=False, limit=1))
+        if drawn and before != now and not options.force:
+            before = before or {}
             changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
             shown = ", ".join(
                 f"{key} {_or_default(before.get(key))}, now {_or_default(now.get(key))}" for key in changed
@@ -169,6 +171,7 @@ class Run:
         if source is not None and source == journal.get("source") and not options.strict:
             self.rejected = sum(1 for _ in journal.rejects())
             return
+        journal.set("results_are_written", False)
         planner = Planner(
             journal,
             model,
@@ -212,6 +215,8 @@ class Run:
     def _draw(self, journal: Journal, model: Model) -> Iterator[Rendered]:
         packer = Packer(journal, self._size, distilled=model.distilled)
         key, drained, batch = 0, False, packer.next()
+        if batch is not None:
+            journal.set("results_are_written", False)
         while self._flying or (batch is not None and not self.stopped):
             while batch is not None and not self.stopped and self.engine.room():
                 key += 1
@@ -299,7 +304,7 @@ class Run:
     # After drawing
 
     def _write_results(self, journal: Journal, model: Model) -> None:
-        if self._kept is not None:
+        if self._kept is not None or journal.get("results_are_written"):
             return
         root, suffix = self.folder.root, self.options.suffix
         base = "" if self.folder.local else f"{self.folder.url}/"
@@ -313,6 +318,7 @@ class Run:
         if not self.folder.local:  # that folder is whole, too
             for name in ("metadata.jsonl", "failures.jsonl", "report.json"):
                 self.folder.files.write(name, (root / name).read_bytes())
+        journal.set("results_are_written", True)
 
 
 def _peeked(rows: Iterator[Row]) -> Iterator[Row]:

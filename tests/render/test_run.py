@@ -107,6 +107,22 @@ def test_verify_finds_what_the_size_does_not_show(run, tmp_path):
     assert kept.batches == [] and sum(map(len, found.batches)) == 1 and path.read_bytes() == data
 
 
+def test_what_was_left_unwritten_is_written_by_the_next_run(run, tmp_path, monkeypatch):
+    (tmp_path / "p.txt").write_text("\n".join(PROMPTS))
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_write_results", lambda *_: None)
+        run(tmp_path / "p.txt")
+    assert not (tmp_path / "out/metadata.jsonl").exists()
+    run(tmp_path / "p.txt")
+    assert len(metadata(tmp_path / "out")) == 5
+
+
+def test_a_folder_without_pictures_takes_any_setting(run, tmp_path):
+    with pytest.raises(ValueError, match="line 1"):
+        run([{"mood": 1}], strict=True)
+    assert run(PROMPTS, settings={"steps": 3}).done == 5
+
+
 def test_a_changed_setting_is_shown(run, tmp_path, tiny_checkpoint):
     run(PROMPTS)
     with pytest.raises(ValueError, match=r"out was made with steps 2, now 3: give a new --out, or --force"):
@@ -312,7 +328,8 @@ def test_the_report_adds_up(run, tmp_path):
 
 def test_image_folder_reads_it(run, tmp_path):
     datasets = pytest.importorskip("datasets")
-    run([{"prompt": "a", "mood": 1}, {"prompt": "b", "file_name": "x/y"}])
+    run([{"prompt": "a", "mood": 1}, {"prompt": "b", "file_name": "x/y", "width": 288}])
+    assert list((tmp_path / "out/.genpipe/thumbnails").iterdir())
     loaded = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
     rows = loaded["train"]
     assert sorted(rows["prompt"]) == ["a", "b"] and rows[0]["image"].size == (32, 32)
