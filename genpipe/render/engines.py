@@ -62,6 +62,7 @@ class _Worker:
     process: subprocess.Popen[bytes]
     ready: bool = False
     keys: set[int] = field(default_factory=set)
+    begun: int | None = None  # the last batch that its networks took up
 
 
 class LocalEngine:
@@ -173,6 +174,8 @@ class LocalEngine:
             raise ValueError(message["refused"]) if message["usage"] else RuntimeError(message["refused"])
         elif "stop" in message:
             raise OSError(message["stop"])
+        elif "begun" in message:
+            worker.begun = message["begun"]
         elif "done" in message:
             worker.keys.discard(message["done"])
             self._events.append(Event(message["done"], Result(**message["result"])))
@@ -186,7 +189,8 @@ class LocalEngine:
         code = worker.process.wait()
         how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
         self._workers.remove(worker)
-        self._events += [Event(key, lost=f"its worker died ({how})") for key in sorted(worker.keys)]
+        lost = f"its worker died ({how})"
+        self._events += [Event(key, lost=lost if key == worker.begun else None) for key in sorted(worker.keys)]
         if not worker.ready:
             self._deaths += 1
             if self._deaths >= DEATHS:

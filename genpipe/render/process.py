@@ -1,8 +1,8 @@
 """A worker's process: `python -m genpipe.render.process`, spoken to over its standard input and output.
 
 Messages are JSON objects, one a line. In: {"job", "device"}, then {"draw", "tasks", "shape", "measure"} and {"drain"}.
-Out: {"opened", "device", "cards"} or {"refused"}; then {"done", "result"}, {"returned"} and {"stop"}, which names the
-error that ends the run. When its input ends, so does the process: it never outlives its coordinator.
+Out: {"opened", "device", "cards"} or {"refused"}; then {"begun"}, {"done", "result"}, {"returned"} and {"stop"}, which
+names the error that ends the run. When its input ends, so does the process: it never outlives its coordinator.
 """
 
 import json
@@ -76,6 +76,7 @@ def _serve(
         try:
             with turn:
                 message = todo.get()
+                send(begun=message["draw"])
                 tasks = [Task(**task) for task in message["tasks"]]
                 begun = renderer.begin(tasks, message["shape"], message["measure"])
             send(done=message["draw"], result=asdict(renderer.finish(begun)))

@@ -191,7 +191,9 @@ class RayEngine:
         if actor not in self._actors:
             return
         self._actors.remove(actor)
-        self._events += [Event(key, lost=f"its worker died ({how})") for key in sorted(actor.keys)]
+        # The oldest is the one that it was at.
+        lost = f"its worker died ({how})"
+        self._events += [Event(key, lost=lost if key == min(actor.keys) else None) for key in sorted(actor.keys)]
         actor.keys.clear()
         if not actor.ready:
             self._deaths += 1

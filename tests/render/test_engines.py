@@ -134,6 +134,38 @@ def test_a_model_that_cannot_be_loaded_is_refused_in_one_line(tmp_path):
         list(run.pictures())
 
 
+KILLER = """
+import os, sys
+from genpipe.render import process
+from genpipe.render.renderer import Renderer
+
+def make(job, device):
+    renderer = Renderer(job, device)
+    begin = renderer.begin
+
+    def deadly(tasks, shape, measure):
+        if any(task.request["prompt"] == "death" for task in tasks):
+            os._exit(9)
+        return begin(tasks, shape, measure)
+
+    renderer.begin = deadly
+    return renderer
+
+process.main(make)
+"""
+
+
+def test_only_the_picture_that_kills_its_workers_is_given_up(tmp_path, tiny_checkpoint):
+    options = Options(model=str(tiny_checkpoint), settings={"steps": 1}, batch=1)
+    run = Run(
+        ["death", "a", "b", "z"], tmp_path / "out", options, engine=LocalEngine("cpu", [sys.executable, "-c", KILLER])
+    )
+    errors = {picture.request.prompt: picture.error for picture in run.pictures()}
+    assert errors["death"] == "its worker died (exit status 9), 4 times over it"
+    assert [errors[prompt] for prompt in "abz"] == [None] * 3
+    assert run.report.lost_workers == 4
+
+
 def test_workers_that_die_while_loading_end_the_run(tmp_path):
     engine = LocalEngine("cpu", [sys.executable, "-c", "import sys; sys.exit(3)"])
     with pytest.raises(RuntimeError, match=r"workers die while they load the model \(exit status 3\)"):
