@@ -53,6 +53,15 @@ def test_a_batch_of_different_prompts_is_what_the_pipeline_draws_one_by_one(job,
         assert difference <= (0 if deterministic else 1), number
 
 
+def test_the_pipeline_refuses_to_mix_guided_and_unguided_pictures(job):
+    pipe = Pipeline.from_pretrained(job.model, dtype="fp32", device="cpu")
+    requests = [
+        Request.from_dict(task(number, guidance_scale=scale).request) for number, scale in enumerate((1.0, 4.0))
+    ]
+    with pytest.raises(ValueError, match=r"guided.*1\.0, 4\.0"):
+        next(pipe.stream(requests))
+
+
 def test_a_file_says_what_made_it_and_has_the_size_and_hash_that_are_told(job, tmp_path):
     one = task(7, "a pirate ship")
     ((number, size, digest, detail),) = draw(Renderer(job, "cpu"), [one]).drawn
