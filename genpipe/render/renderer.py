@@ -81,12 +81,12 @@ class Renderer:
         ValueError: the model, the dtype or the judge is not there.
     """
 
-    def __init__(self, job: Job, device: str | None = None, pipeline: type[RenderPipeline] = RenderPipeline) -> None:
+    def __init__(self, job: Job, device: str | None = None) -> None:
         self.job = job
         self.judge = None if job.judge is None else _named(job.judge)
         self.pipeline = cast(
             RenderPipeline,
-            pipeline.from_pretrained(
+            RenderPipeline.from_pretrained(
                 job.model, device=device, dtype=job.dtype, revision=job.revision, variant=job.variant
             ),
         )
@@ -122,7 +122,9 @@ class Renderer:
         begun = Begun(tasks, candidates)
         with one_thread(self.job.deterministic):
             if measure and not self.job.deterministic:
+                started = time.perf_counter()
                 self._fits[shape] = begun.result.size = self._best_size(candidates[0])
+                begun.result.seconds["measure"] = time.perf_counter() - started
             fits, encoded, started = self._fits.get(shape), self.pipeline.encoding, time.perf_counter()
             begun.latents = self._denoised(candidates, shape)
             text = self.pipeline.encoding - encoded

@@ -14,6 +14,10 @@ from genpipe.render.journal import DONE, FAILED, Entry, Journal
 from genpipe.render.messages import Result
 
 
+# What a worker's time goes to; "measure" finds out how large a batch should be.
+STAGES = ("measure", "text", "denoise", "decode", "judge", "encode", "write")
+
+
 def picture_row(entry: Entry, settings: dict[str, Any], suffix: str) -> dict[str, Any]:
     """What metadata.jsonl says of a picture. A row's own field that is named like one of these gets "row_" before it."""
     detail = json.loads(entry.detail) if entry.detail and entry.state == DONE else {}
@@ -121,10 +125,7 @@ class Report:
                 "startup": self.startup,
                 "planning": self.planning,
                 "drawing": self.drawing,
-                **{
-                    stage: self.stages.get(stage, 0.0)
-                    for stage in ("text", "denoise", "decode", "judge", "encode", "write")
-                },
+                **{stage: self.stages.get(stage, 0.0) for stage in STAGES},
             },
             "peak_memory_bytes": self.peak,
         }
