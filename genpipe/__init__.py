@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from genpipe.pipeline import Pipeline, generate
+    from genpipe.render import render
     from genpipe.request import Request
 
 __version__ = "0.1.0"
-__all__ = ["Pipeline", "Request", "__version__", "generate"]
+__all__ = ["Pipeline", "Request", "__version__", "generate", "render"]
 
-_HOMES = {"Pipeline": "genpipe.pipeline", "Request": "genpipe.request", "generate": "genpipe.pipeline"}
+_HOMES = {
+    "Pipeline": "genpipe.pipeline",
+    "Request": "genpipe.request",
+    "generate": "genpipe.pipeline",
+    "render": "genpipe.render",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import genpipe
+from genpipe.render.command import render_command
 from genpipe.sampling.speed import SPEEDS
 from genpipe.training.command import train_command
 from genpipe.vision.command import classify_command, inspect_command
@@ -152,6 +153,7 @@ def vision_command(parser: argparse.ArgumentParser) -> None:
 # A command is a function that adds its arguments and sets `run`; its docstring is its line in the help.
 COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "generate": generate_command,
+    "render": render_command,
     "classify": classify_command,
     "vision": vision_command,
     "info": info_command,

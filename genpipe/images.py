@@ -208,17 +208,13 @@ def save_image(image: Image.Image, path: str | Path) -> None:
     """
     path = Path(path)
     check_suffix(path)
-    params = dict(FORMATS[path.suffix.lower()])
-    data = io.BytesIO()
-    if params["format"] == "PNG":
-        params["pnginfo"] = _png_texts(image.info)
-    image.save(data, **params)
+    data = encode_image(image, path.suffix)
     # Following a link keeps it, and puts the temporary file on the disk of its target.
     target = path.resolve()
     temporary = target.with_name(f".genpipe-{secrets.token_hex(8)}.part")
     try:
         with temporary.open("xb") as file:
-            file.write(data.getbuffer())
+            file.write(data)
             # Disks that are written late report that they are full only here.
             file.flush()
             os.fsync(file.fileno())
@@ -228,6 +224,16 @@ def save_image(image: Image.Image, path: str | Path) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def encode_image(image: Image.Image, suffix: str) -> bytes:
+    """The bytes of a picture's file, in the format of a suffix in `FORMATS`; those of a PNG say what made the picture."""
+    params = dict(FORMATS[suffix.lower()])
+    if params["format"] == "PNG":
+        params["pnginfo"] = _png_texts(image.info)
+    data = io.BytesIO()
+    image.save(data, **params)
+    return data.getvalue()
 
 
 def check_suffix(path: Path) -> None:

@@ -297,8 +297,9 @@ class Pipeline:
     def stream(self, requests: Sequence[Request]) -> Iterator[Progress]:
         """Denoise a batch of requests, step by step: a generator, so a caller may look, stop or let go of it at any step.
 
-        The requests must agree in size, steps, sampler, guidance and clip_skip; prompts and seeds may differ. `decode`
-        makes pictures of the last step's latents. Whether those are finite is looked at once, at the end; where they are
+        The requests must agree in size, steps, sampler, guidance_rescale, clip_skip, speed and in whether they are guided; prompts,
+        seeds and, except for distilled networks, the scales of guidance may differ. `decode` makes pictures of the last
+        step's latents. Whether those are finite is looked at once, at the end; where they are
         not, the steps come again from the first, with what overflows repeated in fp32.
 
         Raises:
@@ -308,7 +309,7 @@ class Pipeline:
         if not requests:
             raise ValueError("a batch of [] has nothing to draw: give at least one request")
         first = requests[0]
-        same = ("height", "width", "steps", "sampler", "guidance_scale", "guidance_rescale", "clip_skip", "speed")
+        same = ("height", "width", "steps", "sampler", "guidance_rescale", "clip_skip", "speed")
         for key in same:
             if any(getattr(request, key) != getattr(first, key) for request in requests):
                 raise ValueError(f"a batch must agree in {', '.join(same)}: it differs in {key}")
@@ -317,6 +318,12 @@ class Pipeline:
         # Distilled networks take the scale as an input and have no use for a second, unprompted half.
         distilled = self.unet.config.guidance_channels is not None
         is_guided = first.guidance_scale > 1 and not distilled
+        scales = [request.guidance_scale for request in requests]
+        if (distilled and len(set(scales)) > 1) or len({scale > 1 for scale in scales}) > 1:
+            raise ValueError(f"a batch must agree in whether it is guided, or be split: it has the scales {scales}")
+        weight = first.guidance_scale
+        if len(set(scales)) > 1:
+            weight = torch.tensor(scales, device=self.device)[:, None, None, None]  # (B, 1, 1, 1)
         context = self.encode([request.prompt for request in requests], clip_skip=first.clip_skip)
         if is_guided:
             negative = self.encode([request.negative_prompt for request in requests], clip_skip=first.clip_skip)
@@ -334,7 +341,7 @@ class Pipeline:
             output = denoiser(x, step.timestep, last=alone).float()
             if is_guided and not alone:
                 unprompted, prompted = output.chunk(2)
-                output = guided(unprompted, prompted, first.guidance_scale, first.guidance_rescale)
+                output = guided(unprompted, prompted, weight, first.guidance_rescale)
             return x0_from_output(output, x, step, sampler.prediction_type)
 
         factor, channels = self.vae.config.factor, self.vae.config.latent_channels

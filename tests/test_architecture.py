@@ -35,8 +35,9 @@ ALLOWED: dict[str, set[str]] = {
     # best_of asks the judge.
     "pipeline": _LOW | {"preview", "vision"},
     "training": _HIGH,
-    "cli": _HIGH | {"training"},
-    "scripts": _HIGH | {"training", "cli"},
+    "render": _LOW | {"pipeline", "vision"},
+    "cli": _HIGH | {"training", "render"},
+    "scripts": _HIGH | {"training", "render", "cli"},
 }
 # The areas of the package that may import these; scripts and tests may import all of them.
 GUESTS: dict[str, set[str]] = {"diffusers": {"sampling"}, "transformers": {"vision"}, "accelerate": {"training"}}
@@ -130,12 +131,21 @@ def test_torch_would_be_noticed():
 @pytest.mark.parametrize(
     "arguments",
     [
-        *([], ["--help"], ["--version"], ["generate", "--help"], ["info", "--help"], ["classify", "--help"]),
+        *(
+            [],
+            ["--help"],
+            ["--version"],
+            ["generate", "--help"],
+            ["info", "--help"],
+            ["classify", "--help"],
+            ["render", "--help"],
+        ),
         *(["vision", "--help"], ["vision", "train", "--help"], ["vision", "train", "x", "--freeze", "features"]),
         *(["ship", "--nope"], ["ship", "--steps", "0"], ["ship", "--seed", "x"], ["ship", "--sampler", "eulr"]),
         *(
             ["ship", "--output", "missing/ship.png"],
             ["classify", "missing.png"],
+            ["render", "missing.txt", "--out", "renders"],
             ["ship", "-n", "2", "-o", "a.png"],
             ["--from-image", "missing.png"],
         ),

@@ -39,10 +39,10 @@ def output_from_x0(x0: Tensor, x: Tensor, step: Step, prediction_type: str) -> T
     raise _unknown(prediction_type)
 
 
-def guided(uncond: Tensor, cond: Tensor, scale: float, rescale: float = 0.0) -> Tensor:
+def guided(uncond: Tensor, cond: Tensor, scale: float | Tensor, rescale: float = 0.0) -> Tensor:
     """Classifier-free guidance (arXiv 2207.12598) over raw network outputs, (B, C, H, W) each.
 
-    scale: 1 gives `cond`, 0 gives `uncond`.
+    scale: 1 gives `cond`, 0 gives `uncond`; a tensor (B, 1, 1, 1) has one for each picture.
     rescale: 0 … 1; how far each picture's standard deviation is brought back to that of `cond` (arXiv 2305.08891,
         section 3.4).
     """

@@ -1,0 +1,71 @@
+"""Batch rendering in one call."""
+
+from collections.abc import Generator, Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from genpipe.render.engines import Engine, LocalEngine
+from genpipe.render.options import Options
+from genpipe.render.rendered import Rendered
+from genpipe.render.run import Run
+
+
+def render(
+    source: str | Path | Iterable[Any],
+    *,
+    out: str | Path | None = None,
+    devices: str = "auto",
+    engine: str | Engine = "local",
+    address: str | None = None,
+    storage: str | None = None,
+    **options: Any,
+) -> Generator[Rendered, None, None]:
+    """Render a list of prompts; a generator that yields every picture as it finishes or fails.
+
+    The same call again goes on where the last one ended; what was finished then is not drawn and not yielded.
+
+    Args:
+        source: a .txt, .jsonl or .csv file, "-" for standard input, or an iterable of prompts, of dicts with the fields
+            of a row (prompt, negative_prompt, seed, n, steps, guidance_scale, sampler, width, height, file_name and any
+            others, which are carried through), or of `Request`s.
+        out: the folder; None keeps the pictures in memory.
+        devices: "auto", "cpu", "cpu:4" (that many processes), "cuda", or "cuda:0,cuda:1".
+        engine: "local", "ray", or an object of that interface.
+        address: of the Ray cluster; None starts one on this machine.
+        storage: fsspec URL that the pictures go to instead of `out`.
+        options: the attributes of `Options`, and those of its settings: steps, guidance_scale, sampler, ….
+
+    Raises:
+        ValueError: the input, an option or the folder cannot be used.
+        OSError: files cannot be read or written.
+        RuntimeError: workers die while they load the model.
+    """
+    made = make_engine(engine, devices, address)
+    return Run(source, out, make_options(options), engine=made, storage=storage).pictures()
+
+
+def make_engine(engine: str | Engine, devices: str, address: str | None) -> Engine:
+    """The engine of a name.
+
+    Raises:
+        ValueError: there is none, or it is not installed.
+    """
+    if not isinstance(engine, str):
+        return engine
+    if engine == "local":
+        if address is not None:
+            raise ValueError(f"address {address!r} is for the ray engine: give engine ray, or leave it out")
+        return LocalEngine(devices)
+    if engine == "ray":
+        from genpipe.render.ray_engine import RayEngine
+
+        return RayEngine(address, devices)
+    raise ValueError(f"engine {engine!r} is not one: use local or ray")
+
+
+def make_options(values: dict[str, Any]) -> Options:
+    """`Options` of keywords among which the settings stand, too."""
+    own = {field.name for field in fields(Options)}
+    settings = {**values.get("settings", {}), **{key: value for key, value in values.items() if key not in own}}
+    return Options(**{**{key: value for key, value in values.items() if key in own}, "settings": settings})

@@ -1,0 +1,91 @@
+"""`--dry-run`: what a run would draw, how long that would take and how much disk."""
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from genpipe.render.engines import Engine
+from genpipe.render.journal import Journal
+from genpipe.render.messages import Task
+from genpipe.render.options import Options
+from genpipe.render.packing import Batch, Packer
+from genpipe.render.run import BATCH, Run, request_of
+
+# Solver steps of the pictures that are drawn to see how fast it goes.
+STEPS = 2
+
+
+def estimate(source: str | Path | Iterable[Any], options: Options, engine: Engine) -> str:
+    """The plan of a run into a new folder, for people: pictures, batches, time, disk.
+
+    Time and disk are those of one batch drawn in two steps, times what there is to draw.
+
+    Raises:
+        ValueError: the input or the options cannot be used.
+        OSError: the input cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="genpipe-") as folder:
+        run = Run(source, folder, options, engine=engine)
+        with run.planned() as (journal, model):
+            packer = Packer(journal, lambda _: options.batch or BATCH, distilled=model.distilled)
+            pictures = batches = shapes = 0
+            work, area, last = 0.0, 0, None
+            samples: list[Batch] = []
+            while (batch := packer.next()) is not None:
+                if batch.shape != last and len(samples) < 4:
+                    samples.append(batch)
+                batches, shapes, last = batches + 1, shapes + (batch.shape != last), batch.shape
+                for entry in batch.entries:
+                    settings = journal.settings(entry.settings)
+                    pixels = settings["width"] * settings["height"]
+                    pictures, area, work = pictures + 1, area + pixels, work + pixels * settings["steps"]
+            step, decode, size = _sample(journal, samples, engine)
+            seconds = (work * step + area * decode) * options.best_of / engine.workers
+        lines = [
+            f"model      {model.name}, {model.dtype}, {engine.workers} worker{'s' * (engine.workers > 1)}",
+            f"pictures   {pictures:,}" + f", the best of {options.best_of} each" * (options.best_of > 1),
+            f"batches    {batches:,} of at most {options.batch or BATCH}, {shapes:,} changes of shape",
+            f"time       about {_duration(seconds)}, by a batch that was drawn in {STEPS} steps",
+            f"disk       about {area * size / 1e6:,.1f} MB",
+        ]
+        if run.rejected:
+            lines.append(f"not drawn  {run.rejected:,} rows that cannot be")
+        if run.repeated:
+            lines.append(f"repeated   {run.repeated:,} pictures, drawn once")
+        return "\n".join(lines)
+
+
+def _sample(journal: Journal, batches: list[Batch], engine: Engine) -> tuple[float, float, float]:
+    """Draw the first of these that can be, twice: seconds a pixel and step, seconds of decoding and bytes a pixel."""
+    why = ""
+    for batch in batches:
+        settings = [{**journal.settings(entry.settings), "steps": STEPS} for entry in batch.entries]
+        pixels = settings[0]["width"] * settings[0]["height"] * len(settings)
+        tasks = [
+            Task(entry.number, entry.id.hex(), f"images/{entry.number}.png", request_of(entry, one))
+            for entry, one in zip(batch.entries, settings, strict=True)
+        ]
+        result = None
+        for key in (1, 2):  # the first is slow by itself
+            engine.submit(key, tasks, "", False)
+            while (event := engine.event(1.0)) is None:
+                pass
+            result = event.result
+            if result is None or result.failed:
+                why = event.lost if result is None else result.failed[0][1]
+                break
+        else:
+            assert result is not None
+            seconds, size = result.seconds, sum(drawn[1] for drawn in result.drawn)
+            return seconds["denoise"] / STEPS / pixels, seconds["decode"] / pixels, size / pixels
+    raise ValueError(f"line {batches[0].entries[0].line} cannot be drawn: {why}")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} minutes"
+    return f"{minutes // 60} h {minutes % 60:02} min"

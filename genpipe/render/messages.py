@@ -1,0 +1,88 @@
+"""What the coordinator and its workers say to each other: plain values, since it travels between processes."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+# Pictures that are larger than this get a small copy of this size, for the gallery.
+THUMBNAIL = 256
+# Of a picture on the disk: its number, bytes, SHA-256 in hex, and {"seed", "total", "score"} where it was judged.
+Drawn = tuple[int, int, str, dict[str, Any] | None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the workers of a run have to know.
+
+    Attributes:
+        out: the run's folder, or an fsspec URL.
+        model, revision, variant, dtype: as in `Pipeline.from_pretrained`.
+        deterministic: bitwise the same pictures in any batch.
+        best_of: pictures drawn for one that is kept, by the judge's word.
+        judge: "module:function" that gives a score, with `total` and `to_dict()`, for (picture, prompt).
+    """
+
+    out: str
+    model: str | None = None
+    revision: str | None = None
+    variant: str | None = None
+    dtype: str | None = None
+    deterministic: bool = False
+    best_of: int = 1
+    judge: str | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the coordinator has to know of a checkpoint that only its workers load.
+
+    Attributes:
+        name: for people.
+        fingerprint: SHA-256 of its files.
+        dtype: of the networks.
+        defaults: settings where a row gives none; those for the sampler "lcm" under its name, all others' under "".
+        factor: pixels a side of one latent pixel.
+        layers: of the text encoder.
+        distilled: whether the scale of guidance is an input of its network, so that a batch must share it.
+    """
+
+    name: str
+    fingerprint: str
+    dtype: str
+    defaults: dict[str, dict[str, Any]]
+    factor: int
+    layers: int
+    distilled: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """One picture to draw: its number in the journal, its id, its path below the run's folder, the request."""
+
+    number: int
+    id: str
+    path: str
+    request: dict[str, Any]
+
+
+@dataclass
+class Result:
+    """What became of a batch.
+
+    Attributes:
+        drawn: the pictures that are on the disk.
+        failed: (number, reason) of the others.
+        seconds: by stage; "encode" and "write", summed over threads, run beside the networks.
+        peak: of the memory that the worker has ever held, in bytes.
+        size: how many pictures of this shape a batch should take, where that was found out.
+    """
+
+    drawn: list[Drawn] = field(default_factory=list)
+    failed: list[tuple[int, str]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak: int = 0
+    size: int | None = None
+
+
+def thumbnail_path(identifier: str) -> str:
+    """Where a picture's small copy is, below the run's folder; in a folder that ImageFolder does not look into."""
+    return f".genpipe/thumbnails/{identifier}.webp"

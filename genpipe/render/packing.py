@@ -1,0 +1,90 @@
+"""Which pictures go through the networks together."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from genpipe.render.journal import PENDING, Entry, Journal
+
+
+@dataclass
+class Batch:
+    """Pictures that agree in what a batch must agree in.
+
+    Attributes:
+        entries: at least one.
+        shape: what they share, see `shape_of`.
+        deaths: how many workers have died over it.
+        more: whether many others of this shape wait, so that it pays to measure for it.
+    """
+
+    entries: list[Entry]
+    shape: str
+    deaths: int = 0
+    more: bool = False
+
+
+class Packer:
+    """Packs a journal's pending pictures: by shape, so that it changes seldom, and equal prompts next to each other.
+
+    It looks at some thousands at a time; what does not fill a batch waits for the next ones of its shape.
+
+    Args:
+        size: how many pictures of a shape a batch takes, asked anew for each.
+        distilled: the scale of guidance has to be the same in a batch, not only whether there is guidance.
+        window: how many pictures it looks at together.
+    """
+
+    def __init__(
+        self, journal: Journal, size: Callable[[str], int], *, distilled: bool = False, window: int = 4096
+    ) -> None:
+        self.journal, self.size, self.distilled, self.window = journal, size, distilled, window
+        self._returned: list[Batch] = []
+        self._shapes: dict[int, str] = {}
+        self._batches = self._pack()
+
+    def next(self) -> Batch | None:
+        """The next batch; None when nothing is left but what is being drawn."""
+        return self._returned.pop() if self._returned else next(self._batches, None)
+
+    def give_back(self, batch: Batch) -> None:
+        """This one was not drawn."""
+        self._returned.append(batch)
+
+    def _pack(self) -> Iterator[Batch]:
+        waiting: dict[str, list[Entry]] = {}
+        for window in self.journal.windows(self.window, state=PENDING):
+            for entry in window:
+                shape = self._shapes.get(entry.settings) or self._shape(entry.settings)
+                waiting.setdefault(shape, []).append(entry)
+            keep = sum(map(len, waiting.values())) < 2 * self.window and len(window) == self.window
+            yield from self._fill(waiting, keep)
+        yield from self._fill(waiting, False)
+
+    def _fill(self, waiting: dict[str, list[Entry]], keep: bool) -> Iterator[Batch]:
+        """Full batches; unless they are to be kept for the next window, the rests too."""
+        for shape in sorted(waiting):
+            entries = waiting.pop(shape)
+            entries.sort(key=lambda entry: (entry.prompt, entry.settings))
+            start = 0
+            while start < len(entries):
+                size = self.size(shape)
+                if keep and len(entries) - start < size:
+                    waiting[shape] = entries[start:]
+                    break
+                yield Batch(entries[start : start + size], shape, more=len(entries) - start > 8 * size)
+                start += size
+
+    def _shape(self, number: int) -> str:
+        if len(self._shapes) > 10_000:
+            self._shapes.clear()
+        self._shapes[number] = shape_of(self.journal.settings(number), self.distilled)
+        return self._shapes[number]
+
+
+def shape_of(settings: dict[str, Any], distilled: bool = False) -> str:
+    """What pictures of one batch must share, as a text that sorts by size first."""
+    scale = settings["guidance_scale"]
+    shared = {**settings, "guidance_scale": scale if distilled else scale > 1, "negative_prompt": None}
+    size = f"{shared.pop('height'):05}x{shared.pop('width'):05}"
+    return " ".join([size, *(f"{key}={value}" for key, value in sorted(shared.items()) if value is not None)])

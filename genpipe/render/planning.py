@@ -1,0 +1,182 @@
+"""From rows to pictures in the journal: settings resolved and checked, seeds, ids."""
+
+import json
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any
+
+from genpipe.render.identity import DERIVED_SEEDS, Identity, canonical_json, content_hash, derived_seed
+from genpipe.render.journal import Journal, Planned
+from genpipe.render.messages import Model
+from genpipe.render.names import safe_name
+from genpipe.render.rows import Row
+from genpipe.request import MAX_PICTURES, MAX_SEED, Request, check_size
+
+SETTINGS = (
+    *("negative_prompt", "steps", "guidance_scale", "guidance_rescale"),
+    *("sampler", "width", "height", "clip_skip"),
+)
+_OWN = {"prompt", "seed", "n", "file_name", *SETTINGS}
+# A row, checked: line, prompt, settings, identity, seeds, n, the hash its seeds come from (None: they are given), file
+# name, other fields. A plain tuple, as there may be millions.
+_Resolved = tuple[int, str, int, Identity, Sequence[int], int, bytes | None, str | None, str | None]
+# Rows that are planned in one transaction.
+WINDOW = 4096
+
+
+class Planner:
+    """Reads rows into a journal.
+
+    Args:
+        model: its defaults apply where neither a row nor `settings` says something.
+        identity: what else than prompt, seed and settings determines the pictures.
+        settings: for rows that do not say otherwise.
+        n: pictures a row, where it does not say.
+        seeds: draw every row that names no seed with each of these.
+        suffix: of file names without one.
+        strict: raise at the first row that cannot be drawn.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        model: Model,
+        *,
+        identity: dict[str, Any],
+        settings: dict[str, Any],
+        n: int = 1,
+        seeds: Sequence[int] | None = None,
+        suffix: str = ".png",
+        strict: bool = False,
+    ) -> None:
+        self.journal, self.model = journal, model
+        self._identity, self._settings, self._n, self._seeds = identity, settings, n, seeds
+        self._suffix, self._strict = suffix, strict
+        self._known: dict[str, tuple[int, Identity]] = {}
+        self.asked = self.rejected = 0
+
+    def plan(self, rows: Iterable[Row], source: str | None = None) -> None:
+        """Read the rows to their end; what cannot be drawn is noted in the journal with its reason.
+
+        Raises:
+            ValueError: with `strict`, at the first such row.
+        """
+        self.journal.begin_plan()
+        stream = iter(rows)
+        while window := list(islice(stream, WINDOW)):
+            with self.journal:
+                self._plan_window(window)
+        self.journal.end_plan(source)
+
+    def _plan_window(self, rows: Sequence[Row]) -> None:
+        resolved: list[_Resolved] = []
+        counts: dict[bytes, int] = {}
+        for row in rows:
+            try:
+                if row.error:
+                    raise ValueError(row.error)
+                one = self._resolve(row)
+            except ValueError as error:
+                self._reject(row, str(error))
+                continue
+            resolved.append(one)
+            content = one[6]
+            if content is not None:
+                counts[content] = counts.get(content, 0) + 1
+        before = self.journal.count_contents(counts)
+        pictures: list[Planned] = []
+        for line, prompt, settings, identity, seeds, n, content, wish, extra in resolved:
+            if content is not None:
+                ordinal = before.get(content, 0)
+                before[content] = ordinal + 1
+                first = derived_seed(content, ordinal)
+                seeds = (first,) if n == 1 else [(first + k) % DERIVED_SEEDS for k in range(n)]
+            text = prompt.encode()
+            for seed in seeds:
+                pictures.append((identity.of(text, seed), line, settings, prompt, seed, wish, extra))
+        self.asked += len(pictures)
+        self.journal.add(pictures)
+
+    def _resolve(self, row: Row) -> _Resolved:
+        fields = row.fields
+        prompt = fields.get("prompt")
+        if type(prompt) is not str:
+            raise ValueError("it has no prompt" if prompt is None else f"prompt must be text, not {prompt!r:.60}")
+        try:
+            content = prompt.encode()
+        except UnicodeEncodeError:
+            raise ValueError("prompt must be Unicode text: it holds half a surrogate pair") from None
+        key, n = "", self._n
+        seed = wish = extra = None
+        if len(fields) > 1:
+            given = {name: fields[name] for name in SETTINGS if name in fields}
+            key = repr(given) if given else ""
+            seed, wish = fields.get("seed"), fields.get("file_name")
+            n = _number(fields["n"]) if "n" in fields else n
+            if others := fields.keys() - _OWN:
+                extra = _carried({str(name): fields[name] for name in others})
+            if wish is not None:
+                if type(wish) is not str or not wish.strip():
+                    raise ValueError(f"file_name must be text, not {wish!r:.60}")
+                wish = safe_name(wish, self._suffix)
+        settings, identity = self._known.get(key) or self._check({} if not key else given, key)
+        seeds: Sequence[int] = ()
+        if seed is not None:
+            first = Request("", seed=seed, steps=1, guidance_scale=1, height=8, width=8).seed
+            seeds = [(first + k) % (MAX_SEED + 1) for k in range(n)]
+        elif self._seeds is not None:
+            if n != 1:
+                raise ValueError(f"n is {n} where --seeds says which to draw: leave one of them out")
+            seeds = self._seeds
+        else:
+            rest = f"{key}\0{wish}\0{extra}" if len(fields) > 1 else "\0None\0None"
+            content = content_hash(b"%d %b%b" % (len(content), content, rest.encode("utf-8", "replace")))
+            return row.line, prompt, settings, identity, seeds, n, content, wish, extra
+        return row.line, prompt, settings, identity, seeds, n, None, wish, extra
+
+    def _check(self, given: dict[str, Any], key: str) -> tuple[int, Identity]:
+        """The settings of a row, complete: checked once for all rows that give the same."""
+        settings = {name: value for name, value in {**self._settings, **given}.items() if value is not None}
+        checked = resolve_settings(settings, self.model)
+        if len(self._known) > 10_000:
+            self._known.clear()
+        self._known[key] = self.journal.settings_number(checked), Identity(self._identity, checked)
+        return self._known[key]
+
+    def _reject(self, row: Row, reason: str) -> None:
+        self.rejected += 1
+        if self._strict:
+            raise ValueError(f"line {row.line}: {reason}")
+        text = row.text or json.dumps(row.fields, default=str)
+        self.journal.reject(row.line, reason, text[:200])
+
+
+def resolve_settings(settings: dict[str, Any], model: Model) -> dict[str, Any]:
+    """Complete settings of a request to this model, without prompt and seed, from those that are given.
+
+    Raises:
+        ValueError: one is out of its range, or not for this model.
+    """
+    stand_ins = {"steps": 1, "guidance_scale": 1.0, "height": 8, "width": 8}
+    sampler = Request("", seed=0, **{**stand_ins, **settings}).sampler
+    defaults = model.defaults.get(sampler or "", model.defaults[""])
+    complete = Request("", seed=0, **{**defaults, **settings}).to_dict()
+    check_size(complete["height"], complete["width"], model.factor)
+    if complete["clip_skip"] >= model.layers:
+        raise ValueError(f"clip_skip {complete['clip_skip']} is out of range: 0 to {model.layers - 1} for this model")
+    del complete["prompt"], complete["seed"]
+    return complete
+
+
+def _carried(fields: dict[str, Any]) -> str:
+    """Fields that are carried through, as JSON in UTF-8."""
+    try:
+        return canonical_json(fields).encode("utf-8", "replace").decode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"its other fields are no JSON ({error})") from None
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= MAX_PICTURES:
+        raise ValueError(f"n must be a whole number from 1 to {MAX_PICTURES}, not {value!r:.60}")
+    return value

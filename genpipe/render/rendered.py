@@ -1,0 +1,64 @@
+"""What a run yields."""
+
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+from PIL import Image
+
+from genpipe.render.journal import Entry
+from genpipe.request import Request
+
+
+class Rendered:
+    """A picture that is finished, or that failed.
+
+    Attributes:
+        id: the hash of all that determines it.
+        line: the row of the input that asked for it, from 1.
+        path: of its file, None where it is kept in memory or failed.
+        score: what the judge said, None where it was not asked.
+        error: why it failed, None where it did not.
+    """
+
+    def __init__(
+        self,
+        entry: Entry,
+        settings: dict[str, Any],
+        *,
+        path: str | None = None,
+        read: Callable[[], bytes] | None = None,
+        detail: dict[str, Any] | None = None,
+        error: str | None = None,
+    ) -> None:
+        self.id, self.line, self.path, self.error = entry.id.hex(), entry.line, path, error
+        self.score = None if detail is None else {"total": detail["total"], **detail["score"]}
+        self._entry, self._settings, self._read = entry, settings, read
+        self._seed = entry.seed if detail is None else detail["seed"]
+
+    @property
+    def request(self) -> Request:
+        """What was drawn; of several candidates, the best."""
+        return Request(self._entry.prompt, seed=self._seed, **self._settings)
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """The row's other fields."""
+        return json.loads(self._entry.extra) if self._entry.extra else {}
+
+    @property
+    def image(self) -> Image.Image:
+        """The picture.
+
+        Raises:
+            ValueError: it failed.
+        """
+        if self._read is None:
+            raise ValueError(f"the picture of row {self.line} failed: {self.error}")
+        image = Image.open(io.BytesIO(self._read()))
+        image.load()
+        return image
+
+    def __repr__(self) -> str:
+        return f"Rendered({self._entry.prompt!r:.60}, line={self.line}, path={self.path!r}, error={self.error!r})"

@@ -1,0 +1,135 @@
+"""What a run leaves for others: metadata.jsonl, which Hugging Face's ImageFolder reads, failures.jsonl, report.json."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import genpipe
+from genpipe.render.folder import image_path
+from genpipe.render.journal import DONE, FAILED, Entry, Journal
+from genpipe.render.messages import Result
+
+# What a worker's time goes to; "measure" finds out how large a batch should be.
+STAGES = ("measure", "text", "denoise", "decode", "judge", "encode", "write")
+
+
+def picture_row(entry: Entry, settings: dict[str, Any], suffix: str) -> dict[str, Any]:
+    """What metadata.jsonl says of a picture. A row's own field that is named like one of these gets "row_" before it."""
+    detail = json.loads(entry.detail) if entry.detail and entry.state == DONE else {}
+    own = {
+        "file_name": image_path(entry, suffix),
+        "prompt": entry.prompt,
+        **settings,
+        "seed": detail.get("seed", entry.seed),
+        "id": entry.id.hex(),
+        "line": entry.line,
+    }
+    if detail:
+        own |= {"score": detail["total"], "score_parts": detail["score"]}
+    extra = json.loads(entry.extra) if entry.extra else {}
+    return own | {f"row_{key}" if key in own else key: value for key, value in extra.items()}
+
+
+def write_metadata(journal: Journal, root: Path, suffix: str) -> None:
+    """Write metadata.jsonl: a line for every picture that is there, of former plans too."""
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for window in journal.windows(state=DONE, plan=False):
+            for entry in window:
+                yield picture_row(entry, journal.settings(entry.settings), suffix)
+
+    write_lines(root / "metadata.jsonl", map(as_line, rows()))
+
+
+def write_failures(journal: Journal, root: Path, suffix: str) -> None:
+    """Write failures.jsonl: rows that cannot be drawn, then pictures that failed, each with its "error"."""
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for line, reason, text in journal.rejects():
+            yield {"line": line, "error": reason, "row": text}
+        for window in journal.windows(state=FAILED):
+            for entry in window:
+                yield {**picture_row(entry, journal.settings(entry.settings), suffix), "error": entry.detail}
+
+    write_lines(root / "failures.jsonl", map(as_line, rows()))
+
+
+def as_line(value: dict[str, Any]) -> str:
+    # Half a surrogate pair, which JSON can hold, is no UTF-8.
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode() + "\n"
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a text file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass
+class Report:
+    """What a run took. Seconds are of this run alone, counts of the whole folder's last plan."""
+
+    pictures: int = 0
+    failed: int = 0
+    workers: int = 0
+    startup: float = 0.0
+    planning: float = 0.0
+    drawing: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
+    peak: int = 0
+    batches: int = 0
+    lost_workers: int = 0
+
+    def add(self, result: Result) -> None:
+        """Count a batch."""
+        self.batches += 1
+        self.pictures += len(result.drawn)
+        self.failed += len(result.failed)
+        self.peak = max(self.peak, result.peak)
+        for stage, seconds in result.seconds.items():
+            self.stages[stage] = self.stages.get(stage, 0.0) + seconds
+
+    @property
+    def utilisation(self) -> float:
+        """The share of the workers' time, while drawing, that their networks ran: 0 … 1."""
+        busy = sum(self.stages.get(stage, 0.0) for stage in ("text", "denoise", "decode"))
+        return busy / (self.drawing * self.workers) if self.drawing and self.workers else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON: seconds, bytes, pictures a second."""
+        return {
+            "genpipe": genpipe.__version__,
+            "python": sys.version.split()[0],
+            "pictures": self.pictures,
+            "failed": self.failed,
+            "pictures_per_second": self.pictures / self.drawing if self.drawing else 0.0,
+            "workers": self.workers,
+            "lost_workers": self.lost_workers,
+            "batches": self.batches,
+            "device_utilisation": self.utilisation,
+            "seconds": {
+                "startup": self.startup,
+                "planning": self.planning,
+                "drawing": self.drawing,
+                **{stage: self.stages.get(stage, 0.0) for stage in STAGES},
+            },
+            "peak_memory_bytes": self.peak,
+        }
+
+
+def write_report(report: dict[str, Any], root: Path) -> None:
+    """Write report.json."""
+    write_lines(root / "report.json", [json.dumps(report, indent=2, ensure_ascii=False) + "\n"])

@@ -1,0 +1,100 @@
+"""Where pictures' bytes go: a folder, or what an fsspec URL names. Files appear whole or not at all."""
+
+import errno
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Storage(Protocol):
+    """A tree of files below one root; paths are relative, with slashes."""
+
+    def write(self, path: str, data: bytes) -> None: ...
+
+    def size(self, path: str) -> int | None:
+        """In bytes; None for a file that is not there."""
+        ...
+
+    def read(self, path: str) -> bytes: ...
+
+
+class Folder:
+    """A folder of this machine, or one that machines share.
+
+    A file is written below `.genpipe/parts` and then moved to its place, so whatever is elsewhere is whole.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._parts = root / ".genpipe" / "parts"
+
+    def write(self, path: str, data: bytes) -> None:
+        target, part = self.root / path, self._parts / secrets.token_hex(8)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._parts.mkdir(parents=True, exist_ok=True)
+            with part.open("xb") as file:
+                file.write(data)
+                # Disks that are written late report that they are full only here.
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, target)
+        except OSError as error:
+            # Without this it would name the temporary file, or none.
+            raise OSError(error.errno, error.strerror, str(target)) from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def size(self, path: str) -> int | None:
+        try:
+            return os.stat(f"{self.root}/{path}").st_size
+        except FileNotFoundError:
+            return None
+
+    def read(self, path: str) -> bytes:
+        return (self.root / path).read_bytes()
+
+    def sweep(self) -> None:
+        """Remove what processes that were killed left half-written."""
+        shutil.rmtree(self._parts, ignore_errors=True)
+
+
+class Remote:
+    """What an fsspec URL names; object stores put an object whole or not at all.
+
+    Raises:
+        ValueError: fsspec, or what it needs for this kind of URL, is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            from fsspec.core import url_to_fs
+
+            self._fs: Any
+            self._fs, self._root = url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"the storage {url} cannot be used: {error}") from None
+
+    def write(self, path: str, data: bytes) -> None:
+        target = f"{self._root}/{path}"
+        try:
+            self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+            self._fs.pipe_file(target, data)
+        except OSError as error:
+            raise OSError(error.errno or errno.EIO, error.strerror or str(error), target) from error
+
+    def size(self, path: str) -> int | None:
+        try:
+            return self._fs.info(f"{self._root}/{path}")["size"]
+        except FileNotFoundError:
+            return None
+
+    def read(self, path: str) -> bytes:
+        return self._fs.cat_file(f"{self._root}/{path}")
+
+
+def open_storage(root: str) -> Storage:
+    """The storage at a folder's path or an fsspec URL ("s3://bucket/renders")."""
+    return Remote(root) if "://" in root else Folder(Path(root))

@@ -1,0 +1,66 @@
+"""An engine that draws in this process, so that a test of the coordinator need not start another."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genpipe.render import Options, Run
+from genpipe.render.engines import Event
+from genpipe.render.messages import Job, Model, Task
+from genpipe.render.renderer import Renderer
+
+DEFAULTS = {"height": 32, "width": 32, "steps": 2, "guidance_scale": 4.0, "guidance_rescale": 0.0}
+MODEL = Model("tiny", "f" * 64, "float32", {"": DEFAULTS, "lcm": DEFAULTS}, 4, 3)
+
+
+class Inline:
+    """Draws each batch when it is asked for news."""
+
+    workers = 1
+
+    def __init__(self) -> None:
+        self.batches: list[list[Task]] = []
+        self.renderer: Any = None
+        self._waiting: list[tuple[int, list[Task], str, bool]] = []
+
+    def open(self, job: Job) -> Model:
+        self.renderer = Renderer(job, "cpu")
+        return self.renderer.model()
+
+    def room(self) -> bool:
+        return len(self._waiting) < 2
+
+    def submit(self, key: int, tasks: Sequence[Task], shape: str, measure: bool) -> None:
+        self._waiting.append((key, list(tasks), shape, measure))
+
+    def event(self, timeout: float) -> Event | None:
+        key, tasks, shape, measure = self._waiting.pop(0)
+        self.batches.append(tasks)
+        return Event(key, self.renderer.finish(self.renderer.begin(tasks, shape, measure)))
+
+    def drain(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def inline() -> Inline:
+    return Inline()
+
+
+@pytest.fixture
+def run(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., Run]:
+    """Render with the tiny checkpoint in fp32, in this process, to the end or until `stop_after` pictures."""
+
+    def run(source: Any, out: Path | str | None = "out", engine: Any = None, stop_after: int = 0, **values: Any) -> Run:
+        settings = {"steps": 2, **values.pop("settings", {})}
+        options = Options(**{"model": str(tiny_checkpoint), "dtype": "fp32", **values, "settings": settings})
+        made = Run(source, None if out is None else tmp_path / out, options, engine=engine or Inline())
+        for count, _ in enumerate(made.pictures(), start=1):
+            if count == stop_after:
+                made.stop()
+        return made
+
+    return run

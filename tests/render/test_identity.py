@@ -1,0 +1,71 @@
+"""Ids, derived seeds and fingerprints: what they depend on, and what not."""
+
+import hashlib
+import json
+import os
+
+from genpipe.render.identity import DERIVED_SEEDS, Identity, content_hash, derived_seed, fingerprint
+
+
+def test_an_id_is_the_hash_of_all_that_determines_a_picture():
+    whole = b'[{"fingerprint":"f"},{"steps":3}]' + b"7 " + "корабль".encode()
+    assert Identity({"fingerprint": "f"}, {"steps": 3}).of("корабль".encode(), 7) == hashlib.sha256(whole).digest()[:16]
+
+
+def test_anything_else_gives_another_id():
+    def identity(model: str = "f", steps: int = 3, prompt: bytes = b"a", seed: int = 7) -> bytes:
+        return Identity({"fingerprint": model}, {"steps": steps}).of(prompt, seed)
+
+    ids = {
+        identity(),
+        identity("g"),
+        identity(steps=4),
+        identity(prompt=b"b"),
+        identity(seed=8),
+        identity(seed=2**64 - 1),
+    }
+    assert len(ids) == 6
+    assert identity(prompt=b"1 a", seed=1) != identity(prompt=b"a", seed=11)
+
+
+def test_derived_seeds_are_exact_in_every_json_reader_and_differ():
+    content = content_hash(b"a ship")
+    seeds = [derived_seed(content, ordinal) for ordinal in range(2000)]
+    assert len(set(seeds)) == 2000
+    assert max(seeds) < DERIVED_SEEDS == 2**53 and min(seeds) >= 0
+    assert max(seeds) > DERIVED_SEEDS * 0.99
+
+
+def test_a_fingerprint_is_of_names_and_bytes_alone(tmp_path):
+    cache = tmp_path / "cache.json"
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "w").write_bytes(b"weights")
+    first = fingerprint([("unet/w", tmp_path / "one" / "w")], cache)
+    assert first == fingerprint([("unet/w", tmp_path / "two" / "w")], cache)
+    assert first != fingerprint([("vae/w", tmp_path / "two" / "w")], cache)
+    (tmp_path / "two" / "w").write_bytes(b"weightz")
+    assert first != fingerprint([("unet/w", tmp_path / "two" / "w")], cache)
+
+
+def test_a_file_is_hashed_again_only_when_size_or_time_change(tmp_path):
+    cache, file = tmp_path / "deep" / "cache.json", tmp_path / "w"
+    file.write_bytes(b"weights")
+    os.utime(file, ns=(1, 1))
+    first = fingerprint([("w", file)], cache)
+    (key,) = json.loads(cache.read_text())
+    assert str(file) in key
+    file.write_bytes(b"changed")
+    os.utime(file, ns=(1, 1))
+    assert fingerprint([("w", file)], cache) == first
+    os.utime(file, ns=(2, 2))
+    assert fingerprint([("w", file)], cache) != first
+
+
+def test_a_damaged_cache_is_no_harm(tmp_path):
+    cache, file = tmp_path / "cache.json", tmp_path / "w"
+    file.write_bytes(b"weights")
+    first = fingerprint([("w", file)], cache)
+    cache.write_text("{")
+    assert fingerprint([("w", file)], cache) == first
+    assert json.loads(cache.read_text())

@@ -1,0 +1,94 @@
+"""Batches agree where they must, are full where they can be, and leave nothing out."""
+
+import random
+from itertools import pairwise
+
+import pytest
+
+from genpipe.render.journal import Journal
+from genpipe.render.packing import Packer, shape_of
+from genpipe.render.planning import Planner
+from genpipe.render.rows import read_rows
+from tests.render.conftest import MODEL
+
+
+@pytest.fixture
+def journal(tmp_path):
+    made = Journal(tmp_path / "j.sqlite")
+    yield made
+    made.close()
+
+
+def fill(journal, rows) -> None:
+    Planner(journal, MODEL, identity={}, settings={}).plan(read_rows(rows))
+
+
+def batches(packer) -> list:
+    made = []
+    while (batch := packer.next()) is not None:
+        made.append(batch)
+    return made
+
+
+def test_every_picture_is_in_one_batch_and_batches_agree(journal):
+    rng = random.Random(0)
+    rows = [
+        {
+            "prompt": rng.choice("abcdef"),
+            "seed": number,
+            "width": rng.choice((32, 64)),
+            "steps": rng.choice((2, 3)),
+            "guidance_scale": rng.choice((1.0, 3.0, 5.0)),
+            "negative_prompt": rng.choice(("", "fog")),
+        }
+        for number in range(500)
+    ]
+    fill(journal, rows)
+    made = batches(Packer(journal, lambda _: 8, window=100))
+    numbers = [entry.number for batch in made for entry in batch.entries]
+    assert sorted(numbers) == list(range(1, 501))
+    for batch in made:
+        settings = [journal.settings(entry.settings) for entry in batch.entries]
+        assert len({(s["width"], s["steps"], s["guidance_scale"] > 1) for s in settings}) == 1
+    # 8 shapes: the fewest batches there can be are 63, and each shape may leave one that is not full.
+    assert len(made) <= 63 + 8
+
+
+def test_prompts_negative_prompts_and_scales_of_guidance_mix(journal):
+    rows = [{"prompt": "a"}, {"prompt": "b", "guidance_scale": 9.0}, {"prompt": "c", "negative_prompt": "fog"}]
+    fill(journal, rows)
+    assert [len(batch.entries) for batch in batches(Packer(journal, lambda _: 8))] == [3]
+    assert sorted(len(batch.entries) for batch in batches(Packer(journal, lambda _: 8, distilled=True))) == [1, 2]
+
+
+def test_equal_prompts_are_neighbours(journal):
+    fill(journal, [{"prompt": prompt} for prompt in "abcabcabcabc"])
+    (first, second) = batches(Packer(journal, lambda _: 6))
+    assert [entry.prompt for entry in [*first.entries, *second.entries]] == list("aaaabbbbcccc")
+
+
+def test_shapes_change_seldom(journal):
+    fill(journal, [{"prompt": "a", "width": 32 * (1 + number % 3)} for number in range(90)])
+    shapes = [batch.shape for batch in batches(Packer(journal, lambda _: 4))]
+    assert sum(one != other for one, other in pairwise(shapes)) == 2
+
+
+def test_what_was_given_back_comes_again(journal):
+    fill(journal, ["a", "b", "c"])
+    packer = Packer(journal, lambda _: 2)
+    first = packer.next()
+    assert first is not None
+    packer.give_back(first)
+    assert sorted(entry.prompt for batch in batches(packer) for entry in batch.entries) == ["a", "b", "c"]
+
+
+def test_the_size_is_asked_anew(journal):
+    fill(journal, [str(number) for number in range(12)])
+    sizes = iter([1, 2, 4, 8])
+    assert [len(batch.entries) for batch in batches(Packer(journal, lambda _: next(sizes)))] == [1, 2, 4, 5]
+
+
+def test_sizes_sort_as_numbers():
+    settings = {**MODEL.defaults[""], "negative_prompt": "", "sampler": None, "clip_skip": 0}
+    small, large = shape_of({**settings, "height": 512}), shape_of({**settings, "height": 1024})
+    assert small < large

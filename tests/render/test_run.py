@@ -1,0 +1,374 @@
+"""The coordinator: everything is drawn once, journalled, found again; what is wrong is said before anything begins."""
+
+import errno
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import genpipe
+from genpipe.images import read_request
+from genpipe.render import Options, Run
+from genpipe.render.engines import Event
+from genpipe.render.messages import Result
+from tests.render.conftest import MODEL, Inline
+
+PROMPTS = ["a red cat", "a blue dog", "a pirate ship", "a red cat", "a ship"]
+
+
+def metadata(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+
+
+def pixels(folder: Path) -> dict[str, bytes]:
+    return {row["id"]: Image.open(folder / row["file_name"]).tobytes() for row in metadata(folder)}
+
+
+def journal_file(folder: Path) -> Path:
+    return folder / ".genpipe" / "journal.sqlite"
+
+
+def test_every_row_becomes_a_file_that_says_what_made_it(run, tmp_path):
+    rows = [{"prompt": "a", "mood": "calm"}, {"prompt": "b", "file_name": "deep/b", "seed": 9}]
+    finished = run(rows)
+    assert (finished.total, finished.done, finished.failed) == (2, 2, 0)
+    first, second = metadata(tmp_path / "out")
+    assert (first["prompt"], first["mood"], first["file_name"]) == ("a", "calm", f"images/{first['id']}.png")
+    assert (second["seed"], second["file_name"]) == (9, "images/deep/b.png")
+    request = read_request(tmp_path / "out" / second["file_name"])
+    assert (request.prompt, request.seed, request.steps) == ("b", 9, 2)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("images", ".genpipe", "metadata.jsonl", "failures.jsonl", "report.json", "index.html")
+    }
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_pictures_are_the_same_whatever_the_batch(run, tmp_path, deterministic):
+    drawn = []
+    for batch in (1, 3, 8):
+        run(PROMPTS, out=str(batch), batch=batch, deterministic=deterministic)
+        drawn.append(pixels(tmp_path / str(batch)))
+    assert drawn[0].keys() == drawn[1].keys() == drawn[2].keys() and len(drawn[0]) == 5
+    for key in drawn[0]:
+        levels = [np.frombuffer(one[key], np.uint8).astype(int) for one in drawn]
+        assert max(np.abs(levels[0] - other).max() for other in levels[1:]) <= (0 if deterministic else 1)
+
+
+def test_the_same_again_draws_nothing(run, tmp_path):
+    run(PROMPTS)
+    again = Inline()
+    assert run(PROMPTS, engine=again).done == 5
+    assert again.batches == []
+
+
+def test_an_interrupted_run_goes_on(run, tmp_path):
+    stopped = run(PROMPTS, batch=1, stop_after=2, deterministic=True)
+    assert stopped.stopped and 2 <= stopped.done < 5 and stopped.left == 5 - stopped.done
+    assert len(metadata(tmp_path / "out")) == stopped.done
+    rest = Inline()
+    assert run(PROMPTS, engine=rest, deterministic=True).done == 5
+    assert sum(map(len, rest.batches)) == 5 - stopped.done
+    run(PROMPTS, out="whole", deterministic=True)
+    assert pixels(tmp_path / "out") == pixels(tmp_path / "whole")
+
+
+def test_an_inserted_row_draws_only_itself(run, tmp_path):
+    run(PROMPTS)
+    rest = Inline()
+    run(["new one", *PROMPTS], engine=rest)
+    assert [task.request["prompt"] for batch in rest.batches for task in batch] == ["new one"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "short"])
+def test_a_picture_that_is_damaged_is_drawn_again(run, tmp_path, damage):
+    run(PROMPTS)
+    path = tmp_path / "out" / metadata(tmp_path / "out")[1]["file_name"]
+    data = path.read_bytes()
+    path.unlink() if damage == "missing" else path.write_bytes(data[:-1])
+    rest = Inline()
+    run(PROMPTS, engine=rest)
+    assert sum(map(len, rest.batches)) == 1 and path.read_bytes() == data
+
+
+def test_verify_finds_what_the_size_does_not_show(run, tmp_path):
+    run(PROMPTS)
+    path = tmp_path / "out" / metadata(tmp_path / "out")[0]["file_name"]
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    kept, found = Inline(), Inline()
+    run(PROMPTS, engine=kept)
+    run(PROMPTS, engine=found, verify=True)
+    assert kept.batches == [] and sum(map(len, found.batches)) == 1 and path.read_bytes() == data
+
+
+def test_what_was_left_unwritten_is_written_by_the_next_run(run, tmp_path, monkeypatch):
+    (tmp_path / "p.txt").write_text("\n".join(PROMPTS))
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_write_results", lambda *_: None)
+        run(tmp_path / "p.txt")
+    assert not (tmp_path / "out/metadata.jsonl").exists()
+    run(tmp_path / "p.txt")
+    assert len(metadata(tmp_path / "out")) == 5
+
+
+def test_a_folder_without_pictures_takes_any_setting(run, tmp_path):
+    with pytest.raises(ValueError, match="line 1"):
+        run([{"mood": 1}], strict=True)
+    assert run(PROMPTS, settings={"steps": 3}).done == 5
+
+
+def test_a_changed_setting_is_shown(run, tmp_path, tiny_checkpoint):
+    run(PROMPTS)
+    with pytest.raises(ValueError, match=r"out was made with steps 2, now 3: give a new --out, or --force"):
+        run(PROMPTS, settings={"steps": 3})
+    with pytest.raises(ValueError, match=r"deterministic False, now True"):
+        run(PROMPTS, deterministic=True)
+    assert run(PROMPTS, settings={"steps": 3}, force=True).done == 5
+    assert len(metadata(tmp_path / "out")) == 10
+
+
+def test_another_model_is_refused(run, tmp_path, tiny_checkpoint):
+    run(["a"])
+    other = tmp_path / "model"
+    subprocess.run(["cp", "-r", str(tiny_checkpoint), str(other)], check=True)
+    (other / "genpipe.json").write_text('{"steps": 9}')
+    with pytest.raises(ValueError, match=r"was made with model .*checkpoint \(\w{12}\), now .*model \(\w{12}\)"):
+        run(["a"], model=str(other))
+
+
+def test_broken_rows_are_reported_and_the_others_drawn(run, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n{"prompt": "c", "width": 7}\n{"prompt": "d"}\n')
+    finished = run(tmp_path / "p.jsonl")
+    assert (finished.done, finished.rejected) == (2, 2)
+    failures = [json.loads(line) for line in (tmp_path / "out/failures.jsonl").read_text().splitlines()]
+    assert [row["line"] for row in failures] == [2, 3]
+    assert failures[0]["row"] == '{"prompt":' and "multiple of 4" in failures[1]["error"]
+    with pytest.raises(ValueError, match="line 2: it is not JSON"):
+        run(tmp_path / "p.jsonl", strict=True)
+
+
+def test_no_row_at_all_that_can_be_drawn(run, tmp_path):
+    (tmp_path / "p.jsonl").write_text("{\n[]\n")
+    with pytest.raises(ValueError, match="none of the 2 rows can be drawn; line 1: it is not JSON"):
+        run(tmp_path / "p.jsonl")
+    with pytest.raises(ValueError, match="no prompts"):
+        run([])
+
+
+class Failing(Inline):
+    """Fails what has this prompt."""
+
+    def __init__(self, prompt: str) -> None:
+        super().__init__()
+        self.prompt = prompt
+
+    def event(self, timeout: float) -> Event | None:
+        key, tasks, *_ = self._waiting[0]
+        bad = [task for task in tasks if task.request["prompt"] == self.prompt]
+        self._waiting[0] = (key, [task for task in tasks if task not in bad], "", False)
+        event = super().event(timeout)
+        assert event is not None and event.result is not None
+        event.result.failed += [(task.number, "it would not") for task in bad]
+        return event
+
+
+def test_a_failed_picture_is_left_alone_until_it_is_asked_for(run, tmp_path):
+    finished = run(PROMPTS, engine=Failing("a ship"))
+    assert (finished.done, finished.failed) == (4, 1)
+    (failure,) = [json.loads(line) for line in (tmp_path / "out/failures.jsonl").read_text().splitlines()]
+    assert (failure["prompt"], failure["error"]) == ("a ship", "it would not")
+    idle = Inline()
+    assert run(PROMPTS, engine=idle).failed == 1 and idle.batches == []
+    again = run(PROMPTS, retry_failed=True)
+    assert (again.done, again.failed) == (5, 0)
+    assert (tmp_path / "out/failures.jsonl").read_text() == ""
+
+
+class Mortal(Inline):
+    """Dies over every batch that has this prompt."""
+
+    def __init__(self, prompt: str) -> None:
+        super().__init__()
+        self.prompt, self.deaths = prompt, 0
+
+    def event(self, timeout: float) -> Event | None:
+        key, tasks, *_ = self._waiting[0]
+        if any(task.request["prompt"] == self.prompt for task in tasks):
+            self.deaths += 1
+            self._waiting.pop(0)
+            return Event(key, lost="its worker died (killed by signal 9)")
+        return super().event(timeout)
+
+
+def test_a_picture_that_kills_its_workers_is_given_up_and_its_neighbours_are_not(run, tmp_path):
+    engine = Mortal("a ship")
+    finished = run(PROMPTS, engine=engine)
+    assert (finished.done, finished.failed, engine.deaths) == (4, 1, 4)
+    assert "killed by signal 9), 4 times" in (tmp_path / "out/failures.jsonl").read_text()
+
+
+def test_a_full_disk_ends_the_run_and_the_same_command_goes_on(run, tmp_path, monkeypatch):
+    fsync, count = os.fsync, [0]
+
+    def full(file):
+        count[0] += 1
+        if count[0] == 3:
+            raise OSError(28, "No space left on device")
+        return fsync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("genpipe.render.storage.os.fsync", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            run(PROMPTS, batch=1)
+    assert not (tmp_path / "out/.genpipe/parts").exists()
+    finished = run(PROMPTS, batch=1)
+    assert finished.done == 5 and finished.report.pictures == 3
+
+
+def test_two_renderers_cannot_have_one_folder(run, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from genpipe.render.folder import OutputFolder\n"
+        "OutputFolder(Path(sys.argv[1])).open(); print('open', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ}) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"open\n"
+        with pytest.raises(OSError, match=f"out is being rendered into by process {other.pid} on "):
+            run(["a"])
+        other.kill()
+    assert run(["a"]).done == 1
+
+
+def test_a_folder_of_somebody_elses_is_refused(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "metadata.jsonl").write_text("mine")
+    with pytest.raises(ValueError, match=r"out has metadata\.jsonl"):
+        run(["a"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        run(["a"], out="file")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_cannot_be_written_is_refused(run, tmp_path, monkeypatch, number):
+    (tmp_path / "out").mkdir()
+
+    def refuse(path, *_, **__):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(OSError, match="cannot write into this folder") as caught:
+        run(["a"])
+    assert caught.value.filename == str(tmp_path / "out")
+
+
+def test_in_memory_nothing_is_left_on_the_disk(tiny_checkpoint, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    options = Options(model=str(tiny_checkpoint), dtype="fp32", settings={"steps": 1})
+    pictures = list(Run(["a", "b"], None, options, engine=Inline()).pictures())
+    assert [picture.image.size for picture in pictures] == [(32, 32)] * 2
+    assert pictures[0].path is None and pictures[0].request.prompt == "a"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_function_and_the_module_are_one(tiny_checkpoint, tmp_path):
+    engine = Inline()
+    drawn = genpipe.render(
+        [{"prompt": "a", "mood": 1}],
+        out=tmp_path / "o",
+        engine=engine,
+        model=str(tiny_checkpoint),
+        steps=1,
+        dtype="fp32",
+    )
+    (picture,) = drawn
+    assert picture.extra == {"mood": 1} and picture.request.steps == 1
+    assert Path(str(picture.path)).is_file() and picture.image.size == (32, 32)
+    assert importlib.import_module("genpipe.render") is genpipe.render and callable(genpipe.render)
+
+
+def test_a_caller_that_has_seen_enough_leaves_the_folder_in_order(tiny_checkpoint, tmp_path):
+    options = Options(model=str(tiny_checkpoint), dtype="fp32", batch=1, settings={"steps": 1})
+    pictures = Run(PROMPTS, tmp_path / "out", options, engine=Inline()).pictures()
+    next(pictures)
+    pictures.close()
+    assert len(metadata(tmp_path / "out")) == 1
+    assert not (tmp_path / "out/.genpipe/parts").exists()
+
+
+def test_pictures_go_to_a_url(run, tmp_path):
+    fsspec = pytest.importorskip("fsspec")
+    options = Options(model=run(["x"], out=None).options.model, dtype="fp32", settings={"steps": 1})
+    finished = Run(["a"], tmp_path / "out", options, engine=Inline(), storage="memory://there")
+    (picture,) = finished.pictures()
+    assert picture.path == f"memory://there/images/{picture.id}.png" and picture.image.size == (32, 32)
+    there = fsspec.filesystem("memory")
+    assert {path.rpartition("/")[2] for path in there.find("/there")} == {
+        *(f"{picture.id}.png", "metadata.jsonl", "failures.jsonl", "report.json")
+    }
+    assert not (tmp_path / "out/images").exists()
+
+
+def test_the_report_adds_up(run, tmp_path):
+    run(PROMPTS)
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert (report["pictures"], report["failed"], report["left"], report["workers"]) == (5, 0, 0, 1)
+    seconds = report["seconds"]
+    assert 0 < seconds["text"] + seconds["denoise"] + seconds["decode"] <= seconds["drawing"]
+    assert 0 < report["device_utilisation"] <= 1 and report["peak_memory_bytes"] > 1e6
+    run(PROMPTS)
+    assert json.loads((tmp_path / "out/report.json").read_text())["pictures"] == 5
+
+
+def test_image_folder_reads_it(run, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    run([{"prompt": "a", "mood": 1}, {"prompt": "b", "file_name": "x/y", "width": 288}])
+    assert list((tmp_path / "out/.genpipe/thumbnails").iterdir())
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    rows = loaded["train"]
+    assert sorted(rows["prompt"]) == ["a", "b"] and rows[0]["image"].size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"batch": 0}, "batch must be a whole number from 1"),
+        ({"n": True}, "n must be"),
+        ({"best_of": 0}, "best_of must be"),
+        ({"format": "gif"}, "format 'gif'"),
+        ({"settings": {"steps": 0}}, "steps must be"),
+        ({"settings": {"stepz": 1}}, "no setting stepz"),
+    ],
+)
+def test_options_are_checked(values, reason):
+    with pytest.raises(ValueError, match=reason):
+        Options(**values)
+
+
+def test_measured_and_reduced_sizes_are_used_for_what_follows(run, tmp_path):
+    class Sized(Inline):
+        def open(self, job):
+            self.out = job.out
+            return MODEL
+
+        def event(self, timeout):
+            key, tasks, _, measure = self._waiting.pop(0)
+            self.batches.append(tasks)
+            drawn = []
+            for task in tasks:
+                Path(self.out, task.path).parent.mkdir(exist_ok=True)
+                Path(self.out, task.path).write_bytes(b"x")
+                drawn.append((task.number, 1, "00" * 32, None))
+            return Event(key, Result(drawn=drawn, size=16 if measure else None))
+
+    engine = Sized()
+    run([str(number) for number in range(200)], engine=engine)
+    assert [len(batch) for batch in engine.batches][:2] == [8, 8]
+    assert {len(batch) for batch in engine.batches[3:-1]} == {16}
+    assert sum(map(len, engine.batches)) == 200
