@@ -5,7 +5,6 @@ import pytest
 from genpipe.scenes import Scene, caption, concepts, sample
 from genpipe.scenes.parse import Wanted, Wish, parse
 
-
 # "two eyes" may be two of either: these pairs share their words.
 SHARED = {"eyes": "eye", "musical notes": "musical note", "stack of books": "book"}
 
