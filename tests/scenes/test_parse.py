@@ -5,6 +5,9 @@ import pytest
 from genpipe.scenes import Scene, caption, concepts, sample
 from genpipe.scenes.parse import Wanted, Wish, parse
 
+# "two eyes" may be two of either: these pairs share their words.
+SHARED = {"eyes": "eye", "musical notes": "musical note", "stack of books": "book"}
+
 
 @pytest.mark.parametrize("language", ["en", "ru"])
 @pytest.mark.parametrize("style", ["full", "short", "bare"])
@@ -14,8 +17,14 @@ def test_a_caption_is_read_back_as_the_scene_that_it_was_worded_for(language, st
         scene = sample(rng, held=held)
         text = caption(scene, rng, language=language, style=style)
         wish = parse(text)
-        said = [(thing.concept, thing.colour, thing.size) for thing in wish.objects for _ in range(thing.count or 1)]
-        assert said == [(placed.concept, placed.colour, scene.size) for placed in scene.objects], text
+        said = [
+            (SHARED.get(thing.concept, thing.concept), thing.colour, thing.size)
+            for thing in wish.objects
+            for _ in range(thing.count or 1)
+        ]
+        assert said == [
+            (SHARED.get(placed.concept, placed.concept), placed.colour, scene.size) for placed in scene.objects
+        ], text
         assert wish.relation == scene.relation, text
         assert wish.setting == scene.setting or (wish.setting is None and at_home(scene)), text
 
