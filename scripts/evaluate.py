@@ -70,6 +70,9 @@ def main(given: Sequence[str] | None = None) -> None:
         report = evaluate(arguments)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
+    if arguments.json:
+        # What was not there to be measured is NaN, which strict JSON lacks.
+        report = json.loads(json.dumps(report), parse_constant=lambda _: None)
     print(json.dumps(report, ensure_ascii=False) if arguments.json else table(report))
 
 
