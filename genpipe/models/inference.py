@@ -1,6 +1,6 @@
 """The networks made ready to run: what training and checkpoints do not need, done once after the weights are loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from genpipe.models.attention import Attention, FusedSelfAttention, GatedFeedForward, SpatialAttention, TransformerBlock
 from genpipe.models.forms import PLAIN, Forms
-from genpipe.models.packed import PackedGatedFeedForward, can_pack, kind_of, pack
+from genpipe.models.packed import SIDE, PackedGatedFeedForward, can_pack, kind_of, pack
 from genpipe.models.unet import UNet
+from genpipe.models.vae import VAE
 from genpipe.vision.blocks import PhaseUpsample, Upsample
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -26,11 +27,36 @@ def prepare(network: Network, *, device: torch.device, dtype: torch.dtype, forms
         device, dtype: where and in what to run.
         forms: those of the processor, for a CPU.
     """
-    _prepare(network.eval().requires_grad_(False), device, dtype, forms)
+    sides = {id(module): side for module, side in _sides(network)}
+    _prepare(network.eval().requires_grad_(False), device, dtype, forms, sides, SIDE)
     return network
 
 
-def _prepare(module: nn.Module, device: torch.device, dtype: torch.dtype, forms: Forms) -> nn.Module:
+def _sides(network: nn.Module) -> Iterator[tuple[nn.Module, int]]:
+    """The parts of a network, with the height and width of their maps at the size that it was trained on."""
+    if isinstance(network, UNet):
+        yield network, network.config.sample_size
+        levels = [(network.down, network.up, network.middle, network.config.sample_size)]
+    elif isinstance(network, VAE):
+        size = network.config.sample_size
+        latent = size // network.config.factor
+        yield from ((network.encoder, size), (network.decoder, size), (network.moments, latent))
+        yield from ((network.unmoments, latent), (network.decoder.conv_in, latent))
+        levels = [(network.encoder.down, (), network.encoder.middle, size)]
+        levels += [((), network.decoder.up, network.decoder.middle, size)]
+    else:
+        levels = []
+    for down, up, middle, size in levels:
+        deepest = max(len(down), len(up)) - 1
+        yield from ((level, max(1, size >> depth)) for depth, level in enumerate(down))
+        yield from ((level, max(1, size >> (deepest - depth))) for depth, level in enumerate(up))
+        yield middle, max(1, size >> deepest)
+
+
+def _prepare(
+    module: nn.Module, device: torch.device, dtype: torch.dtype, forms: Forms, sides: Mapping[int, int], side: int
+) -> nn.Module:
+    side = sides.get(id(module), side)
     if isinstance(module, Upsample) and forms.phases:
         module = PhaseUpsample(module)
     elif isinstance(module, TransformerBlock) and not module.only_cross:
@@ -38,13 +64,13 @@ def _prepare(module: nn.Module, device: torch.device, dtype: torch.dtype, forms:
     elif isinstance(module, SpatialAttention):
         module.register_module("attention", _fused(module.attention, forms))
     elif isinstance(module, GatedFeedForward) and can_pack() and "linear" in forms.packed:
-        return PackedGatedFeedForward(module.to(device=device, dtype=dtype))
+        return PackedGatedFeedForward(module.to(device=device, dtype=dtype), side)
     children = dict(module.named_children())
     if not children:
         module = module.to(device=device, dtype=dtype)
-        return pack(module) if can_pack() and kind_of(module) in forms.packed else module
+        return pack(module, side) if can_pack() and kind_of(module) in forms.packed else module
     for name, child in children.items():
-        module.register_module(name, _prepare(child, device, dtype, forms))
+        module.register_module(name, _prepare(child, device, dtype, forms, sides, side))
     return module
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from genpipe.models.attention import GatedFeedForward
 
 # The order that oneDNN prefers depends on the input's size. Without one it may guess an order that makes a 1 × 1
-# convolution ten times slower; these are those of a 512 × 512 picture, and no other was found to be much better.
-_SIDE, _ROWS = 64, 4096
+# convolution ten times slower, and with another one it may reorder the weights at every call.
+SIDE = 64
 
 _OPERATORS = (
     "_reorder_linear_weight",
@@ -46,16 +46,19 @@ def kind_of(layer: nn.Module) -> str | None:
     return "convolution 1x1" if layer.kernel_size == (1, 1) else "convolution 3x3"
 
 
-def pack(layer: nn.Module) -> nn.Module:
-    """The packed form of a linear layer or of an ungrouped convolution, plain or transposed; another layer as it is."""
+def pack(layer: nn.Module, side: int = SIDE) -> nn.Module:
+    """The packed form of a linear layer or of an ungrouped convolution, plain or transposed; another layer as it is.
+
+    `side` is the height and width of the maps that it will mostly be given; others are right too, but may take longer.
+    """
     if kind_of(layer) is None:
         return layer
-    packed: dict[type, Callable[[Any], nn.Module]] = {
+    packed: dict[type, Callable[[Any, int], nn.Module]] = {
         nn.Linear: PackedLinear,
         nn.Conv2d: PackedConv,
         nn.ConvTranspose2d: PackedConvTranspose,
     }
-    return packed[type(layer)](layer)
+    return packed[type(layer)](layer, side)
 
 
 class _Packed(nn.Module):
@@ -87,8 +90,8 @@ class PackedLinear(_Packed):
 
     arguments = ("in_features", "out_features")
 
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__(layer, torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), _ROWS))
+    def __init__(self, layer: nn.Linear, side: int = SIDE) -> None:
+        super().__init__(layer, torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), side**2))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C_in) -> (..., C_out)."""
@@ -98,10 +101,10 @@ class PackedLinear(_Packed):
 class PackedGatedFeedForward(nn.Module):
     """A packed `GatedFeedForward`: value and gate are two products, into which oneDNN fuses GELU and the multiplication."""
 
-    def __init__(self, layer: GatedFeedForward) -> None:
+    def __init__(self, layer: GatedFeedForward, side: int = SIDE) -> None:
         super().__init__()
-        self.value, self.gate = (PackedLinear(half) for half in _halves(layer.project))
-        self.out = PackedLinear(layer.out)
+        self.value, self.gate = (PackedLinear(half, side) for half in _halves(layer.project))
+        self.out = PackedLinear(layer.out, side)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
@@ -136,10 +139,10 @@ class PackedConv(_Packed):
 
     arguments = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
 
-    def __init__(self, layer: nn.Conv2d) -> None:
+    def __init__(self, layer: nn.Conv2d, side: int = SIDE) -> None:
         self._settings = (layer.padding, layer.stride, layer.dilation, 1)
         weight = layer.weight.detach().to(memory_format=torch.channels_last)
-        size = [1, layer.in_channels, _SIDE, _SIDE]
+        size = [1, layer.in_channels, side, side]
         super().__init__(layer, torch.ops.mkldnn._reorder_convolution_weight(weight, *self._settings, size))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,10 +156,10 @@ class PackedConvTranspose(_Packed):
 
     arguments = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "output_padding", "dilation")
 
-    def __init__(self, layer: nn.ConvTranspose2d) -> None:
+    def __init__(self, layer: nn.ConvTranspose2d, side: int = SIDE) -> None:
         self._settings = (layer.padding, layer.output_padding, layer.stride, layer.dilation, 1)
         reorder = torch.ops.mkldnn._reorder_convolution_transpose_weight
-        size = [1, layer.in_channels, _SIDE, _SIDE]
+        size = [1, layer.in_channels, side, side]
         super().__init__(layer, reorder(layer.weight.detach(), *self._settings, size))
 
     def _dense_weight(self) -> Tensor:
