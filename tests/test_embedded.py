@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,14 @@ import pytest
 import torch
 
 from genpipe.pipeline import EMBEDDED, Pipeline, generate
-from genpipe.scenes import canonical, concepts, names
+from genpipe.scenes import canonical, caption, concepts, sample
 from genpipe.scenes.compose import Composer
+from genpipe.vision.judge import Judge
 
-PROMPTS = {"pirate ship": "pirate ship", "пиратский корабль": "pirate ship", "ship": "ship", "корабль": "ship"}
+PROMPTS = {
+    "pirate ship": "pirate ship", "пиратский корабль": "pirate ship", "ship": "ship", "корабль": "ship",
+    "a castle": "castle", "замок": "castle", "apple": "apple", "яблоко": "apple", "kitty": "cat", "кошка": "cat",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +39,22 @@ def pixels(images: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_prompts_draw_what_they_name(pipe: Pipeline, seed: int) -> None:
+def test_prompts_draw_what_they_name(pipe: Pipeline, learned: list[str], seed: int) -> None:
     """Of the canonical pictures of all that the model was taught, the drawn one is nearest to its own."""
-    taught = names(core=True)
+    taught = learned
     drawn = pixels(pipe(list(PROMPTS), seeds=[seed] * len(PROMPTS), progress=False))
     known = Composer(size=drawn.shape[-1]).render([canonical(name) for name in taught])
     nearest = torch.cdist(drawn.flatten(1), known.flatten(1)).argmin(1).tolist()
     assert {prompt: taught[index] for prompt, index in zip(PROMPTS, nearest, strict=True)} == PROMPTS
+
+
+def test_combinations_that_were_held_out_of_training_are_drawn(pipe: Pipeline, learned: list[str]) -> None:
+    rng = random.Random(0)
+    scenes = [sample(rng, learned, held=True) for _ in range(60)]
+    prompts = [caption(scene) for scene in scenes if scene.kind in ("setting", "colour")][:16]
+    images = pipe(prompts, seeds=range(len(prompts)), progress=False)
+    scores = Judge.load(EMBEDDED / "judge" / "model.safetensors").scores(images, prompts)
+    assert sum(bool(score.satisfied) for score in scores) >= 8  # of 16; scripts/evaluate.py says how many of 1,000
 
 
 def test_a_prompt_is_what_makes_the_difference(pipe: Pipeline) -> None:
@@ -83,7 +97,9 @@ def test_drawing_needs_neither_network_nor_the_reference_libraries(tmp_path: Pat
 
 def test_it_is_small_and_safe_and_says_what_it_learned(learned: list[str]) -> None:
     files = [path for path in EMBEDDED.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 40e6
+    weights = [path for path in EMBEDDED.glob("*/*.safetensors") if path.parent.name != "judge"]
+    assert sum(path.stat().st_size for path in weights) <= 24e6
+    assert sum(path.stat().st_size for path in files) < 33e6
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt", ".md"}
     assert set(learned) <= set(concepts())
     assert "pirate ship" in learned
