@@ -9,7 +9,7 @@ def test_the_world_is_as_large_as_promised():
     composites = [c for c in concepts().values() if c.recipes[0].startswith("@")]
     assert len(concepts()) - len(composites) >= 500
     assert len(composites) >= 60
-    assert 90 <= len(names(core=True)) <= 110
+    assert 250 <= len(names(core=True)) <= 320
     assert len(SETTINGS) >= 16
 
 

@@ -71,8 +71,9 @@ def test_layouts_follow_the_relation_and_stay_in_the_picture():
 
 
 def test_concepts_come_equally_often_but_for_the_ships():
-    counts = dict.fromkeys(names(core=True), 0)
-    for scene in sample_batch(random.Random(4), 8000, pool=names(core=True)):
+    pool = names(core=True)[:100]
+    counts = dict.fromkeys(pool, 0)
+    for scene in sample_batch(random.Random(4), 8000, pool=pool):
         if scene.kind == "bare":
             counts[scene.objects[0].concept] += 1
     rest = sorted(n for name, n in counts.items() if "ship" not in name and name != "sailboat")
