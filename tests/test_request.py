@@ -143,4 +143,4 @@ def test_a_number_to_choose_from_is_checked():
     check_best_of(100)
     for wrong in (0, 101, 2.5, "8", None, True):
         with pytest.raises(ValueError, match="best_of must be a whole number from 1 to 100, not"):
-            check_best_of(wrong)
+            check_best_of(wrong)  # pyright: ignore[reportArgumentType]
