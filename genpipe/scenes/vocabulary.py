@@ -46,19 +46,20 @@ def unknown_words(prompt: str, pool: tuple[str, ...] | None = None) -> dict[str,
 
 
 @cache
-def _hints() -> dict[str, str]:
-    """Words that the world lacks, and the known name that comes closest in meaning (near.tsv)."""
+def _hints() -> dict[str, tuple[str, ...]]:
+    """Words that the world lacks, and the known names that come near in meaning, the closest first (near.tsv)."""
     lines = (files("genpipe.scenes") / "near.tsv").read_text(encoding="utf-8").splitlines()
     rows = [line.split("\t") for line in lines]
-    return {word.strip().replace("ё", "е"): name for name, words in rows for word in words.split(",")}
+    return {
+        word.strip().replace("ё", "е"): tuple(names.split(", ")) for names, words in rows for word in words.split(",")
+    }
 
 
 def near(word: str, pool: tuple[str, ...] | None = None) -> tuple[str, ...]:
     """Up to three known names near `word`: the one that means most nearly the same, and those spelled much alike."""
     word = word.lower()
-    hint = _hints().get(word.replace("ё", "е"))
-    if hint in concepts() and hint not in (pool or concepts()):
-        hint = None
+    hints = _hints().get(word.replace("ё", "е"), ())
+    hint = next((name for name in hints if name not in concepts() or name in (pool or concepts())), None)
     alike = difflib.get_close_matches(word, _names(pool), n=3, cutoff=0.75)
     return tuple(dict.fromkeys([hint, *alike] if hint else alike))[:3]
 
