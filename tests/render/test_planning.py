@@ -33,6 +33,7 @@ def test_a_bare_prompt_gets_the_models_defaults(journal):
         "negative_prompt": "",
         "sampler": None,
         "clip_skip": 0,
+        "speed": "exact",
     }
     assert (entry.prompt, entry.line, entry.state) == ("a ship", 1, PENDING)
 
