@@ -217,7 +217,7 @@ class Journal:
         rows = self._db.execute(
             f"SELECT {_COLUMNS} FROM pictures WHERE {' AND '.join(wanted)} ORDER BY number LIMIT ?", values
         )
-        return [Entry(*row) if row[5] >= 0 else Entry(*row)._replace(seed=row[5] + (1 << 64)) for row in rows]
+        return [Entry._make(row) if row[5] >= 0 else Entry._make(row)._replace(seed=row[5] + (1 << 64)) for row in rows]
 
     def windows(self, size: int = 4096, **which: Any) -> Iterator[list[Entry]]:
         """`entries`, some thousands at a time."""

@@ -115,7 +115,7 @@ class Planner:
         settings, identity = self._known.get(key) or self._check({} if not key else given, key)
         seeds: Sequence[int] = ()
         if seed is not None:
-            first = Request("", seed=seed, steps=1, guidance_scale=1, height=8, width=8).seed
+            first = _seed(seed)
             seeds = [(first + k) % (MAX_SEED + 1) for k in range(n)]
         elif self._seeds is not None:
             if n != 1:
@@ -167,6 +167,12 @@ def _carried(fields: dict[str, Any]) -> str:
         return canonical_json(fields).encode("utf-8", "replace").decode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"its other fields are no JSON ({error})") from None
+
+
+def _seed(value: Any) -> int:
+    if type(value) is int and 0 <= value <= MAX_SEED:
+        return value
+    return Request("", seed=value, steps=1, guidance_scale=1, height=8, width=8).seed
 
 
 def _number(value: Any) -> int:

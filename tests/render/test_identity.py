@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import random
+from collections import Counter
 
-from genpipe.render.identity import DERIVED_SEEDS, Identity, content_hash, derived_seed, fingerprint
+from genpipe.render.identity import DERIVED_SEEDS, Identity, Ordinals, content_hash, derived_seed, fingerprint
 
 
 def test_an_id_is_the_hash_of_all_that_determines_a_picture():
@@ -34,6 +36,18 @@ def test_derived_seeds_are_exact_in_every_json_reader_and_differ():
     assert len(set(seeds)) == 2000
     assert max(seeds) < DERIVED_SEEDS == 2**53 and min(seeds) >= 0
     assert max(seeds) > DERIVED_SEEDS * 0.99
+
+
+def test_ordinals_count_equal_rows_in_this_window_and_all_before():
+    rng, ordinals, counts = random.Random(0), Ordinals(), Counter()
+    for size in (0, 1, 300, 7, 7, 300, 1, 0, 1000):
+        window = [content_hash(b"%d" % rng.choice([rng.randrange(20), rng.randrange(10**9)])) for _ in range(size)]
+        expected = []
+        for content in window:
+            expected.append(counts[content])
+            counts[content] += 1
+        assert ordinals.of(window) == expected
+    assert max(counts.values()) > 20
 
 
 def test_a_fingerprint_is_of_names_and_bytes_alone(tmp_path):
