@@ -12,13 +12,19 @@ import numpy as np
 # Seeds that are derived stay below this, so that every reader of JSON keeps them whole.
 DERIVED_SEEDS = 1 << 53
 
-
-_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+# json.dumps with ensure_ascii=False, sort_keys=True and no blanks makes such an encoder anew for every value.
+_encode: Any = json.encoder.c_make_encoder(  # pyright: ignore[reportAttributeAccessIssue]
+    None, json.JSONEncoder().default, json.encoder.encode_basestring, None, ":", ",", True, False, True
+)
 
 
 def canonical_json(value: Any) -> str:
-    """The one text that equal values share."""
-    return _ENCODER.encode(value)
+    """The one text that equal values share.
+
+    Raises:
+        TypeError, RecursionError: it is no JSON.
+    """
+    return "".join(_encode(value, 0))
 
 
 class Identity:

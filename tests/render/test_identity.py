@@ -6,7 +6,17 @@ import os
 import random
 from collections import Counter
 
-from genpipe.render.identity import DERIVED_SEEDS, Identity, Ordinals, content_hash, derived_seed, fingerprint
+import pytest
+
+from genpipe.render.identity import (
+    DERIVED_SEEDS,
+    Identity,
+    Ordinals,
+    canonical_json,
+    content_hash,
+    derived_seed,
+    fingerprint,
+)
 
 
 def test_an_id_is_the_hash_of_all_that_determines_a_picture():
@@ -28,6 +38,31 @@ def test_anything_else_gives_another_id():
     }
     assert len(ids) == 6
     assert identity(prompt=b"1 a", seed=1) != identity(prompt=b"a", seed=11)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"b": [1, -0.0, 1e300, 0.1, None, True], "a": {"é": '"\\\n\x01\u2028', "": []}},
+        {"nan": float("nan"), "inf": -float("inf"), "big": 2**70, "pair": (1, "\ud800")},
+        {2: 1, 10: "x"},
+        "text",
+        0,
+    ],
+)
+def test_canonical_json_is_json_sorted_and_without_blanks(value):
+    assert canonical_json(value) == json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def test_what_is_no_json_has_no_canonical_text():
+    circle: list = []
+    circle.append(circle)
+    for value in ({1}, {"a": object()}, {1: 1, "1": 1}, {(): 1}):
+        with pytest.raises(TypeError):
+            canonical_json(value)
+    with pytest.raises(RecursionError):
+        canonical_json(circle)
+    assert canonical_json([[]]) == "[[]]"
 
 
 def test_derived_seeds_are_exact_in_every_json_reader_and_differ():
