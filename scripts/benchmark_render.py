@@ -5,6 +5,8 @@
 
 `scale`: rows a second of planning, of journalling finished pictures (packing and messages included), and of resuming:
 the same command again, which looks at every file, and again with a line inserted, which reads and plans every row anew.
+Rows a second are given by the wall clock, which whatever else runs on the machine slows down and which waits for the disk,
+and by the processor time of the process.
 `overhead`: the embedded model, at its own settings, against `for prompt in prompts: pipe(prompt).save()` over diffusers'
 pipeline on the same weights at the same dtype. The last line is one JSON object.
 """
@@ -23,6 +25,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from genpipe.render import Options, Run
 from genpipe.render.engines import Event
 from genpipe.render.messages import Drawn, Job, Model, Result, Task
@@ -34,6 +38,9 @@ DEFAULTS = {"height": 512, "width": 512, "steps": 30, "guidance_scale": 7.5, "gu
 class Stub:
     """An engine without networks: a picture is an empty file. Its own time is kept apart.
 
+    Times are pairs: wall clock and processor time, in seconds. `opened` and `planned` are when the run opened it and when
+    it first asked for room for a batch.
+
     Args:
         images: where the files go, `images` being a link to it: in memory, where a million are soon made.
     """
@@ -41,7 +48,8 @@ class Stub:
     workers = 1
 
     def __init__(self, images: Path) -> None:
-        self.seconds = 0.0
+        self.spent = self.opened = np.zeros(2)
+        self.planned: np.ndarray | None = None
         self._images = images
         self._events: list[Event] = []
 
@@ -49,18 +57,21 @@ class Stub:
         self._out = job.out
         if not os.path.islink(f"{job.out}/images"):
             os.symlink(self._images, f"{job.out}/images")
+        self.opened = now()
         return Model("stub", "0" * 64, "float32", {"": DEFAULTS, "lcm": DEFAULTS}, 8, 12)
 
     def room(self) -> bool:
+        if self.planned is None:
+            self.planned = now()
         return len(self._events) < 2
 
     def submit(self, key: int, tasks: Sequence[Task], shape: str, measure: bool) -> None:
-        started = time.perf_counter()
+        started = now()
         for task in tasks:
             os.close(os.open(f"{self._out}/{task.path}", os.O_CREAT | os.O_WRONLY))
         drawn: list[Drawn] = [(task.number, 0, "0" * 64, None) for task in tasks]
         self._events.append(Event(key, Result(drawn=drawn)))
-        self.seconds += time.perf_counter() - started
+        self.spent = self.spent + (now() - started)
 
     def event(self, timeout: float) -> Event | None:
         return self._events.pop(0)
@@ -70,32 +81,44 @@ class Stub:
     def close(self) -> None: ...
 
 
+def now() -> np.ndarray:
+    """Wall clock and processor time of this process, in seconds."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
 def one_scale(rows: int, folder: Path, images: Path) -> dict[str, Any]:
     """Seconds of each phase, and the peak of this process's memory, for so many rows."""
     prompts = folder / "prompts.jsonl"
-    lines = [f'{{"prompt": "a ship with {k} sails, oil painting", "tag": {k % 100}}}\n' for k in range(rows)]
-    prompts.write_text("".join(lines))
-    del lines
 
-    def run() -> tuple[Run, float]:
+    def write(first: str) -> None:
+        with prompts.open("w") as file:
+            file.write(first)
+            file.writelines(
+                f'{{"prompt": "a ship with {k} sails, oil painting", "tag": {k % 100}}}\n' for k in range(rows)
+            )
+
+    def run(new: int) -> tuple[np.ndarray, np.ndarray]:
+        """Time of planning and of journalling so many new pictures."""
         engine = Stub(images)
         run = Run(prompts, folder / "out", Options(batch=64), engine=engine)
+        drawn = now()
         for _ in run.pictures():
-            pass
-        return run, engine.seconds
+            if run.left == 0:
+                drawn = now()
+        assert run.report.pictures == new and run.left == 0, f"{run.report.pictures} of {new} were drawn"
+        planned = now() if engine.planned is None else engine.planned
+        return planned - engine.opened, drawn - planned - engine.spent
 
-    first, stubbed = run()
-    assert first.done == rows, f"{first.done} of {rows} are done"
-    again, _ = run()
-    prompts.write_text('{"prompt": "one more"}\n' + prompts.read_text())
-    inserted, _ = run()
-    assert again.report.pictures == 0 and inserted.report.pictures == 1
+    write("")
+    plan, journal = run(rows)
+    resume, _ = run(0)
+    write('{"prompt": "one more"}\n')
+    inserted, _ = run(1)
+    phases = {"plan": plan, "journal": journal, "resume": resume, "resume_inserted": inserted}
     return {
         "rows": rows,
-        "plan_s": first.report.planning,
-        "journal_s": first.report.drawing - stubbed,
-        "resume_s": again.report.planning,
-        "resume_inserted_s": inserted.report.planning,
+        **{f"{phase}_s": float(both[0]) for phase, both in phases.items()},
+        **{f"{phase}_cpu_s": float(both[1]) for phase, both in phases.items()},
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "torch": "torch" in sys.modules,
     }
@@ -105,18 +128,20 @@ def scale(scales: Sequence[int]) -> list[dict[str, Any]]:
     """`one_scale` for each, in a process of its own."""
     table = []
     phases = ("plan", "journal", "resume", "resume_inserted")
-    print(f"{'rows':>9}" + "".join(f"{phase:>18}" for phase in phases) + f"{'all':>12}{'peak':>10}")
+    print(
+        f"{'rows/s':>9}{'by':>6}" + "".join(f"{phase:>17}" for phase in (*phases, "the first three")) + f"{'peak':>10}"
+    )
     for rows in scales:
         memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
         with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory(dir=memory) as images:
             command = [sys.executable, __file__, "one-scale", str(rows), folder, images]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         measured = json.loads(done.stdout.splitlines()[-1])
-        three = sum(measured[f"{phase}_s"] for phase in phases[:3])
-        measured["rows_per_s"] = rows / three
+        for clock, unit in (("wall", "s"), ("CPU", "cpu_s")):
+            seconds = [measured[f"{phase}_{unit}"] for phase in phases]
+            cells = "".join(f"{rows / second:>17,.0f}" for second in (*seconds, sum(seconds[:3])))
+            print(f"{rows:>9,}{clock:>6}{cells}{measured['peak_mb']:>7.0f} MB", flush=True)
         table.append(measured)
-        cells = "".join(f"{rows / measured[f'{phase}_s']:>14,.0f} r/s" for phase in phases)
-        print(f"{rows:>9,}{cells}{rows / three:>8,.0f} r/s{measured['peak_mb']:>7.0f} MB", flush=True)
     return table
 
 

@@ -3,20 +3,28 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 # Seeds that are derived stay below this, so that every reader of JSON keeps them whole.
 DERIVED_SEEDS = 1 << 53
 
-
-_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+# json.dumps with ensure_ascii=False, sort_keys=True and no blanks makes such an encoder anew for every value.
+_encode: Any = json.encoder.c_make_encoder(  # pyright: ignore[reportAttributeAccessIssue]
+    None, json.JSONEncoder().default, json.encoder.encode_basestring, None, ":", ",", True, False, True
+)
 
 
 def canonical_json(value: Any) -> str:
-    """The one text that equal values share."""
-    return _ENCODER.encode(value)
+    """The one text that equal values share.
+
+    Raises:
+        TypeError, RecursionError: it is no JSON.
+    """
+    return "".join(_encode(value, 0))
 
 
 class Identity:
@@ -45,6 +53,30 @@ def content_hash(row: bytes) -> bytes:
 def derived_seed(content: bytes, ordinal: int) -> int:
     """The seed of the row with this content, the `ordinal`-th (from 0) of those that are identical."""
     return int.from_bytes(hashlib.sha256(b"%b %d" % (content, ordinal)).digest()[:8]) % DERIVED_SEEDS
+
+
+class Ordinals:
+    """How many rows of the same content came before each row, in 8 bytes of memory a row."""
+
+    def __init__(self) -> None:
+        # Sorted, each longer than the next, so that a row is merged into a longer one a few times only.
+        self._before: list[np.ndarray] = []
+
+    def of(self, contents: Sequence[bytes]) -> list[int]:
+        """The ordinals, from 0, of the next rows with these content hashes."""
+        # 64 bits of each: two contents that share them, as hardly ever happens, only count on from one another.
+        keys = np.frombuffer(b"".join([content[:8] for content in contents]), np.uint64)
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        counts = np.arange(len(keys)) - np.searchsorted(keys, keys)
+        for before in self._before:
+            counts += np.searchsorted(before, keys, "right") - np.searchsorted(before, keys)
+        ordinals = np.empty_like(counts)
+        ordinals[order] = counts
+        while self._before and len(self._before[-1]) <= len(keys):
+            keys = np.sort(np.concatenate([self._before.pop(), keys]), kind="stable")
+        self._before.append(keys)
+        return ordinals.tolist()
 
 
 def fingerprint(files: Iterable[tuple[str, Path]], cache: Path | None = None) -> str:

@@ -19,9 +19,12 @@ PENDING, DONE, FAILED = range(3)
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS settings (number INTEGER PRIMARY KEY, json TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS rejects (line INTEGER NOT NULL, reason TEXT NOT NULL, text TEXT NOT NULL);
+"""
+_PICTURES = """
 CREATE TABLE IF NOT EXISTS pictures (
     number INTEGER PRIMARY KEY,      -- in the order of planning
-    id BLOB NOT NULL UNIQUE,
+    id BLOB NOT NULL,                -- unique, see _INDEX
     plan INTEGER NOT NULL,           -- the last reading of the input that asked for it
     line INTEGER NOT NULL,           -- of the input
     settings INTEGER NOT NULL,
@@ -36,9 +39,14 @@ CREATE TABLE IF NOT EXISTS pictures (
     detail TEXT                      -- why it failed; or, of a judged picture, JSON
 );
 CREATE UNIQUE INDEX IF NOT EXISTS names ON pictures (name COLLATE NOCASE) WHERE name IS NOT NULL;
-CREATE TABLE IF NOT EXISTS rejects (line INTEGER NOT NULL, reason TEXT NOT NULL, text TEXT NOT NULL);
-CREATE TEMP TABLE contents (hash BLOB PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;
 """
+# Built when a first plan has ended: sorting a million ids is many times faster than inserting them one by one.
+_INDEX = "CREATE UNIQUE INDEX IF NOT EXISTS ids ON pictures (id)"
+_INSERT = "INSERT INTO pictures (id, line, settings, prompt, seed, wish, extra, plan) VALUES (?, ?, ?, ?, ?, ?, ?, {})"
+_UPSERT = (
+    f"{_INSERT} ON CONFLICT (id) DO UPDATE SET plan = excluded.plan, line = excluded.line, extra = excluded.extra"
+    " WHERE plan <> excluded.plan"
+)
 _COLUMNS = "number, id, line, settings, prompt, seed, name, wish, extra, state, size, sha256, detail"
 
 
@@ -75,6 +83,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._settings: dict[int, dict[str, Any]] = {}
+        self._fresh = False
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
             # A transaction that has been committed survives the death of every process; one fsync a commit would buy
@@ -83,7 +92,7 @@ class Journal:
                 "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA cache_size = -65536;"
                 "PRAGMA temp_store = FILE; PRAGMA busy_timeout = 10000;"
             )
-            self._db.executescript(_TABLES)
+            self._db.executescript(_TABLES + _PICTURES)
         except sqlite3.OperationalError as error:
             raise OSError(f"{path}: the journal cannot be written: {error}") from error
         except sqlite3.DatabaseError as error:
@@ -109,16 +118,22 @@ class Journal:
     # Planning
 
     def begin_plan(self) -> None:
-        """Begin a reading of the input; one that never ends leaves no `source`, so that it is read again."""
+        """Begin a reading of the input; one that never ends leaves no `source`, so that it is read again.
+
+        While nothing has been drawn there is nothing to keep, and it begins with an empty table that has no index.
+        """
         self.plan += 1
         self.set("plan", self.plan)
         self.set("source", None)
-        self._db.execute("DELETE FROM contents")
         self._db.execute("DELETE FROM rejects")
+        self._fresh = self._db.execute(f"SELECT 1 FROM pictures WHERE state <> {PENDING} LIMIT 1").fetchone() is None
+        if self._fresh:
+            self._db.executescript(f"BEGIN; DROP TABLE pictures; {_PICTURES} COMMIT")
 
     def end_plan(self, source: str | None) -> None:
         """Give the pictures their names and note that the input, with the hash `source`, has been read to its end."""
         with self:
+            self._index_ids()
             self._assign_names()
             self.set("source", source)
 
@@ -135,27 +150,10 @@ class Journal:
             self._settings[number] = json.loads(row[0])
         return self._settings[number]
 
-    def count_contents(self, counts: dict[bytes, int]) -> dict[bytes, int]:
-        """How many rows of each content were before; then add these."""
-        found: dict[bytes, int] = {}
-        keys = list(counts)
-        for start in range(0, len(keys), 500):
-            chunk = keys[start : start + 500]
-            marks = ",".join("?" * len(chunk))
-            found.update(self._db.execute(f"SELECT hash, count FROM contents WHERE hash IN ({marks})", chunk))
-        self._db.executemany(
-            "INSERT INTO contents VALUES (?, ?) ON CONFLICT (hash) DO UPDATE SET count = count + excluded.count",
-            sorted(counts.items()),
-        )
-        return found
-
     def add(self, pictures: Iterable[Planned]) -> None:
         """Add pictures to the plan. One that is there already keeps its state, its name and its first line."""
         self._db.executemany(
-            "INSERT INTO pictures (id, line, settings, prompt, seed, wish, extra, plan) "
-            f"VALUES (?, ?, ?, ?, ?, ?, ?, {self.plan})"
-            " ON CONFLICT (id) DO UPDATE SET plan = excluded.plan, line = excluded.line, extra = excluded.extra"
-            " WHERE plan <> excluded.plan",
+            (_INSERT if self._fresh else _UPSERT).format(self.plan),
             [p if p[4] < 1 << 63 else (*p[:4], p[4] - (1 << 64), *p[5:]) for p in pictures],
         )
 
@@ -165,6 +163,14 @@ class Journal:
 
     def rejects(self) -> Iterator[tuple[int, str, str]]:
         yield from self._db.execute("SELECT line, reason, text FROM rejects ORDER BY line")
+
+    def _index_ids(self) -> None:
+        """Of pictures that were asked for twice the first stays."""
+        try:
+            self._db.execute(_INDEX)
+        except sqlite3.IntegrityError:
+            self._db.execute("DELETE FROM pictures WHERE number NOT IN (SELECT min(number) FROM pictures GROUP BY id)")
+            self._db.execute(_INDEX)
 
     def _assign_names(self) -> None:
         """The names asked for, "-2" and so on added where two ask for one; a row that changed takes its old one over."""
@@ -211,7 +217,7 @@ class Journal:
         rows = self._db.execute(
             f"SELECT {_COLUMNS} FROM pictures WHERE {' AND '.join(wanted)} ORDER BY number LIMIT ?", values
         )
-        return [Entry(*row) if row[5] >= 0 else Entry(*row)._replace(seed=row[5] + (1 << 64)) for row in rows]
+        return [Entry._make(row) if row[5] >= 0 else Entry._make(row)._replace(seed=row[5] + (1 << 64)) for row in rows]
 
     def windows(self, size: int = 4096, **which: Any) -> Iterator[list[Entry]]:
         """`entries`, some thousands at a time."""

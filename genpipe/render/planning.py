@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
-from genpipe.render.identity import DERIVED_SEEDS, Identity, canonical_json, content_hash, derived_seed
+from genpipe.render.identity import DERIVED_SEEDS, Identity, Ordinals, canonical_json, content_hash, derived_seed
 from genpipe.render.journal import Journal, Planned
 from genpipe.render.messages import Model
 from genpipe.render.names import safe_name
@@ -62,6 +62,7 @@ class Planner:
             ValueError: with `strict`, at the first such row.
         """
         self.journal.begin_plan()
+        self._ordinals = Ordinals()
         stream = iter(rows)
         while window := list(islice(stream, WINDOW)):
             with self.journal:
@@ -70,26 +71,18 @@ class Planner:
 
     def _plan_window(self, rows: Sequence[Row]) -> None:
         resolved: list[_Resolved] = []
-        counts: dict[bytes, int] = {}
         for row in rows:
             try:
                 if row.error:
                     raise ValueError(row.error)
-                one = self._resolve(row)
+                resolved.append(self._resolve(row))
             except ValueError as error:
                 self._reject(row, str(error))
-                continue
-            resolved.append(one)
-            content = one[6]
-            if content is not None:
-                counts[content] = counts.get(content, 0) + 1
-        before = self.journal.count_contents(counts)
+        ordinals = iter(self._ordinals.of([one[6] for one in resolved if one[6] is not None]))
         pictures: list[Planned] = []
         for line, prompt, settings, identity, seeds, n, content, wish, extra in resolved:
             if content is not None:
-                ordinal = before.get(content, 0)
-                before[content] = ordinal + 1
-                first = derived_seed(content, ordinal)
+                first = derived_seed(content, next(ordinals))
                 seeds = (first,) if n == 1 else [(first + k) % DERIVED_SEEDS for k in range(n)]
             text = prompt.encode()
             for seed in seeds:
@@ -122,7 +115,7 @@ class Planner:
         settings, identity = self._known.get(key) or self._check({} if not key else given, key)
         seeds: Sequence[int] = ()
         if seed is not None:
-            first = Request("", seed=seed, steps=1, guidance_scale=1, height=8, width=8).seed
+            first = _seed(seed)
             seeds = [(first + k) % (MAX_SEED + 1) for k in range(n)]
         elif self._seeds is not None:
             if n != 1:
@@ -174,6 +167,12 @@ def _carried(fields: dict[str, Any]) -> str:
         return canonical_json(fields).encode("utf-8", "replace").decode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"its other fields are no JSON ({error})") from None
+
+
+def _seed(value: Any) -> int:
+    if type(value) is int and 0 <= value <= MAX_SEED:
+        return value
+    return Request("", seed=value, steps=1, guidance_scale=1, height=8, width=8).seed
 
 
 def _number(value: Any) -> int:

@@ -269,7 +269,7 @@ def _typed(line: int, fields: dict[str, Any], text: str) -> Row:
 
 def canonical(fields: dict[str, Any]) -> dict[str, Any]:
     """The fields that are given, by their canonical names."""
-    if not ALIASES.keys() & fields.keys() and None not in fields.values():
+    if ALIASES.keys().isdisjoint(fields) and None not in fields.values():
         return fields
     return {ALIASES.get(key, key): value for key, value in fields.items() if value is not None}
 

@@ -63,6 +63,40 @@ def test_a_plan_that_did_not_end_has_no_source(journal):
     again.close()
 
 
+def test_of_pictures_asked_for_twice_the_first_stays(journal):
+    journal.begin_plan()
+    journal.add([picture(2), picture(1)])
+    journal.add([(picture(1)[0], 99, *picture(1)[2:]), picture(3)])
+    journal.end_plan(None)
+    assert [(entry.id[-1], entry.line) for entry in journal.entries()] == [(2, 2), (1, 1), (3, 3)]
+
+
+def test_a_plan_that_broke_off_is_made_anew(journal):
+    journal.begin_plan()
+    journal.add([picture(7), picture(8)])
+    again = Journal(journal.path)
+    again.begin_plan()
+    again.add([picture(8), picture(9)])
+    again.end_plan(None)
+    assert [entry.line for entry in again.entries(plan=False)] == [8, 9]
+    again.close()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_new_plan_keeps_what_is_drawn(journal, whole):
+    journal.done([(2, 10, b"h", None)])
+    journal.begin_plan()
+    journal.add([picture(9), picture(2)])
+    if whole:
+        journal.end_plan(None)
+    again = Journal(journal.path)
+    again.begin_plan()
+    again.add([picture(2), picture(9), picture(2), picture(10)])
+    again.end_plan(None)
+    assert [(entry.line, entry.state) for entry in again.entries()] == [(2, DONE), (9, PENDING), (10, PENDING)]
+    again.close()
+
+
 def test_reset_forgets(journal):
     journal.failed([(1, "x")])
     journal.reset([1])
