@@ -217,8 +217,8 @@ def svm(training: Data, unseen: Data) -> Result:
 
 def hog_features(pixels: Tensor) -> np.ndarray:
     """Nine orientations in cells of 8×8 pixels, normalised in blocks of 2×2 cells, of grey pictures: (N, 1764)."""
-    from skimage.color import rgb2gray
-    from skimage.feature import hog
+    from skimage.color import rgb2gray  # pyright: ignore[reportMissingImports]
+    from skimage.feature import hog  # pyright: ignore[reportMissingImports]
 
     return np.stack(
         [
@@ -252,10 +252,10 @@ def table(results: Sequence[Result]) -> str:
 
 def plot(results: Sequence[Result], path: Path) -> None:
     """Top-1 and top-5 error of each, as bars."""
-    import matplotlib
+    import matplotlib  # pyright: ignore[reportMissingImports]
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot  # pyright: ignore[reportMissingImports]
 
     figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
     places = np.arange(len(results))

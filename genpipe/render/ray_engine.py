@@ -62,7 +62,7 @@ class RayEngine:
 
     def __init__(self, address: str | None = None, devices: str = "auto") -> None:
         try:
-            import ray
+            import ray  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ValueError("the ray engine needs Ray: pip install 'genpipe[ray]'") from None
         self.workers = 0
