@@ -7,9 +7,7 @@ under "genpipe", from which `read_request` gives the `Request` back. JPEG and We
 import io
 import json
 import math
-import os
 import re
-import secrets
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -21,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 import genpipe
+from genpipe.files import atomic_write
 from genpipe.request import Request
 from genpipe.sampling.names import split_name
 
@@ -199,9 +198,6 @@ def read_request(source: str | Path | Image.Image) -> Request:
 def save_image(image: Image.Image, path: str | Path) -> None:
     """Write a picture to `path`, wholly or not at all; the suffix (.png, .jpg, .jpeg, .webp) says how.
 
-    The file is written under another name beside it and then moved over `path`, so a full disk or a kill leaves neither
-    half a picture nor the loss of the one that was there.
-
     Raises:
         ValueError: another suffix.
         OSError: the file cannot be written.
@@ -209,21 +205,8 @@ def save_image(image: Image.Image, path: str | Path) -> None:
     path = Path(path)
     check_suffix(path)
     data = encode_image(image, path.suffix)
-    # Following a link keeps it, and puts the temporary file on the disk of its target.
-    target = path.resolve()
-    temporary = target.with_name(f".genpipe-{secrets.token_hex(8)}.part")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            # Disks that are written late report that they are full only here.
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except OSError as error:
-        # Without this it would name the temporary file, or none.
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path, durable=True) as part:
+        part.write_bytes(data)
 
 
 def encode_image(image: Image.Image, suffix: str) -> bytes:

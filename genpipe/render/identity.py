@@ -4,10 +4,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from genpipe.files import atomic_write
 
 # Seeds that are derived stay below this, so that every reader of JSON keeps them whole.
 DERIVED_SEEDS = 1 << 53
@@ -116,10 +119,7 @@ def _read_cache(path: Path) -> dict[str, str]:
 
 
 def _write_cache(path: Path, known: dict[str, str]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
+    with suppress(OSError):  # it only saves time
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(known), encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError:  # it only saves time
-        temporary.unlink(missing_ok=True)
+        with atomic_write(path) as part:
+            part.write_text(json.dumps(known), encoding="utf-8")

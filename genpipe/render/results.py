@@ -1,7 +1,6 @@
 """What a run leaves for others: metadata.jsonl, which Hugging Face's ImageFolder reads, failures.jsonl, report.json."""
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import genpipe
+from genpipe.files import atomic_write
 from genpipe.render.folder import image_path
 from genpipe.render.journal import DONE, FAILED, Entry, Journal
 from genpipe.render.messages import Result
@@ -65,17 +65,12 @@ def as_line(value: dict[str, Any]) -> str:
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write a text file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    # One renderer at a time has the folder.
+    with (
+        atomic_write(path, part=path.with_name(f".{path.name}.part"), durable=True) as part,
+        part.open("w", encoding="utf-8") as file,
+    ):
+        file.writelines(lines)
 
 
 @dataclass

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
+from genpipe.files import atomic_write
+
 
 class Storage(Protocol):
     """A tree of files below one root; paths are relative, with slashes."""
@@ -31,21 +33,11 @@ class Folder:
         self._parts = root / ".genpipe" / "parts"
 
     def write(self, path: str, data: bytes) -> None:
-        target, part = self.root / path, self._parts / secrets.token_hex(8)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self._parts.mkdir(parents=True, exist_ok=True)
-            with part.open("xb") as file:
-                file.write(data)
-                # Disks that are written late report that they are full only here.
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, target)
-        except OSError as error:
-            # Without this it would name the temporary file, or none.
-            raise OSError(error.errno, error.strerror, str(target)) from error
-        finally:
-            part.unlink(missing_ok=True)
+        target = self.root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._parts.mkdir(parents=True, exist_ok=True)
+        with atomic_write(target, part=self._parts / secrets.token_hex(8), durable=True) as part:
+            part.write_bytes(data)
 
     def size(self, path: str) -> int | None:
         try:

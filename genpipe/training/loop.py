@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from genpipe.files import atomic_write
 from genpipe.training.muon import Muon, matrices
 
 
@@ -178,10 +179,10 @@ def _save(
         for optimizer in optimizers:
             for moment in optimizer.state.get(parameter, {}).keys() & {"exp_avg", "exp_avg_sq", "momentum"}:
                 tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
-    temporary = path.with_suffix(".tmp")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, temporary, metadata={"step": str(step), "seconds": str(seconds)})
-    temporary.replace(path)
+    # A fixed name: a state is large, trainings are killed, and each has its own folder.
+    with atomic_write(path, part=path.with_suffix(".tmp")) as part:
+        save_file(contiguous, part, metadata={"step": str(step), "seconds": str(seconds)})
 
 
 def _restore(

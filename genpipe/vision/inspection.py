@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genpipe.files import atomic_write
 from genpipe.vision.transfer import features
 from genpipe.vision.weights import Classifier
 
@@ -38,12 +39,8 @@ class Inspection:
         paths = []
         for name, image in (("filters", self.filters), (self.layer, self.maps), ("grad-cam", self.grad_cam)):
             path = directory / f"{stem}-{name}.png"
-            temporary = path.with_suffix(".part")
-            try:
-                image.save(temporary, "PNG")
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with atomic_write(path) as part:
+                image.save(part, "PNG")
             paths.append(path)
         return paths
 

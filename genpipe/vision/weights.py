@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from genpipe.files import atomic_write
 from genpipe.vision.architectures import build, find_head
 from genpipe.vision.imagenet import PUBLISHED, imagenet_classes
 from genpipe.vision.preprocess import Preprocess
@@ -118,17 +119,12 @@ def write_tensors(
     Args:
         dtype: of the floating-point tensors in the file; None keeps theirs.
     """
-    path = Path(path)
     kept = {
         name: tensor.detach().to("cpu", dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in tensors.items()
     }
-    temporary = path.with_suffix(".part")
-    try:
-        save_file(kept, temporary, metadata={"format": "pt", **metadata})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(Path(path)) as part:
+        save_file(kept, part, metadata={"format": "pt", **metadata})
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
