@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 import genpipe
-from genpipe.cli import COMMANDS, _parse, main
+from genpipe.cli import main
+from genpipe.cli.parser import COMMANDS, parse
 from genpipe.images import read_metadata, read_request, save_image
 from genpipe.pipeline import Pipeline
 from genpipe.vision.judge import Score
@@ -199,8 +200,8 @@ def test_a_picture_is_drawn_again_from_its_file(draw, command, tiny_checkpoint):
     ],
 )
 def test_the_spellings_of_other_tools_work(spelling, canonical):
-    given, expected = (vars(_parse(["ship", *options.split()])) for options in (spelling, canonical))
-    assert given == expected != vars(_parse(["ship"]))
+    given, expected = (vars(parse(["ship", *options.split()])) for options in (spelling, canonical))
+    assert given == expected != vars(parse(["ship"]))
 
 
 def test_a_command_line_of_compvis_or_of_sd_cli_runs(draw):
@@ -388,7 +389,7 @@ def test_paths_are_printed_as_they_are_on_the_disk():
         save_image(Image.new("RGB", (1, 1)), strange)
     except OSError:
         pytest.skip("this disk holds Unicode names only")
-    script = "import sys; from pathlib import Path; from genpipe.cli import _report; _report(Path(sys.argv[1]))"
+    script = "import sys; from pathlib import Path; from genpipe.cli.output import report; report(Path(sys.argv[1]))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script, strange], capture_output=True, env=environment, check=True)
     assert done.stdout == b"caf\xe9.png\n"

@@ -1,29 +1,17 @@
-"""The `genpipe` command: parsing and printing only.
-
-stdout holds the paths of what was saved and nothing else; all else goes to stderr. Exit status: 0 done; 1 the machine
-failed (disk, memory, network); 2 the command asks for what cannot be; 130 interrupted. torch is imported only once
-everything that can be checked without it has been.
-"""
+"""`genpipe PROMPT`: its arguments, its checks before a network is loaded, and where the pictures go."""
 
 import argparse
-import contextlib
-import difflib
-import json
 import os
 import re
 import sys
 import tempfile
-import warnings
-from collections.abc import Callable, Sequence
-from importlib.resources import files
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import genpipe
-from genpipe.render.command import render_command
+from genpipe.cli.output import report
+from genpipe.cli.vocabulary import name_unknown_words
 from genpipe.sampling.speed import SPEEDS
-from genpipe.training.command import train_command
-from genpipe.vision.command import classify_command, inspect_command
 
 EXAMPLES = """\
 examples:
@@ -40,34 +28,6 @@ _SETTINGS = (
     *("prompt", "negative_prompt", "seed", "steps", "guidance_scale", "guidance_rescale"),
     *("height", "width", "sampler", "clip_skip", "speed"),
 )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with these arguments, by default the process's own, and return its exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    # What the shell closed (`>&-`) Python leaves as None.
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
-        try:
-            try:
-                args = _parse(arguments)
-                return args.run(args)
-            finally:
-                # Here and not at exit, where Python itself would complain of a reader that has gone or of a full disk.
-                _flush()
-        except KeyboardInterrupt:
-            print("\ngenpipe: interrupted", file=sys.stderr)
-            return 130
-        except BrokenPipeError:
-            return 1
-        except ValueError as error:
-            _complain(error)
-            return 2
-        except (OSError, RuntimeError, MemoryError) as error:
-            _complain(error)
-            return 1
 
 
 def generate_command(parser: argparse.ArgumentParser) -> None:
@@ -123,80 +83,6 @@ def generate_command(parser: argparse.ArgumentParser) -> None:
     _option(group, "-q", "--quiet", action="store_true", help="no progress and no seed on stderr")
 
 
-def info_command(parser: argparse.ArgumentParser) -> None:
-    """show the device, the model cache and the versions in use"""
-    parser.usage = "%(prog)s"
-    parser.set_defaults(run=_info)
-
-
-def vocabulary_command(parser: argparse.ArgumentParser) -> None:
-    """list what the embedded model can draw"""
-    parser.usage = "%(prog)s [WORD]"
-    parser.set_defaults(run=_vocabulary)
-    parser.add_argument("word", nargs="?", metavar="WORD", help="only what has this in one of its names")
-
-
-def vision_command(parser: argparse.ArgumentParser) -> None:
-    """train a classifier on your own pictures, or look inside one"""
-    parser.usage = "%(prog)s COMMAND ..."
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, add in (("train", train_command), ("inspect", inspect_command)):
-        line = add.__doc__ or ""
-        prog = f"{parser.prog} {name}"
-        add(
-            commands.add_parser(
-                name, prog=prog, help=line, description=f"{line[:1].upper()}{line[1:]}.", allow_abbrev=False
-            )
-        )
-
-
-# A command is a function that adds its arguments and sets `run`; its docstring is its line in the help.
-COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
-    "generate": generate_command,
-    "render": render_command,
-    "classify": classify_command,
-    "vision": vision_command,
-    "info": info_command,
-    "vocabulary": vocabulary_command,
-}
-
-
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    name = arguments[0] if arguments and arguments[0] in COMMANDS else None
-    parser = _Parser(
-        prog=f"genpipe {name}" if name else "genpipe",
-        description=f"{COMMANDS[name].__doc__}.".capitalize() if name else None,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30),
-        allow_abbrev=False,
-        add_help=False,
-    )
-    COMMANDS[name or "generate"](parser)
-    group = parser.add_argument_group("help")
-    group.add_argument("-h", "--help", action="help", help="show this and leave")
-    if name is None:
-        listed = "\n".join(f"  {key:<10} {function.__doc__}" for key, function in COMMANDS.items())
-        parser.usage = "genpipe PROMPT [options]\n       genpipe COMMAND [options]"
-        parser.description = (
-            "Draw the picture that a prompt describes.\n\n"
-            f"commands:\n{listed}\n"
-            "Without one it is generate. To draw a command's name: genpipe generate info"
-        )
-        version = f"genpipe {genpipe.__version__}"
-        group.add_argument("--version", action="version", version=version, help="show it and leave")
-    if not arguments:
-        parser.print_help(sys.stderr)
-        sys.exit(2)
-    args, rest = parser.parse_known_args(arguments if name is None else arguments[1:])
-    for word in rest:
-        if word.startswith("-"):
-            known = [spelling for action in parser._actions for spelling in action.option_strings]
-            near = difflib.get_close_matches(word.partition("=")[0], known, n=1)
-            raise ValueError(f"unknown option {word}: {f'did you mean {near[0]}?' if near else 'see genpipe --help'}")
-    if rest:
-        raise ValueError(f'unexpected {rest[0]!r}: put the prompt in quotes, as in genpipe "pirate ship"')
-    return args
-
-
 def _generate(args: argparse.Namespace) -> int:
     from genpipe.images import NOT_REQUESTED, read_metadata, save_image, save_new
     from genpipe.request import Request, check_best_of, random_seed, seeds_for
@@ -226,7 +112,7 @@ def _generate(args: argparse.Namespace) -> int:
     paths = _output_paths(args.output, args.outdir, seeds)
 
     if model in (None, "embedded"):
-        _name_unknown_words(prompt)
+        name_unknown_words(prompt)
 
     from genpipe.pipeline import BATCH, Pipeline
 
@@ -257,73 +143,8 @@ def _generate(args: argparse.Namespace) -> int:
         for index, image in enumerate(images, start):
             if paths:
                 save_image(image, paths[index])
-            _report(paths[index] if paths else save_new(image, args.outdir or ".", prompt))
+            report(paths[index] if paths else save_new(image, args.outdir or ".", prompt))
     return 0
-
-
-def _info(args: argparse.Namespace) -> int:
-    from importlib.metadata import PackageNotFoundError, version
-
-    import torch
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    from genpipe.hardware import choose_device, choose_dtype
-
-    def version_of(package: str) -> str:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return "not installed"
-
-    device = choose_device()
-    card = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
-    files = [entry for entry in Path(HF_HUB_CACHE).rglob("*") if entry.is_file() and not entry.is_symlink()]
-    rows = {
-        "genpipe": genpipe.__version__,
-        "device": f"{device}{card}",
-        "dtype": str(choose_dtype(None, device)).removeprefix("torch."),
-        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} processors",
-        "model cache": f"{HF_HUB_CACHE} ({sum(file.stat().st_size for file in files) / 1e6:,.0f} MB)",
-        "python": sys.version.split()[0],
-        **{package: version_of(package) for package in ("torch", "diffusers", "transformers", "pillow")},
-    }
-    for key, value in rows.items():
-        print(f"{key:<13}{value}")
-    return 0
-
-
-def _vocabulary(args: argparse.Namespace) -> int:
-    from genpipe.scenes.vocabulary import listing, near
-
-    learned = _learned()
-    entries = listing(args.word, learned)
-    if not entries:
-        others = near(args.word, learned)
-        hint = f"did you mean {' or '.join(others)}?" if others else "genpipe vocabulary lists what it does"
-        raise ValueError(f"the embedded model does not know {args.word!r}: {hint}")
-    for name, others in entries.items():
-        print(f"{name}: {', '.join(others)}" if others else name)
-    return 0
-
-
-def _learned() -> tuple[str, ...]:
-    """The concepts that the embedded model was trained on."""
-    return tuple(json.loads((files("genpipe") / "embedded" / "genpipe.json").read_text(encoding="utf-8"))["concepts"])
-
-
-def _name_unknown_words(prompt: str) -> None:
-    from genpipe.scenes.vocabulary import unknown_words
-
-    unknown = unknown_words(prompt, _learned())
-    if unknown:
-        named = ", ".join(
-            f"{word} (did you mean {' or '.join(near)}?)" if near else word for word, near in unknown.items()
-        )
-        warnings.warn(
-            f"the embedded model does not know {named}: it draws the rest; genpipe vocabulary lists what it knows, "
-            "--model takes a full Stable Diffusion checkpoint",
-            stacklevel=2,
-        )
 
 
 def _output_paths(output: str | None, outdir: str | None, seeds: Sequence[int]) -> list[Path] | None:
@@ -366,11 +187,6 @@ def _size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
 def _option(group: Any, *names: str, **kwargs: Any) -> None:
     """Add an option. Its names up to the first long one are in the help; the others, and a_b for a-b, work unseen."""
     shown = next(index for index, name in enumerate(names) if name.startswith("--") and len(name) > 3) + 1
@@ -380,30 +196,3 @@ def _option(group: Any, *names: str, **kwargs: Any) -> None:
     kwargs |= {"dest": action.dest, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
     if hidden:
         group.add_argument(*hidden, **kwargs)
-
-
-def _report(path: Path) -> None:
-    """Print a path as the bytes that it is on the disk."""
-    # The pictures still to come matter more than a reader that has gone.
-    with contextlib.suppress(BrokenPipeError):
-        _flush()
-        sys.stdout.buffer.write(os.fsencode(path) + b"\n")
-        _flush()
-
-
-def _flush() -> None:
-    try:
-        sys.stdout.flush()
-    except OSError:
-        # What could not be written stays in the buffer: let it go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise
-
-
-def _complain(error: Exception) -> None:
-    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-    print("genpipe: error:", " ".join(text.split()) or "out of memory", file=sys.stderr)
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print("genpipe: warning:", " ".join(str(message).split()), file=sys.stderr)

@@ -1,0 +1,45 @@
+"""`genpipe info`: the device, the model cache and the versions in use."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import genpipe
+
+
+def info_command(parser: argparse.ArgumentParser) -> None:
+    """show the device, the model cache and the versions in use"""
+    parser.usage = "%(prog)s"
+    parser.set_defaults(run=_info)
+
+
+def _info(args: argparse.Namespace) -> int:
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from genpipe.hardware import choose_device, choose_dtype
+
+    def version_of(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "not installed"
+
+    device = choose_device()
+    card = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    files = [entry for entry in Path(HF_HUB_CACHE).rglob("*") if entry.is_file() and not entry.is_symlink()]
+    rows = {
+        "genpipe": genpipe.__version__,
+        "device": f"{device}{card}",
+        "dtype": str(choose_dtype(None, device)).removeprefix("torch."),
+        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} processors",
+        "model cache": f"{HF_HUB_CACHE} ({sum(file.stat().st_size for file in files) / 1e6:,.0f} MB)",
+        "python": sys.version.split()[0],
+        **{package: version_of(package) for package in ("torch", "diffusers", "transformers", "pillow")},
+    }
+    for key, value in rows.items():
+        print(f"{key:<13}{value}")
+    return 0

@@ -1,0 +1,87 @@
+"""The commands, and what is given to them: an unknown option names its nearest."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+import genpipe
+from genpipe.cli.generate import generate_command
+from genpipe.cli.info import info_command
+from genpipe.cli.vocabulary import vocabulary_command
+from genpipe.render.command import render_command
+from genpipe.training.command import train_command
+from genpipe.vision.command import classify_command, inspect_command
+
+
+def vision_command(parser: argparse.ArgumentParser) -> None:
+    """train a classifier on your own pictures, or look inside one"""
+    parser.usage = "%(prog)s COMMAND ..."
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, add in (("train", train_command), ("inspect", inspect_command)):
+        line = add.__doc__ or ""
+        prog = f"{parser.prog} {name}"
+        add(
+            commands.add_parser(
+                name, prog=prog, help=line, description=f"{line[:1].upper()}{line[1:]}.", allow_abbrev=False
+            )
+        )
+
+
+# A command is a function that adds its arguments and sets `run`; its docstring is its line in the help.
+COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+    "generate": generate_command,
+    "render": render_command,
+    "classify": classify_command,
+    "vision": vision_command,
+    "info": info_command,
+    "vocabulary": vocabulary_command,
+}
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """What was given to a command; its `run` carries it out.
+
+    Raises:
+        ValueError: it cannot be understood.
+        SystemExit: the help or the version was asked for and printed; or nothing was given, with status 2.
+    """
+    name = arguments[0] if arguments and arguments[0] in COMMANDS else None
+    parser = _Parser(
+        prog=f"genpipe {name}" if name else "genpipe",
+        description=f"{COMMANDS[name].__doc__}.".capitalize() if name else None,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30),
+        allow_abbrev=False,
+        add_help=False,
+    )
+    COMMANDS[name or "generate"](parser)
+    group = parser.add_argument_group("help")
+    group.add_argument("-h", "--help", action="help", help="show this and leave")
+    if name is None:
+        listed = "\n".join(f"  {key:<10} {function.__doc__}" for key, function in COMMANDS.items())
+        parser.usage = "genpipe PROMPT [options]\n       genpipe COMMAND [options]"
+        parser.description = (
+            "Draw the picture that a prompt describes.\n\n"
+            f"commands:\n{listed}\n"
+            "Without one it is generate. To draw a command's name: genpipe generate info"
+        )
+        version = f"genpipe {genpipe.__version__}"
+        group.add_argument("--version", action="version", version=version, help="show it and leave")
+    if not arguments:
+        parser.print_help(sys.stderr)
+        sys.exit(2)
+    args, rest = parser.parse_known_args(arguments if name is None else arguments[1:])
+    for word in rest:
+        if word.startswith("-"):
+            known = [spelling for action in parser._actions for spelling in action.option_strings]
+            near = difflib.get_close_matches(word.partition("=")[0], known, n=1)
+            raise ValueError(f"unknown option {word}: {f'did you mean {near[0]}?' if near else 'see genpipe --help'}")
+    if rest:
+        raise ValueError(f'unexpected {rest[0]!r}: put the prompt in quotes, as in genpipe "pirate ship"')
+    return args
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)

@@ -1,0 +1,48 @@
+"""`genpipe vocabulary`: what the embedded model can draw, and which words of a prompt it does not know."""
+
+import argparse
+import json
+import warnings
+from importlib.resources import files
+
+
+def vocabulary_command(parser: argparse.ArgumentParser) -> None:
+    """list what the embedded model can draw"""
+    parser.usage = "%(prog)s [WORD]"
+    parser.set_defaults(run=_vocabulary)
+    parser.add_argument("word", nargs="?", metavar="WORD", help="only what has this in one of its names")
+
+
+def _vocabulary(args: argparse.Namespace) -> int:
+    from genpipe.scenes.vocabulary import listing, near
+
+    learned = _learned()
+    entries = listing(args.word, learned)
+    if not entries:
+        others = near(args.word, learned)
+        hint = f"did you mean {' or '.join(others)}?" if others else "genpipe vocabulary lists what it does"
+        raise ValueError(f"the embedded model does not know {args.word!r}: {hint}")
+    for name, others in entries.items():
+        print(f"{name}: {', '.join(others)}" if others else name)
+    return 0
+
+
+def _learned() -> tuple[str, ...]:
+    """The concepts that the embedded model was trained on."""
+    return tuple(json.loads((files("genpipe") / "embedded" / "genpipe.json").read_text(encoding="utf-8"))["concepts"])
+
+
+def name_unknown_words(prompt: str) -> None:
+    """Warn of the words of a prompt that the embedded model has not learned."""
+    from genpipe.scenes.vocabulary import unknown_words
+
+    unknown = unknown_words(prompt, _learned())
+    if unknown:
+        named = ", ".join(
+            f"{word} (did you mean {' or '.join(near)}?)" if near else word for word, near in unknown.items()
+        )
+        warnings.warn(
+            f"the embedded model does not know {named}: it draws the rest; genpipe vocabulary lists what it knows, "
+            "--model takes a full Stable Diffusion checkpoint",
+            stacklevel=2,
+        )
