@@ -15,7 +15,8 @@ from genpipe.models.attention import Attention
 from genpipe.models.cpu_attention import blocked_attention
 from genpipe.models.forms import TABLE
 from genpipe.models.packed import can_pack, pack
-from genpipe.models.unet import UNet, UNetConfig
+from genpipe.models.unet import UNet
+from genpipe.models.unet_config import UNetConfig
 from genpipe.vision.blocks import PhaseUpsample, Upsample
 
 # A kind and its numbers: ("linear", rows, in, out), ("convolution", batch, in, out, kernel, stride, height, width),

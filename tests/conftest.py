@@ -9,7 +9,8 @@ import torch
 from genpipe.checkpoints import save_checkpoint
 from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
 from genpipe.models.tokenizer import Tokenizer, train_tokenizer
-from genpipe.models.unet import UNet, UNetConfig
+from genpipe.models.unet import UNet
+from genpipe.models.unet_config import UNetConfig
 from genpipe.models.vae import VAE, VAEConfig
 
 # The models are so small that a second thread costs more than it gives; on a busy machine, many times more.

@@ -15,7 +15,8 @@ from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
 from genpipe.models.tiny_vae import TinyVAE, TinyVAEConfig
 from genpipe.models.tokenizer import FILES as TOKENIZER_FILES
 from genpipe.models.tokenizer import Tokenizer
-from genpipe.models.unet import UNet, UNetConfig
+from genpipe.models.unet import UNet
+from genpipe.models.unet_config import UNetConfig
 from genpipe.models.vae import VAE, VAEConfig
 
 # Pipelines over the networks that we have; those that draw from more than text fail later, by their `in_channels`.

@@ -1,1 +1,1 @@
-"""The three networks and the tokenizer: one a file, one frozen config beside each."""
+"""The three networks and the tokenizer: one a file, and one frozen config for each."""

@@ -20,7 +20,8 @@ from genpipe.hardware import choose_device, choose_dtype
 from genpipe.images import grid, save_image, to_pil
 from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
 from genpipe.models.tokenizer import Tokenizer, train_tokenizer
-from genpipe.models.unet import UNet, UNetConfig
+from genpipe.models.unet import UNet
+from genpipe.models.unet_config import UNetConfig
 from genpipe.models.vae import VAE, VAEConfig
 from genpipe.pipeline import Pipeline
 from genpipe.request import check_size

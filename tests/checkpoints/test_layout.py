@@ -13,7 +13,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from genpipe.checkpoints.layout import TEXT_ENCODER, UNET, VAE, Layout
 from genpipe.models import vae
 from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
-from genpipe.models.unet import UNet, UNetConfig
+from genpipe.models.unet import UNet
+from genpipe.models.unet_config import UNetConfig
 
 UNET_CONFIG: dict[str, Any] = {
     "block_out_channels": (32, 64, 64),

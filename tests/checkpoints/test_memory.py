@@ -12,7 +12,8 @@ from genpipe.checkpoints import save_checkpoint
 from genpipe.checkpoints.weights import skeleton
 from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
 from genpipe.models.tokenizer import train_tokenizer
-from genpipe.models.unet import UNet, UNetConfig
+from genpipe.models.unet import UNet
+from genpipe.models.unet_config import UNetConfig
 from genpipe.models.vae import VAE, VAEConfig
 
 # Peak memory of a process that loads a checkpoint and reads every weight, over what it held before.

@@ -14,7 +14,8 @@ from genpipe.checkpoints import layout
 from genpipe.models.attention import Attention
 from genpipe.models.forms import PACKABLE, Forms
 from genpipe.models.inference import Denoiser, prepare
-from genpipe.models.unet import TimeEmbedding, UNet, UNetConfig
+from genpipe.models.unet import TimeEmbedding, UNet
+from genpipe.models.unet_config import UNetConfig
 from genpipe.models.vae import VAE, VAEConfig
 from genpipe.vision.blocks import PhaseUpsample, Upsample
 

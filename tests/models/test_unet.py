@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from genpipe.checkpoints.layout import UNET
 from genpipe.models import attention
-from genpipe.models.unet import UNet, UNetConfig
+from genpipe.models.unet import UNet
+from genpipe.models.unet_config import UNetConfig
 
 BASE: dict[str, Any] = {
     "block_out_channels": (16, 32),

@@ -89,7 +89,8 @@ def test_captions_are_dropped_at_the_stated_share() -> None:
 
 def test_the_two_networks_are_wired_as_in_the_pipeline() -> None:
     from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
-    from genpipe.models.unet import UNet, UNetConfig
+    from genpipe.models.unet import UNet
+    from genpipe.models.unet_config import UNetConfig
 
     torch.manual_seed(0)
     shape: dict[str, Any] = {
@@ -113,7 +114,8 @@ def test_the_two_networks_are_wired_as_in_the_pipeline() -> None:
 
 def test_fresh_weights_predict_nothing_and_every_parameter_can_learn() -> None:
     from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
-    from genpipe.models.unet import UNet, UNetConfig
+    from genpipe.models.unet import UNet
+    from genpipe.models.unet_config import UNetConfig
 
     torch.manual_seed(0)
     shape: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}

@@ -18,7 +18,8 @@ from genpipe import Pipeline
 from genpipe.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
 from genpipe.models.tokenizer import train_tokenizer
-from genpipe.models.unet import UNet, UNetConfig
+from genpipe.models.unet import UNet
+from genpipe.models.unet_config import UNetConfig
 from genpipe.models.vae import VAE, VAEConfig
 from genpipe.training import text_to_image
 from genpipe.training.diffusion import TextToImage
