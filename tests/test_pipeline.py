@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from genpipe.checkpoints import load_checkpoint, save_checkpoint
+from genpipe.denoising import NonFiniteError
 from genpipe.images import read_request
 from genpipe.models.unet import UNet
-from genpipe.pipeline import NonFiniteError, Pipeline, Progress, generate
+from genpipe.pipeline import Pipeline, Progress, generate
 from genpipe.request import Request
 from genpipe.sampling.noise import ImageNoise
 from genpipe.vision.judge import Score
