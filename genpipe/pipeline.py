@@ -4,6 +4,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from genpipe.denoising import NonFiniteError, denoise, is_guided
 from genpipe.hardware import choose_device, choose_dtype, float32_copy, instruction_set, one_thread, use_huge_pages
 from genpipe.images import Picture, annotate, to_pil
 from genpipe.models.forms import PLAIN, forms_for
-from genpipe.models.inference import prepare
+from genpipe.models.inference import Network, prepare
 from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.tiny_vae import TinyVAE
 from genpipe.preview import LatentPreview
@@ -60,7 +61,13 @@ class Pipeline:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, tiny_vae: TinyVAE | None = None
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        tiny_vae: TinyVAE | None = None,
+        low_memory: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
         self.text_encoder = checkpoint.text_encoder.eval().requires_grad_(False)
@@ -70,8 +77,11 @@ class Pipeline:
         self.device = device
         self.dtype = dtype
         self.tiny_vae = tiny_vae
+        self._low_memory = low_memory
         self._preview = (
-            LatentPreview(self.vae) if tiny_vae is None else lambda latents: to_pil(tiny_vae.decode(latents))
+            LatentPreview(lambda: self._in_memory(self.vae))
+            if tiny_vae is None
+            else lambda latents: to_pil(tiny_vae.decode(latents))
         )
         self._empty: dict[int, Tensor] = {}  # the context of the empty prompt, by clip_skip
 
@@ -85,6 +95,7 @@ class Pipeline:
         revision: str | None = None,
         variant: str | None = None,
         tiny_vae: str | Path | None = None,
+        low_memory: bool = False,
     ) -> "Pipeline":
         """Load a checkpoint.
 
@@ -95,6 +106,8 @@ class Pipeline:
             revision: branch, tag or commit on the hub.
             variant: "fp16" reads the files of that name.
             tiny_vae: folder of a tiny autoencoder (TAESD) for these latents, which then makes previews and drafts.
+            low_memory: hold the text encoder and the autoencoder in memory only while they run, reading them from their
+                files for every batch; pictures are the same.
 
         Raises:
             CheckpointError: the checkpoint is not there, not whole or not one that genpipe can run.
@@ -108,15 +121,25 @@ class Pipeline:
             revision=revision,
             variant=variant,
         )
-        forms = forms_for(instruction_set(), chosen_dtype) if chosen.type == "cpu" else PLAIN
         tiny = None
         if tiny_vae is not None:
             config = checkpoint.vae.config
             tiny = load_tiny_vae(tiny_vae, latent_channels=config.latent_channels, factor=config.factor)
-        for network in (checkpoint.text_encoder, checkpoint.unet, checkpoint.vae, tiny):
+        pipeline = cls(checkpoint, device=chosen, dtype=chosen_dtype, tiny_vae=tiny, low_memory=low_memory)
+        kept = (checkpoint.unet, tiny, *(() if low_memory else (checkpoint.text_encoder, checkpoint.vae)))
+        for network in kept:
             if network is not None:
-                prepare(network, device=chosen, dtype=chosen_dtype, forms=forms)
-        return cls(checkpoint, device=chosen, dtype=chosen_dtype, tiny_vae=tiny)
+                pipeline._prepare(network)
+        return pipeline
+
+    def _prepare(self, network: Network) -> Network:
+        forms = forms_for(instruction_set(), self.dtype) if self.device.type == "cpu" else PLAIN
+        return prepare(network, device=self.device, dtype=self.dtype, forms=forms)
+
+    @contextmanager
+    def _in_memory(self, network: Network) -> Iterator[Network]:
+        """The text encoder or the autoencoder, ready to run; of low memory only for as long as this lasts."""
+        yield self._prepare(self.checkpoint.read_again(network)) if self._low_memory else network
 
     @property
     def name(self) -> str:
@@ -294,10 +317,9 @@ class Pipeline:
         guided, first = is_guided(requests, self.unet), requests[0]
         sampler = self.sampler(first.sampler)
         schedule = sampler.schedule(first.steps)
-        context = self.encode([request.prompt for request in requests], clip_skip=first.clip_skip)
-        if guided:
-            negative = self.encode([request.negative_prompt for request in requests], clip_skip=first.clip_skip)
-            context = torch.cat([negative, context])  # (2B, T, D)
+        negative = [request.negative_prompt for request in requests] if guided else []
+        texts = [*negative, *(request.prompt for request in requests)]
+        context = self.encode(texts, clip_skip=first.clip_skip)  # (2B, T, D), or (B, T, D)
         factor, channels = self.vae.config.factor, self.vae.config.latent_channels
         shape = (channels, first.height // factor, first.width // factor)
         steps = denoise(self.unet, context, requests, sampler=sampler, schedule=schedule, shape=shape, model=self.name)
@@ -333,9 +355,10 @@ class Pipeline:
                 ]
             )
 
-        contexts = encoded(self.text_encoder)
-        if not contexts.isfinite().all():
-            contexts = encoded(float32_copy(self.text_encoder))
+        with self._in_memory(self.text_encoder) as text_encoder:
+            contexts = encoded(text_encoder)
+            if not contexts.isfinite().all():
+                contexts = encoded(float32_copy(text_encoder))
             if not contexts.isfinite().all():
                 raise NonFiniteError.of("text encoder", self.text_encoder, self.name)
         if "" in distinct:
@@ -356,9 +379,10 @@ class Pipeline:
 
     def _decode(self, latents: Tensor) -> Tensor:
         tile = TILE if max(latents.shape[-2:]) > 2 * TILE else None
-        pixels = self.vae.decode(latents, tile=tile).float()
-        if not pixels.isfinite().all():
-            pixels = float32_copy(self.vae).decode(latents, tile=tile)
+        with self._in_memory(self.vae) as vae:
+            pixels = vae.decode(latents, tile=tile).float()
+            if not pixels.isfinite().all():
+                pixels = float32_copy(vae).decode(latents, tile=tile)
             if not pixels.isfinite().all():
                 raise NonFiniteError.of("decoder", self.vae, self.name)
         return pixels
@@ -376,6 +400,7 @@ def generate(
     revision: str | None = None,
     variant: str | None = None,
     tiny_vae: str | Path | None = None,
+    low_memory: bool = False,
     **settings: Any,
 ) -> Any:
     """Draw a prompt: `generate("pirate ship").save("ship.png")`.
@@ -384,18 +409,26 @@ def generate(
 
     Args:
         prompt: one prompt, or a list.
-        model, device, dtype, revision, variant, tiny_vae: as in `Pipeline.from_pretrained`; by default the embedded model.
+        model, device, dtype, revision, variant, tiny_vae, low_memory: as in `Pipeline.from_pretrained`; by default the
+            embedded model.
         settings: everything that `Pipeline.__call__` takes: n, seed, steps, guidance_scale, height, width, sampler, ….
 
     Returns:
         A PIL image, or a list of them for a list of prompts, n > 1 or a list of seeds.
     """
-    key = tuple(None if part is None else str(part) for part in (model, device, dtype, revision, variant, tiny_vae))
+    given = (model, device, dtype, revision, variant, tiny_vae, low_memory)
+    key = tuple(None if part is None else str(part) for part in given)
     pipeline = _warm.get(key)
     if pipeline is None:
         _warm.clear()  # before the next is loaded, so that two are never in memory
         pipeline = Pipeline.from_pretrained(
-            model, device=device, dtype=dtype, revision=revision, variant=variant, tiny_vae=tiny_vae
+            model,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            variant=variant,
+            tiny_vae=tiny_vae,
+            low_memory=low_memory,
         )
         _warm[key] = pipeline
     return pipeline(prompt, **settings)
