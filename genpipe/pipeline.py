@@ -4,6 +4,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,20 +13,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from genpipe.checkpoints import Checkpoint, load_checkpoint, load_tiny_vae, nonfinite_weights
+from genpipe.checkpoints import Checkpoint, load_checkpoint, load_tiny_vae
+from genpipe.denoising import NonFiniteError, denoise, is_guided
 from genpipe.hardware import choose_device, choose_dtype, float32_copy, instruction_set, one_thread, use_huge_pages
-from genpipe.images import Picture, annotate, annotate_choice, to_pil
+from genpipe.images import Picture, annotate, to_pil
 from genpipe.models.forms import PLAIN, forms_for
-from genpipe.models.inference import Denoiser, prepare
+from genpipe.models.inference import Network, prepare
 from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.tiny_vae import TinyVAE
-from genpipe.models.unet import UNet
 from genpipe.preview import LatentPreview
 from genpipe.request import MAX_PICTURES, Request, check_best_of, check_size, random_seed, seeds_for
-from genpipe.sampling.guidance import guided, x0_from_output
-from genpipe.sampling.noise import ImageNoise
 from genpipe.sampling.samplers import Sampler, make_sampler
-from genpipe.sampling.schedule import Step
 from genpipe.sampling.speed import SPEEDS
 
 if TYPE_CHECKING:
@@ -36,10 +34,6 @@ EMBEDDED = Path(__file__).parent / "embedded"
 BATCH = 8
 # Latents more than twice this many latent pixels high or wide are decoded in tiles of it, so memory stays flat.
 TILE = 64
-
-
-class NonFiniteError(RuntimeError):
-    """The networks gave NaN or infinity, in fp32 too."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +61,13 @@ class Pipeline:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, tiny_vae: TinyVAE | None = None
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        tiny_vae: TinyVAE | None = None,
+        low_memory: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
         self.text_encoder = checkpoint.text_encoder.eval().requires_grad_(False)
@@ -77,8 +77,11 @@ class Pipeline:
         self.device = device
         self.dtype = dtype
         self.tiny_vae = tiny_vae
+        self._low_memory = low_memory
         self._preview = (
-            LatentPreview(self.vae) if tiny_vae is None else lambda latents: to_pil(tiny_vae.decode(latents))
+            LatentPreview(lambda: self._in_memory(self.vae))
+            if tiny_vae is None
+            else lambda latents: to_pil(tiny_vae.decode(latents))
         )
         self._empty: dict[int, Tensor] = {}  # the context of the empty prompt, by clip_skip
 
@@ -92,6 +95,7 @@ class Pipeline:
         revision: str | None = None,
         variant: str | None = None,
         tiny_vae: str | Path | None = None,
+        low_memory: bool = False,
     ) -> "Pipeline":
         """Load a checkpoint.
 
@@ -102,6 +106,8 @@ class Pipeline:
             revision: branch, tag or commit on the hub.
             variant: "fp16" reads the files of that name.
             tiny_vae: folder of a tiny autoencoder (TAESD) for these latents, which then makes previews and drafts.
+            low_memory: hold the text encoder and the autoencoder in memory only while they run, reading them from their
+                files for every batch; pictures are the same.
 
         Raises:
             CheckpointError: the checkpoint is not there, not whole or not one that genpipe can run.
@@ -115,15 +121,25 @@ class Pipeline:
             revision=revision,
             variant=variant,
         )
-        forms = forms_for(instruction_set(), chosen_dtype) if chosen.type == "cpu" else PLAIN
         tiny = None
         if tiny_vae is not None:
             config = checkpoint.vae.config
             tiny = load_tiny_vae(tiny_vae, latent_channels=config.latent_channels, factor=config.factor)
-        for network in (checkpoint.text_encoder, checkpoint.unet, checkpoint.vae, tiny):
+        pipeline = cls(checkpoint, device=chosen, dtype=chosen_dtype, tiny_vae=tiny, low_memory=low_memory)
+        kept = (checkpoint.unet, tiny, *(() if low_memory else (checkpoint.text_encoder, checkpoint.vae)))
+        for network in kept:
             if network is not None:
-                prepare(network, device=chosen, dtype=chosen_dtype, forms=forms)
-        return cls(checkpoint, device=chosen, dtype=chosen_dtype, tiny_vae=tiny)
+                pipeline._prepare(network)
+        return pipeline
+
+    def _prepare(self, network: Network) -> Network:
+        forms = forms_for(instruction_set(), self.dtype) if self.device.type == "cpu" else PLAIN
+        return prepare(network, device=self.device, dtype=self.dtype, forms=forms)
+
+    @contextmanager
+    def _in_memory(self, network: Network) -> Iterator[Network]:
+        """The text encoder or the autoencoder, ready to run; of low memory only for as long as this lasts."""
+        yield self._prepare(self.checkpoint.read_again(network)) if self._low_memory else network
 
     @property
     def name(self) -> str:
@@ -205,7 +221,10 @@ class Pipeline:
             clip_skip=clip_skip,
             speed=speed,
         )
-        scorer = self._scorer(judge, requests) if best_of > 1 else None
+        if best_of > 1:
+            from genpipe.best_of import best, choose_scorer
+
+            scorer = choose_scorer(judge, requests, embedded=self.name == "embedded")
         size = 1 if deterministic else BATCH
         images: list[Picture] = []
         with one_thread(deterministic):
@@ -224,8 +243,8 @@ class Pipeline:
                             callback(state)
                     assert latents is not None
                     images += self.decode(latents, batch)
-        if scorer is not None:
-            images = _best(images, requests, best_of, scorer)
+        if best_of > 1:
+            images = best(images, requests, best_of, scorer)
         single = isinstance(prompt, str) and n == 1 and seeds is None
         return images[0] if single else images
 
@@ -265,17 +284,6 @@ class Pipeline:
             print(f"seed {requests[0].seed}", file=sys.stderr)
         return requests
 
-    def _scorer(self, judge: "str | Path | Scorer | None", requests: Sequence[Request]) -> "Scorer":
-        """The judge to choose by, once it has said that it can judge the prompts."""
-        from genpipe.vision.judge import choose_judge
-
-        if judge is None and self.name != "embedded":
-            raise ValueError("the embedded judge knows only what the embedded model draws: give a CLIP model as judge")
-        scorer = choose_judge(judge) if judge is None or isinstance(judge, str | Path) else judge
-        for prompt in dict.fromkeys(request.prompt for request in requests):
-            scorer.check_prompt(prompt)
-        return scorer
-
     def defaults(self, sampler: str | None = None) -> dict[str, Any]:
         """What applies where a caller says nothing: the checkpoint's `genpipe.json`, else what such checkpoints want."""
         lcm = self.sampler(sampler).name == "lcm"
@@ -297,67 +305,28 @@ class Pipeline:
     def stream(self, requests: Sequence[Request]) -> Iterator[Progress]:
         """Denoise a batch of requests, step by step: a generator, so a caller may look, stop or let go of it at any step.
 
-        The requests must agree in size, steps, sampler, guidance_rescale, clip_skip, speed and in whether they are guided; prompts,
-        seeds and, except for distilled networks, the scales of guidance may differ. `decode` makes pictures of the last
-        step's latents. Whether those are finite is looked at once, at the end; where they are
-        not, the steps come again from the first, with what overflows repeated in fp32.
+        The requests must agree in size, steps, sampler, guidance_rescale, clip_skip, speed and in whether they are guided;
+        prompts, seeds and, except for distilled networks, the scales of guidance may differ. `decode` makes pictures of the
+        last step's latents. Where those are not finite, the steps come again from the first: see
+        `genpipe.denoising.denoise`.
 
         Raises:
             ValueError: there are no requests, or they do not agree.
             NonFiniteError: the latents are not finite in fp32 either.
         """
-        if not requests:
-            raise ValueError("a batch of [] has nothing to draw: give at least one request")
-        first = requests[0]
-        same = ("height", "width", "steps", "sampler", "guidance_rescale", "clip_skip", "speed")
-        for key in same:
-            if any(getattr(request, key) != getattr(first, key) for request in requests):
-                raise ValueError(f"a batch must agree in {', '.join(same)}: it differs in {key}")
+        guided, first = is_guided(requests, self.unet), requests[0]
         sampler = self.sampler(first.sampler)
-        schedule, speed = sampler.schedule(first.steps), SPEEDS[first.speed]
-        # Distilled networks take the scale as an input and have no use for a second, unprompted half.
-        distilled = self.unet.config.guidance_channels is not None
-        is_guided = first.guidance_scale > 1 and not distilled
-        scales = [request.guidance_scale for request in requests]
-        if (distilled and len(set(scales)) > 1) or len({scale > 1 for scale in scales}) > 1:
-            raise ValueError(f"a batch must agree in whether it is guided, or be split: it has the scales {scales}")
-        weight = first.guidance_scale
-        if len(set(scales)) > 1:
-            weight = torch.tensor(scales, device=self.device)[:, None, None, None]  # (B, 1, 1, 1)
-        context = self.encode([request.prompt for request in requests], clip_skip=first.clip_skip)
-        if is_guided:
-            negative = self.encode([request.negative_prompt for request in requests], clip_skip=first.clip_skip)
-            context = torch.cat([negative, context])  # (2B, T, D)
-        scale = first.guidance_scale if distilled else None
-
-        def denoiser_of(unet: UNet) -> Denoiser:
-            times = [step.timestep for step in schedule.steps]
-            return Denoiser(unet, times, context, guidance=scale, refresh=speed.refresh)
-
-        denoiser = denoiser_of(self.unet)
-
-        def evaluate(x: Tensor, step: Step, denoiser: Denoiser = denoiser) -> Tensor:
-            alone = is_guided and not speed.guides(step.ratio)
-            output = denoiser(x, step.timestep, last=alone).float()
-            if is_guided and not alone:
-                unprompted, prompted = output.chunk(2)
-                output = guided(unprompted, prompted, weight, first.guidance_rescale)
-            return x0_from_output(output, x, step, sampler.prediction_type)
-
+        schedule = sampler.schedule(first.steps)
+        negative = [request.negative_prompt for request in requests] if guided else []
+        texts = [*negative, *(request.prompt for request in requests)]
+        context = self.encode(texts, clip_skip=first.clip_skip)  # (2B, T, D), or (B, T, D)
         factor, channels = self.vae.config.factor, self.vae.config.latent_channels
         shape = (channels, first.height // factor, first.width // factor)
-
-        def run(denoise: Callable[[Tensor, Step], Tensor]) -> Iterator[Tensor]:
-            noise = ImageNoise([request.seed for request in requests], shape, self.device)
-            return sampler.sample(denoise, noise() * schedule.initial_scale, schedule, noise)
-
-        latents, count = torch.empty(0), len(schedule.steps) - 1
-        for attempt in (evaluate, self._in_fp32_where_needed(evaluate, denoiser_of)):
-            for index, latents in enumerate(run(attempt), start=1):
-                yield Progress(index, count, latents, lambda latents=latents: self._preview(latents))
-            if latents.isfinite().all():
-                return
-        raise NonFiniteError(self._blame("denoiser", self.unet))
+        steps = denoise(self.unet, context, requests, sampler=sampler, schedule=schedule, shape=shape, model=self.name)
+        count = len(schedule.steps) - 1
+        for index, latents in enumerate(steps):
+            step = index % count + 1  # a second attempt begins again
+            yield Progress(step, count, latents, lambda latents=latents: self._preview(latents))
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str], *, clip_skip: int = 0) -> Tensor:
@@ -386,11 +355,12 @@ class Pipeline:
                 ]
             )
 
-        contexts = encoded(self.text_encoder)
-        if not contexts.isfinite().all():
-            contexts = encoded(float32_copy(self.text_encoder))
+        with self._in_memory(self.text_encoder) as text_encoder:
+            contexts = encoded(text_encoder)
             if not contexts.isfinite().all():
-                raise NonFiniteError(self._blame("text encoder", self.text_encoder))
+                contexts = encoded(float32_copy(text_encoder))
+            if not contexts.isfinite().all():
+                raise NonFiniteError.of("text encoder", self.text_encoder, self.name)
         if "" in distinct:
             self._empty[clip_skip] = contexts[[distinct.index("")]]
         return contexts[[distinct.index(prompt) for prompt in prompts]]
@@ -409,56 +379,13 @@ class Pipeline:
 
     def _decode(self, latents: Tensor) -> Tensor:
         tile = TILE if max(latents.shape[-2:]) > 2 * TILE else None
-        pixels = self.vae.decode(latents, tile=tile).float()
-        if not pixels.isfinite().all():
-            pixels = float32_copy(self.vae).decode(latents, tile=tile)
+        with self._in_memory(self.vae) as vae:
+            pixels = vae.decode(latents, tile=tile).float()
             if not pixels.isfinite().all():
-                raise NonFiniteError(self._blame("decoder", self.vae))
+                pixels = float32_copy(vae).decode(latents, tile=tile)
+            if not pixels.isfinite().all():
+                raise NonFiniteError.of("decoder", self.vae, self.name)
         return pixels
-
-    def _in_fp32_where_needed(
-        self, evaluate: Callable[..., Tensor], denoiser_of: Callable[[UNet], Denoiser]
-    ) -> Callable[[Tensor, Step], Tensor]:
-        """`evaluate`, repeated in fp32 for the pictures of a batch that it leaves non-finite."""
-
-        denoiser: Denoiser | None = None
-
-        def careful(x: Tensor, step: Step) -> Tensor:
-            nonlocal denoiser
-            x0 = evaluate(x, step)
-            finite = x0.isfinite().all(dim=(1, 2, 3))
-            if finite.all():
-                return x0
-            denoiser = denoiser_of(float32_copy(self.unet)) if denoiser is None else denoiser
-            repeated = evaluate(x, step, denoiser)
-            if not repeated.isfinite().all():
-                raise NonFiniteError(self._blame("denoiser", self.unet))
-            return torch.where(finite[:, None, None, None], x0, repeated)
-
-        return careful
-
-    def _blame(self, part: str, module: torch.nn.Module) -> str:
-        bad = nonfinite_weights(module)
-        if not bad:
-            return (
-                f"the {part} of {self.name} gave values that are not finite, in fp32 too: try another sampler or seed"
-            )
-        listed = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-        return (
-            f"the {part} of {self.name} gave values that are not finite: its weights hold NaN or infinity in {listed}"
-        )
-
-
-def _best(images: list[Picture], requests: Sequence[Request], best_of: int, scorer: "Scorer") -> list[Picture]:
-    """Of every `best_of` pictures the one with the highest score, the first of equals, with all scores in its info."""
-    scores = scorer.scores(images, [request.prompt for request in requests])
-    chosen = []
-    for start in range(0, len(images), best_of):
-        group = range(start, start + best_of)
-        image = images[max(group, key=lambda i: scores[i].total)]
-        annotate_choice(image, [{"seed": requests[i].seed, **scores[i].to_dict()} for i in group])
-        chosen.append(image)
-    return chosen
 
 
 _warm: dict[tuple[Any, ...], Pipeline] = {}
@@ -473,6 +400,7 @@ def generate(
     revision: str | None = None,
     variant: str | None = None,
     tiny_vae: str | Path | None = None,
+    low_memory: bool = False,
     **settings: Any,
 ) -> Any:
     """Draw a prompt: `generate("pirate ship").save("ship.png")`.
@@ -481,18 +409,26 @@ def generate(
 
     Args:
         prompt: one prompt, or a list.
-        model, device, dtype, revision, variant, tiny_vae: as in `Pipeline.from_pretrained`; by default the embedded model.
+        model, device, dtype, revision, variant, tiny_vae, low_memory: as in `Pipeline.from_pretrained`; by default the
+            embedded model.
         settings: everything that `Pipeline.__call__` takes: n, seed, steps, guidance_scale, height, width, sampler, ….
 
     Returns:
         A PIL image, or a list of them for a list of prompts, n > 1 or a list of seeds.
     """
-    key = tuple(None if part is None else str(part) for part in (model, device, dtype, revision, variant, tiny_vae))
+    given = (model, device, dtype, revision, variant, tiny_vae, low_memory)
+    key = tuple(None if part is None else str(part) for part in given)
     pipeline = _warm.get(key)
     if pipeline is None:
         _warm.clear()  # before the next is loaded, so that two are never in memory
         pipeline = Pipeline.from_pretrained(
-            model, device=device, dtype=dtype, revision=revision, variant=variant, tiny_vae=tiny_vae
+            model,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            variant=variant,
+            tiny_vae=tiny_vae,
+            low_memory=low_memory,
         )
         _warm[key] = pipeline
     return pipeline(prompt, **settings)

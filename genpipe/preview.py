@@ -1,5 +1,8 @@
 """Small, cheap pictures of latents that are still being denoised."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,7 +18,8 @@ class LatentPreview:
     It is fitted by least squares on a few small decoded pictures at the first call, then costs next to nothing.
     """
 
-    def __init__(self, vae: VAE) -> None:
+    def __init__(self, vae: Callable[[], AbstractContextManager[VAE]]) -> None:
+        """`vae` gives the autoencoder for a while, with its weights in memory."""
         self._vae = vae
         self._map: Tensor | None = None  # (C + 1, 3), the last row constant
 
@@ -27,12 +31,12 @@ class LatentPreview:
         return to_pil(torch.einsum("bchw,cr->brhw", latents.float(), self._map[:-1]) + self._map[-1][:, None, None])
 
     def _fit(self, device: torch.device) -> Tensor:
-        config = self._vae.config
-        # Smooth latents, as colour is what changes slowly.
-        coarse = torch.randn((8, config.latent_channels, 4, 4), generator=torch.Generator().manual_seed(0))
-        latents = F.interpolate(coarse, scale_factor=2, mode="bicubic").to(device)
-        # In fp32: some autoencoders overflow 16 bits.
-        pixels = F.avg_pool2d(float32_copy(self._vae).decode(latents), config.factor)  # (8, 3, 8, 8)
+        with self._vae() as vae:
+            # Smooth latents, as colour is what changes slowly.
+            coarse = torch.randn((8, vae.config.latent_channels, 4, 4), generator=torch.Generator().manual_seed(0))
+            latents = F.interpolate(coarse, scale_factor=2, mode="bicubic").to(device)
+            # In fp32: some autoencoders overflow 16 bits.
+            pixels = F.avg_pool2d(float32_copy(vae).decode(latents), vae.config.factor)  # (8, 3, 8, 8)
         inputs = latents.movedim(1, -1).flatten(0, 2)
         inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=-1)
         return torch.linalg.lstsq(inputs.cpu(), pixels.movedim(1, -1).flatten(0, 2).cpu()).solution.to(device)

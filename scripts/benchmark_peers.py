@@ -19,6 +19,7 @@ from torch import Tensor
 
 PEERS = {
     "genpipe": "genpipe, exact",
+    "low_memory": "genpipe, exact, low_memory=True",
     "diffusers": "diffusers, as shipped (fp32)",
     "tuned": "diffusers, bf16 + channels_last",
     "compile": "diffusers, bf16 + channels_last + torch.compile",
@@ -36,11 +37,11 @@ def inputs(size: int, batch: int) -> tuple[Tensor, Tensor, Tensor]:
     return latents, context, torch.randint(0, 400, (1, 77), generator=generator)
 
 
-def genpipe(part: str, folder: Path, size: int, batch: int, steps: int) -> Run:
+def genpipe(part: str, folder: Path, size: int, batch: int, steps: int, *, low_memory: bool = False) -> Run:
     from genpipe.models.inference import Denoiser
     from genpipe.pipeline import Pipeline
 
-    pipe = Pipeline.from_pretrained(folder, device="cpu")
+    pipe = Pipeline.from_pretrained(folder, device="cpu", low_memory=low_memory)
     latents, context, ids = inputs(size, batch)
     if part == "text":
         return lambda: pipe.text_encoder(ids).context
@@ -115,6 +116,7 @@ def openvino(part: str, folder: Path, size: int, batch: int, steps: int) -> Run:
 
 BUILDERS: dict[str, Callable[..., Run]] = {
     "genpipe": genpipe,
+    "low_memory": lambda *given: genpipe(*given, low_memory=True),
     "diffusers": lambda *given: diffusers(*given, tuned=False),
     "tuned": lambda *given: diffusers(*given, tuned=True),
     "compile": lambda *given: diffusers(*given, tuned=True, compiled=True),
@@ -123,8 +125,9 @@ BUILDERS: dict[str, Callable[..., Run]] = {
 
 
 def can(peer: str, part: str) -> bool:
-    """Whether the peer has this part: OpenVINO is converted network by network, and brings no pipeline."""
-    return peer != "openvino" or part in ("step", "decode")
+    """Whether the peer has this part: OpenVINO is converted network by network, and brings no pipeline; what is done for
+    memory shows in a whole picture."""
+    return part in {"openvino": ("step", "decode"), "low_memory": ("picture",)}.get(peer, (part,))
 
 
 def peak_bytes() -> int:

@@ -226,7 +226,7 @@ def poisoned_worker(memory_at: int | None = None, nan_in: str | None = None, ful
     """A worker's process with one fault."""
     import torch
 
-    from genpipe.pipeline import NonFiniteError
+    from genpipe.denoising import NonFiniteError
     from genpipe.render import process
     from genpipe.render.renderer import Renderer
     from genpipe.render.storage import Folder

@@ -19,7 +19,7 @@ HEAVY = {"torch", "diffusers", "transformers", "accelerate"}
 
 # Dependencies point one way: what is in an area may import what is in it and in these, and nothing else of ours.
 _LOW = {"vision.blocks", "models", "sampling", "request", "files", "images", "hardware", "checkpoints"}
-_HIGH = _LOW | {"pipeline", "scenes", "vision"}
+_HIGH = _LOW | {"denoising", "pipeline", "scenes", "vision"}
 ALLOWED: dict[str, set[str]] = {
     "vision.blocks": set(),
     # The judge says whether a picture shows what a prompt of the scenes' world asks for.
@@ -33,10 +33,11 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoints": {"models"},
     "scenes": {"images"},
     "preview": {"models", "images", "hardware"},
-    # best_of asks the judge.
-    "pipeline": _LOW | {"preview", "vision"},
+    "denoising": {"models", "sampling", "request", "hardware", "checkpoints"},
+    "best_of": {"images", "request", "vision"},
+    "pipeline": _LOW | {"preview", "denoising", "best_of", "vision"},
     "training": _HIGH,
-    "render": _LOW | {"pipeline", "vision"},
+    "render": _LOW | {"denoising", "pipeline", "vision"},
     "cli": _HIGH | {"training", "render"},
     "scripts": _HIGH | {"training", "render", "cli"},
 }

@@ -1,6 +1,8 @@
+import gc
 import io
 import json
 import warnings
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +14,11 @@ import torch
 from PIL import Image
 
 from genpipe.checkpoints import load_checkpoint, save_checkpoint
+from genpipe.denoising import NonFiniteError
 from genpipe.images import read_request
+from genpipe.models.inference import prepare
 from genpipe.models.unet import UNet
-from genpipe.pipeline import NonFiniteError, Pipeline, Progress, generate
+from genpipe.pipeline import Pipeline, Progress, generate
 from genpipe.request import Request
 from genpipe.sampling.noise import ImageNoise
 from genpipe.vision.judge import Score
@@ -553,3 +557,29 @@ def test_a_tiny_autoencoder_makes_previews_and_drafts(tiny_checkpoint: Path, tmp
     assert difference(seen[-1].preview()[0], draft) == 0
     plain = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32")
     assert difference(draw(pipe), draw(plain)) == 0
+
+
+def test_low_memory_draws_the_same_while_only_the_denoiser_is_held(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: dict[str, list[weakref.ref[torch.nn.Module]]] = {}
+
+    def recorded(network: torch.nn.Module, **settings: Any) -> torch.nn.Module:
+        held.setdefault(type(network).__name__, []).append(weakref.ref(network))
+        return prepare(network, **settings)
+
+    monkeypatch.setattr("genpipe.pipeline.prepare", recorded)
+    pipe = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32", low_memory=True)
+    alive: list[set[str]] = []
+
+    def look(progress: Progress) -> None:
+        gc.collect()
+        alive.append({name for name, references in held.items() if any(one() is not None for one in references)})
+
+    settings: dict[str, Any] = {"seed": 3, "steps": 2, "progress": False}
+    image = pipe("a ship", callback=look, **settings)
+    assert set(held) == {"TextEncoder", "UNet", "VAE"} and alive == [{"UNet"}] * 2
+    usual = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32")
+    assert image.tobytes() == usual("a ship", **settings).tobytes()
+    preview, expected = (next(one.stream(one.requests("a ship", seed=3, steps=2))).preview() for one in (pipe, usual))
+    assert preview[0].tobytes() == expected[0].tobytes()

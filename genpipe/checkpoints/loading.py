@@ -1,9 +1,9 @@
 """Loading a checkpoint in the diffusers layout, from a folder or from the hub."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -38,6 +38,9 @@ _CLASSES = {
 }
 
 
+_NETWORKS = (layout.TEXT_ENCODER, layout.UNET, layout.VAE)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """The parts of a text-to-image model.
@@ -46,6 +49,7 @@ class Checkpoint:
         scheduler_config: `scheduler_config.json`, which always names its `_class_name`.
         defaults: `genpipe.json`, how the model likes to be run; {} if there is none.
         source: the folder or the hub id it was read from.
+        files: the safetensors files of each network, by its name here; empty if it was not read from files.
     """
 
     text_encoder: TextEncoder
@@ -55,6 +59,15 @@ class Checkpoint:
     scheduler_config: dict[str, Any]
     defaults: dict[str, Any]
     source: str
+    files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+
+    def read_again(self, network: Network) -> Network:
+        """A second copy of one of the networks, mapped from its files, for who does not want to keep the first in memory."""
+        names = next(names for names in _NETWORKS if getattr(self, names.folder) is network)
+        kind, config = type(network), cast(Any, network).config
+        copy = skeleton(lambda: kind(config))
+        read_weights(copy, names, self.files[names.folder], device="cpu", dtype=None)
+        return copy
 
 
 def load_checkpoint(
@@ -92,14 +105,16 @@ def load_checkpoint(
     unet = _built(source, layout.UNET, lambda: UNet(unet_config))
     vae = _built(source, layout.VAE, lambda: VAE(vae_config))
     networks = ((layout.TEXT_ENCODER, text_encoder), (layout.UNET, unet), (layout.VAE, vae))
-    files = {names.folder: find_weights(source, names, variant) for names, _ in networks}
-    if variant is not None and not any(files.values()):
+    found = {names.folder: find_weights(source, names, variant) for names, _ in networks}
+    if variant is not None and not any(found.values()):
         raise CheckpointError(f"{source} has no weights of the variant {variant!r}")
+    files: dict[str, Sequence[Path]] = {}
     for names, network in networks:
-        paths = files[names.folder] or find_weights(source, names, None)
+        paths = found[names.folder] or find_weights(source, names, None)
         if paths is None:
             raise explain_missing(source, names)
         read_weights(network, names, paths, device=device, dtype=dtype)
+        files[names.folder] = paths
     return Checkpoint(
         text_encoder=text_encoder,
         tokenizer=tokenizer,
@@ -108,6 +123,7 @@ def load_checkpoint(
         scheduler_config=scheduler_config,
         defaults=defaults,
         source=str(source),
+        files=files,
     )
 
 

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from genpipe.checkpoints.hub import open_source
+from genpipe.denoising import NonFiniteError
 from genpipe.hardware import one_thread
 from genpipe.images import Picture, encode_image
-from genpipe.pipeline import EMBEDDED, NonFiniteError, Pipeline
+from genpipe.pipeline import EMBEDDED, Pipeline
 from genpipe.render.identity import fingerprint
 from genpipe.render.messages import THUMBNAIL, Drawn, Job, Model, Result, Task, thumbnail_path
 from genpipe.render.storage import open_storage

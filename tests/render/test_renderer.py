@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from genpipe import Pipeline, Request
+from genpipe.denoising import NonFiniteError
 from genpipe.images import read_request
-from genpipe.pipeline import NonFiniteError
 from genpipe.render.messages import Job, Task, thumbnail_path
 from genpipe.render.renderer import Renderer, checkpoint_files
 
