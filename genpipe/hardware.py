@@ -1,6 +1,7 @@
 """Which device and which dtype the networks run on, and on how many threads."""
 
 import copy
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,9 @@ from typing import TypeVar
 import torch
 
 Network = TypeVar("Network", bound=torch.nn.Module)
+
+# Of malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 DTYPES = {
     "fp32": torch.float32,
@@ -97,6 +101,20 @@ def use_huge_pages() -> None:
     operations. torch heeds this if it has not allocated anything yet, and other systems ignore it.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep what this process frees for what it allocates next, where it would hand large tensors back.
+
+    New pages cost more than most operations on them: a seventh of the time of decoding a picture of 512 × 512. Other C
+    libraries have no such option, and are left as they are.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1)):
+        mallopt(option, value)
 
 
 @contextmanager

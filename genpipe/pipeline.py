@@ -15,7 +15,15 @@ from tqdm import tqdm
 
 from genpipe.checkpoints import Checkpoint, load_checkpoint, load_tiny_vae
 from genpipe.denoising import NonFiniteError, denoise, is_guided
-from genpipe.hardware import choose_device, choose_dtype, float32_copy, instruction_set, one_thread, use_huge_pages
+from genpipe.hardware import (
+    choose_device,
+    choose_dtype,
+    float32_copy,
+    instruction_set,
+    keep_freed_memory,
+    one_thread,
+    use_huge_pages,
+)
 from genpipe.images import Picture, annotate, to_pil
 from genpipe.models.forms import PLAIN, forms_for
 from genpipe.models.inference import Network, prepare
@@ -130,6 +138,8 @@ class Pipeline:
         for network in kept:
             if network is not None:
                 pipeline._prepare(network)
+        if chosen.type == "cpu" and not low_memory:
+            keep_freed_memory()
         return pipeline
 
     def _prepare(self, network: Network) -> Network:

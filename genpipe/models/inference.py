@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from genpipe.models.attention import Attention, FusedSelfAttention, GatedFeedForward, SpatialAttention, TransformerBlock
 from genpipe.models.forms import PLAIN, Forms
-from genpipe.models.packed import SIDE, PackedGatedFeedForward, can_pack, kind_of, pack
+from genpipe.models.packed import SIDE, PackedConv, PackedGatedFeedForward, PackedResidualBlock, can_pack, kind_of, pack
 from genpipe.models.unet import UNet
 from genpipe.models.vae import VAE
-from genpipe.vision.blocks import PhaseUpsample, Upsample
+from genpipe.vision.blocks import PhaseUpsample, ResidualBlock, Upsample
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -71,6 +71,8 @@ def _prepare(
         return pack(module, side) if can_pack() and kind_of(module) in forms.packed else module
     for name, child in children.items():
         module.register_module(name, _prepare(child, device, dtype, forms, sides, side))
+    if isinstance(module, ResidualBlock) and isinstance(module.conv2, PackedConv):
+        return PackedResidualBlock(module)
     return module
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from genpipe.models.attention import GatedFeedForward
+from genpipe.vision.blocks import ResidualBlock, silu
 
 # The order that oneDNN prefers depends on the input's size. Without one it may guess an order that makes a 1 × 1
 # convolution ten times slower, and with another one it may reorder the weights at every call.
@@ -66,10 +67,11 @@ class _Packed(nn.Module):
 
     arguments: tuple[str, ...]  # of the plain layer
     weight: Tensor
+    bias: Tensor | None
 
     def __init__(self, layer: nn.Module, weight: Tensor) -> None:
         super().__init__()
-        self.bias = layer.bias
+        self.bias = cast(Tensor | None, layer.bias)
         self.register_buffer("weight", weight)
         self._plain = (type(layer), {name: getattr(layer, name) for name in self.arguments})
 
@@ -81,7 +83,7 @@ class _Packed(nn.Module):
         with torch.device("meta"):
             layer = kind(**arguments, bias=self.bias is not None)
         layer.weight = nn.Parameter(self._dense_weight(), requires_grad=False)
-        layer.bias = copy.deepcopy(self.bias, memo)
+        layer.bias = cast(Any, copy.deepcopy(self.bias, memo))
         return layer
 
 
@@ -145,10 +147,42 @@ class PackedConv(_Packed):
         size = [1, layer.in_channels, side, side]
         super().__init__(layer, torch.ops.mkldnn._reorder_convolution_weight(weight, *self._settings, size))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> (B, C_out, H', W')."""
+    def forward(self, x: Tensor, *, shift: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H', W'); `shift` (C_out) and `plus`, of the result's shape, are added in fp32."""
         x = x.contiguous(memory_format=torch.channels_last)
-        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self._settings, "none", [], "")
+        bias = shift if self.bias is None else self.bias if shift is None else self.bias + shift
+        convolve = torch.ops.mkldnn._convolution_pointwise
+        if plus is None:
+            return convolve(x, self.weight, bias, *self._settings, "none", [], "")
+        plus = plus.contiguous(memory_format=torch.channels_last)
+        return convolve.binary(x, plus, self.weight, bias, *self._settings, "add", 1.0, None, [], None)
+
+
+class PackedResidualBlock(ResidualBlock):
+    """A `ResidualBlock` of packed convolutions, into which oneDNN fuses what is added after them."""
+
+    def __init__(self, block: ResidualBlock) -> None:
+        nn.Module.__init__(self)
+        _adopt(self, block, lambda child: child)
+
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """As `ResidualBlock`'s, but for one `shift` (1, C_out) of all pictures."""
+        conv1, conv2 = cast(PackedConv, self.conv1), cast(PackedConv, self.conv2)
+        h = conv1(silu(self.norm1(x)), shift=None if shift is None else shift[0])
+        return conv2(silu(self.norm2(h)), plus=self.shortcut(x))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ResidualBlock:
+        block = ResidualBlock.__new__(ResidualBlock)
+        nn.Module.__init__(block)
+        _adopt(block, self, lambda child: copy.deepcopy(child, memo))
+        return block
+
+
+def _adopt(block: ResidualBlock, other: ResidualBlock, change: Callable[[nn.Module], nn.Module]) -> None:
+    for name, child in other.named_children():
+        block.add_module(name, change(child))
+    if other.embedding is None:
+        block.embedding = None
 
 
 class PackedConvTranspose(_Packed):

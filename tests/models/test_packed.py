@@ -9,7 +9,8 @@ from torch import nn
 from genpipe.checkpoints.weights import nonfinite_weights
 from genpipe.models import packed
 from genpipe.models.attention import GatedFeedForward
-from genpipe.models.packed import PackedGatedFeedForward, can_pack, pack
+from genpipe.models.packed import PackedGatedFeedForward, PackedResidualBlock, can_pack, pack
+from genpipe.vision.blocks import ResidualBlock
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this torch lacks oneDNN or its private operators")
 
@@ -76,3 +77,27 @@ def test_a_packed_feed_forward_computes_what_the_plain_one_computes(dtype: torch
     copied = copy.deepcopy(nn.Sequential(small))[0]
     assert type(copied) is GatedFeedForward
     assert all(torch.equal(copied.state_dict()[key], tensor) for key, tensor in layer.state_dict().items())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("widths", [(32, 64), (64, 64)], ids=["projected", "as it is"])
+@pytest.mark.parametrize("embedded", [True, False])
+def test_a_packed_residual_block_rounds_less_than_the_plain_one(widths: tuple[int, int], embedded: bool) -> None:
+    torch.manual_seed(0)
+    exact = ResidualBlock(*widths, embedding_channels=48 if embedded else None).double().requires_grad_(False)
+    plain = copy.deepcopy(exact).bfloat16()
+    block = copy.deepcopy(plain)
+    for name in ("conv1", "conv2"):
+        setattr(block, name, pack(getattr(block, name)))
+    packed = PackedResidualBlock(block)
+    x = torch.randn(2, widths[0], 12, 20).bfloat16()
+    shift = exact.shift(torch.randn(1, 48).double()).bfloat16() if embedded else None
+    expected = exact(x.double(), None if shift is None else shift.double())
+    scale = expected.square().mean().sqrt()
+    errors = [
+        float((result - expected).square().mean().sqrt() / scale) for result in (packed(x, shift), plain(x, shift))
+    ]
+    assert errors[0] <= errors[1] < 0.01
+    again = copy.deepcopy(packed)
+    assert type(again) is ResidualBlock and torch.equal(again(x, shift), plain(x, shift))
+    assert list(again.state_dict()) == list(plain.state_dict())
