@@ -3,9 +3,13 @@
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -45,3 +49,21 @@ def atomic_write(path: Path, *, part: Path | None = None, durable: bool = False)
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str], *, part: Path | None = None
+) -> None:
+    """A safetensors file by `atomic_write`.
+
+    Raises:
+        OSError: the file cannot be written; names `path`.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with atomic_write(path, part=part) as file:
+        try:
+            save_file(dict(tensors), file, metadata=dict(metadata))
+        except SafetensorError as error:  # also what it says of a full disk
+            raise OSError(errno.EIO, str(error)) from error

@@ -1,6 +1,7 @@
 """Files appear whole or not at all, whatever happens while they are written."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
-from genpipe.files import atomic_write
+from genpipe.files import atomic_write, write_safetensors
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX modes and signals")
 # By default, and with a place of its own for what is half-written.
@@ -161,3 +163,17 @@ def test_only_what_is_to_be_durable_waits_for_the_disk(path, monkeypatch, durabl
     with atomic_write(path, durable=durable) as part:
         part.write_text("new")
     assert made == calls
+
+
+@posix
+def test_tensors_that_do_not_fit_the_disk_are_an_error_of_the_system(path):
+    import resource  # of POSIX alone
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # as a full disk
+    try:
+        with pytest.raises(OSError, match=re.escape(str(path))):
+            write_safetensors(path, {"x": torch.zeros(1000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]

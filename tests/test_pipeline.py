@@ -255,13 +255,14 @@ def test_bad_arguments_get_one_clear_line(pipe: Pipeline, settings: dict[str, An
 
 
 def test_bad_devices_and_dtypes_get_one_clear_line(tiny_checkpoint: Path) -> None:
-    for settings in (
+    wrong: list[dict[str, Any]] = [
         {"device": "gpu"},
         {"device": "cuda:99"},
         {"device": "meta"},
         {"dtype": "fp8"},
         {"dtype": "fp16", "device": "cpu"},
-    ):
+    ]
+    for settings in wrong:
         with pytest.raises(ValueError) as caught:
             Pipeline.from_pretrained(tiny_checkpoint, **settings)
         assert "\n" not in str(caught.value)

@@ -17,12 +17,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from genpipe.files import atomic_write
+from genpipe.files import write_safetensors
 from genpipe.training.muon import Muon, matrices
 
 
@@ -181,8 +180,8 @@ def _save(
                 tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # A fixed name: a state is large, trainings are killed, and each has its own folder.
-    with atomic_write(path, part=path.with_suffix(".tmp")) as part:
-        save_file(contiguous, part, metadata={"step": str(step), "seconds": str(seconds)})
+    metadata = {"step": str(step), "seconds": str(seconds)}
+    write_safetensors(path, contiguous, metadata, part=path.with_suffix(".tmp"))
 
 
 def _restore(

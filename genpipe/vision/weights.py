@@ -15,10 +15,9 @@ from urllib.parse import unquote, urlsplit
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from genpipe.files import atomic_write
+from genpipe.files import write_safetensors
 from genpipe.vision.architectures import build, find_head
 from genpipe.vision.imagenet import PUBLISHED, imagenet_classes
 from genpipe.vision.preprocess import Preprocess
@@ -118,13 +117,15 @@ def write_tensors(
 
     Args:
         dtype: of the floating-point tensors in the file; None keeps theirs.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     kept = {
         name: tensor.detach().to("cpu", dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in tensors.items()
     }
-    with atomic_write(Path(path)) as part:
-        save_file(kept, part, metadata={"format": "pt", **metadata})
+    write_safetensors(Path(path), kept, {"format": "pt", **metadata})
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
