@@ -75,6 +75,9 @@ def generate_command(parser: argparse.ArgumentParser) -> None:
     _option(group, "--dtype", metavar="NAME", choices=("fp32", "bf16", "fp16", "float32", "bfloat16", "float16"),
             help="fp32, bf16 or fp16 (default: the fastest on the device)")  # fmt: skip
 
+    _option(group, "--low-memory", action="store_true",
+            help="hold the text encoder and the autoencoder in memory only while they run")  # fmt: skip
+
     group = parser.add_argument_group("output")
     _option(group, "-o", "--output", metavar="PATH",
             help=".png, .jpg or .webp, overwritten; {seed}, {index} or %%03d (from 0) name several "
@@ -123,6 +126,7 @@ def _generate(args: argparse.Namespace) -> int:
         revision=args.revision,
         variant=args.variant,
         tiny_vae=args.tiny_vae,
+        low_memory=args.low_memory,
     )
     if drawn and not args.quiet:
         print(f"seed {seeds[0]}", file=sys.stderr)
