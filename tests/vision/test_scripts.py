@@ -69,6 +69,15 @@ def test_imagenet_is_evaluated_as_classify_says(
         module.main()
 
 
+def test_published_accuracies_are_torchvisions(torchvision_models) -> None:
+    theirs = {}
+    for architecture in {architecture for architecture, _ in PUBLISHED.values()}:
+        for weights in torchvision_models.get_model_weights(architecture):
+            metrics = weights.meta["_metrics"]["ImageNet-1K"]
+            theirs[Path(weights.url).stem] = (metrics["acc@1"], metrics["acc@5"])
+    assert theirs == script("evaluate_imagenet").PUBLISHED
+
+
 def test_hand_crafted_features_tell_a_few_concepts_apart() -> None:
     pytest.importorskip("skimage")
     pytest.importorskip("sklearn")
