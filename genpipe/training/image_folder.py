@@ -76,22 +76,25 @@ def read_image_folder(directory: str | Path, preprocess: Preprocess) -> ImageFol
     classes = tuple(path.name for path in _folders(source))
     if len(classes) < 2:
         raise ValueError(
-            f"{source} holds {len(classes)} folders of pictures, and a classifier needs 2 classes or more: put the "
-            "pictures of each class into a folder with its name"
+            f"{source} holds {_count(len(classes), 'folder', 'folders')} of pictures, and a classifier needs 2 classes or more: put "
+            "the pictures of each class into a folder with its name"
         )
     read = _read_all(source, directory, classes, preprocess, report)
     seen = {label for label, _ in read}
     missing = [name for label, name in enumerate(classes) if label not in seen]
     if missing:
+        skipped = "".join(f"; {name} {reason}" for reason, names in report.skipped.items() for name in names)
         raise ValueError(
-            f"{source} has {len(missing)} classes without a picture that can be read ({', '.join(missing)}): "
-            "add pictures, or remove the folders"
+            f"{source} has {_count(len(missing), 'class', 'classes')} without a picture that can be read "
+            f"({', '.join(missing)}{skipped}): add pictures, or remove the folders"
         )
     if split:
         others = sorted({path.name for path in _folders(directory / "val")} - set(classes))
         if others:
             raise ValueError(f"{directory / 'val'} has classes that are not in train: {', '.join(others)}")
         held = _read_all(directory / "val", directory, classes, preprocess, report)
+        if not held:
+            raise ValueError(f"{directory / 'val'} holds no picture that can be read: put some of each class into it")
     else:
         read, held = _hold_out(read)
     if not held:
@@ -140,6 +143,8 @@ def train_on_folder(
     """
     if batch < 2:
         raise ValueError(f"batch {batch} is too small: batch norms need 2 pictures or more")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is not a folder: give --out one that is new, or that of a training to continue")
     start = _starting_point(architecture, weights, size)
     folder = read_image_folder(directory, start.preprocess)
     if on_pictures is not None:
@@ -218,6 +223,8 @@ def _starting_point(architecture: str | None, weights: str | Path | None, size: 
     else:
         start = load_classifier(weights, architecture)
     settings = start.preprocess
+    if size is not None and size < 1:
+        raise ValueError(f"size {size} is out of range: use 1 pixel or more")
     if size is not None:
         settings = replace(settings, resize=round(size * settings.resize / settings.crop), crop=size)
     summary(start.network, (len(settings.mean), settings.crop, settings.crop))
@@ -238,6 +245,10 @@ def _error(classifier: Classifier, pictures: LabelledPictures, accelerator: Acce
     return top_k_error(torch.cat(logits), pictures.labels)
 
 
+def _count(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
+
+
 def _folders(directory: Path) -> list[Path]:
     return sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
 
@@ -251,7 +262,8 @@ def _read_all(
         (label, path)
         for label, name in enumerate(classes)
         for path in sorted((source / name).rglob("*"))
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        if path.is_file() or not path.exists()  # a link to nothing is told of
     ]
     read = []
     for label, path in tqdm(files, desc="reading pictures", unit="picture", leave=False, dynamic_ncols=True):
