@@ -176,7 +176,9 @@ def test_a_file_without_metadata_that_is_not_of_imagenet_says_what_to_do(tmp_pat
     with pytest.raises(ValueError, match=r"has a head of 7 classes where .* 1000: .* save_classifier with the names"):
         load_classifier(tmp_path / "head.safetensors", "resnet18w16")
     save_file(LeNet5(1000).state_dict(), tmp_path / "grey.safetensors")
-    with pytest.raises(ValueError, match=r"grey.safetensors states no preprocessing, and ImageNet's does not suit lenet5"):
+    with pytest.raises(
+        ValueError, match=r"grey.safetensors states no preprocessing, and ImageNet's does not suit lenet5"
+    ):
         load_classifier(tmp_path / "grey.safetensors", "lenet5")
 
 
