@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument(
         "--from", dest="weights", metavar="FILE", help="a ResNet-18 to transfer from (default: the judge's)"
     )
+    parser.add_argument("--allow-pickle", action="store_true", help="read a --from that is not safetensors (.pth)")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder of the plot (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the pictures and of training (%(default)s)")
     arguments = parser.parse_args()
@@ -119,7 +120,7 @@ def compare(arguments: argparse.Namespace, core: Sequence[str]) -> list[Result]:
         return measure(name, network, test, len(data.labels), seconds)
 
     torch.manual_seed(seed)
-    name, start = starting_point(arguments.weights, count)
+    name, start = starting_point(arguments.weights, count, arguments.allow_pickle)
     results = [svm(training, unseen)]
     torch.manual_seed(seed)
     results.append(learn("LeNet-5", build("lenet5", count), grey(training), grey(unseen), RATE))
@@ -133,12 +134,11 @@ def compare(arguments: argparse.Namespace, core: Sequence[str]) -> list[Result]:
     return results
 
 
-def starting_point(weights: str | None, classes: int) -> tuple[str, nn.Module]:
+def starting_point(weights: str | None, classes: int, allow_pickle: bool) -> tuple[str, nn.Module]:
     """The row's name and the network of what was learned before, with a fresh head."""
     if weights is not None:
-        return f"ResNet-18, from {Path(weights).stem}", replace_head(
-            load_classifier(weights, "resnet18").network, classes
-        )
+        given = load_classifier(weights, "resnet18", allow_pickle=allow_pickle)
+        return f"ResNet-18, from {Path(weights).stem}", replace_head(given.network, classes)
     trunk = Judge.load(EMBEDDED / "model.safetensors", device="cpu").model.trunk.get_submodule("resnet")
     network = build("resnet18w32", classes)
     network.load_state_dict(network.state_dict() | trunk.state_dict())

@@ -112,6 +112,7 @@ def train_on_folder(
     architecture: str | None = None,
     weights: str | Path | None = None,
     frozen: Sequence[str] | None = (),
+    allow_pickle: bool = False,
     size: int | None = None,
     batch: int = BATCH,
     smoothing: float = 0.1,
@@ -129,6 +130,7 @@ def train_on_folder(
         architecture: see `genpipe.vision.architectures`; by default that of `weights`, else resnet18.
         weights: a file to start from, see `load_classifier`; its head is replaced by one of the folder's classes.
         frozen: layers that stay as they are; None is all but the head.
+        allow_pickle: read weights that are not safetensors, such as the published ones.
         size: side of the pictures that the network sees, in pixels; by default what its weights were trained on, 32 for
             lenet5, 224 for the others.
         batch: pictures a step.
@@ -145,7 +147,7 @@ def train_on_folder(
         raise ValueError(f"batch {batch} is too small: batch norms need 2 pictures or more")
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is not a folder: give --out one that is new, or that of a training to continue")
-    start = _starting_point(architecture, weights, size)
+    start = _starting_point(architecture, weights, size, allow_pickle)
     folder = read_image_folder(directory, start.preprocess)
     if on_pictures is not None:
         on_pictures(folder.report)
@@ -212,7 +214,9 @@ def augment(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
     return F.grid_sample(pixels.float(), grid, padding_mode="border", align_corners=False)
 
 
-def _starting_point(architecture: str | None, weights: str | Path | None, size: int | None) -> Classifier:
+def _starting_point(
+    architecture: str | None, weights: str | Path | None, size: int | None, allow_pickle: bool
+) -> Classifier:
     """What is to be trained, checked; without weights its network stands for the architecture alone."""
     if weights is None:
         architecture = architecture or "resnet18"
@@ -221,7 +225,7 @@ def _starting_point(architecture: str | None, weights: str | Path | None, size: 
         with torch.device("meta"):
             start = Classifier(build(architecture), architecture, (), settings)
     else:
-        start = load_classifier(weights, architecture)
+        start = load_classifier(weights, architecture, allow_pickle=allow_pickle)
     settings = start.preprocess
     if size is not None and size < 1:
         raise ValueError(f"size {size} is out of range: use 1 pixel or more")

@@ -14,6 +14,7 @@ from genpipe.cli import main
 from genpipe.training import image_folder as module
 from genpipe.training.image_folder import BEST, augment, read_image_folder, train_on_folder
 from genpipe.training.loop import Budget
+from genpipe.vision.architectures import build
 from genpipe.vision.classify import classify
 from genpipe.vision.lenet import LeNet5
 from genpipe.vision.preprocess import Preprocess
@@ -221,6 +222,18 @@ def test_the_command_trains_and_names_the_weights(folder: Path, tmp_path: Path, 
     assert (status, captured.out) == (0, f"{tmp_path / 'run' / BEST}\n")
     assert "40 pictures, 1 skipped\n  skipped, is not a picture: across/bad.png" in captured.err
     assert "top-1 error on the held-out pictures: " in captured.err and ", the best so far" in captured.err
+    assert load_classifier(tmp_path / "run" / BEST).classes == ("across", "вдоль")
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+def test_published_weights_are_pickles_and_read_only_when_asked_for(folder: Path, tmp_path: Path, capsys) -> None:
+    torch.manual_seed(0)
+    torch.save(build("resnet18w16").state_dict(), tmp_path / "net.pth")
+    arguments = ["vision", "train", folder, "--from", tmp_path / "net.pth", "--model", "resnet18w16", "--size", 32]
+    arguments += ["--steps", 1, "--batch", 2, "--out", tmp_path / "run"]
+    assert main([str(each) for each in arguments]) == 2
+    assert "net.pth is not a .safetensors file but a pickle" in capsys.readouterr().err
+    assert main([str(each) for each in [*arguments, "--allow-pickle"]]) == 0
     assert load_classifier(tmp_path / "run" / BEST).classes == ("across", "вдоль")
 
 

@@ -98,7 +98,7 @@ def test_hand_crafted_features_tell_a_few_concepts_apart() -> None:
 def test_what_is_transferred_is_what_was_learned_under_a_fresh_head(tmp_path: Path) -> None:
     module = script("compare_classifiers")
     learned = Judge.load(EMBEDDED / "model.safetensors", device="cpu").model.trunk.get_submodule("resnet").state_dict()
-    name, network = module.starting_point(None, 7)
+    name, network = module.starting_point(None, 7, False)
     state = network.state_dict()
     assert name == "ResNet-18, half as wide, from the judge" and state.pop("fc.weight").shape == (7, 256)
     assert state.pop("fc.bias").shape == (7,)
@@ -106,7 +106,7 @@ def test_what_is_transferred_is_what_was_learned_under_a_fresh_head(tmp_path: Pa
     torch.manual_seed(0)
     mine = ResNet(18, 3)
     save_classifier(Classifier(mine, "resnet18", ("a", "b", "c"), Preprocess()), tmp_path / "mine.safetensors")
-    name, network = module.starting_point(str(tmp_path / "mine.safetensors"), 7)
+    name, network = module.starting_point(str(tmp_path / "mine.safetensors"), 7, False)
     assert name == "ResNet-18, from mine" and network.fc.out_features == 7
     assert torch.equal(network.layer4[1].conv2.weight, mine.state_dict()["layer4.1.conv2.weight"])
 
