@@ -35,6 +35,7 @@ HELD_OUT = 10  # one picture of a class in so many measures how good a training 
 LEAST_AREA, WIDEST = 0.35, 4 / 3  # of a random crop: its share of the picture, and its width over its height
 RATE, GENTLE_RATE = 1e-3, 3e-4  # peak learning rates: of what starts fresh, and of what was trained before
 BATCH = 32
+NAMED = 3  # files in an error of one line
 
 
 @dataclass(frozen=True)
@@ -76,17 +77,19 @@ def read_image_folder(directory: str | Path, preprocess: Preprocess) -> ImageFol
     classes = tuple(path.name for path in _folders(source))
     if len(classes) < 2:
         raise ValueError(
-            f"{source} holds {_count(len(classes), 'folder', 'folders')} of pictures, and a classifier needs 2 classes or more: put "
-            "the pictures of each class into a folder with its name"
+            f"{source} holds {_count(len(classes), 'folder', 'folders')} of pictures, and a classifier needs 2 classes "
+            "or more: put the pictures of each class into a folder with its name"
         )
     read = _read_all(source, directory, classes, preprocess, report)
     seen = {label for label, _ in read}
     missing = [name for label, name in enumerate(classes) if label not in seen]
     if missing:
-        skipped = "".join(f"; {name} {reason}" for reason, names in report.skipped.items() for name in names)
+        skipped = [f"; {name} {reason}" for reason, names in report.skipped.items() for name in names]
+        if len(skipped) > NAMED:
+            skipped[NAMED:] = [f"; {len(skipped) - NAMED} more cannot be used"]
         raise ValueError(
             f"{source} has {_count(len(missing), 'class', 'classes')} without a picture that can be read "
-            f"({', '.join(missing)}{skipped}): add pictures, or remove the folders"
+            f"({', '.join(missing)}{''.join(skipped)}): add pictures, or remove the folders"
         )
     if split:
         others = sorted({path.name for path in _folders(directory / "val")} - set(classes))

@@ -104,6 +104,10 @@ def test_folders_that_cannot_be_learned_from_are_refused(folder: Path, tmp_path:
         r"\(empty, unreadable; unreadable/bad.png is not a picture\): add pictures, or remove the folders$",
     ):
         read_image_folder(folder, SMALL)
+    for index in range(5):
+        (folder / "unreadable" / f"bad{index}.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"bad1.png is not a picture; 3 more cannot be used\): add pictures"):
+        read_image_folder(folder, SMALL)
     (folder / "empty").rmdir()
     with pytest.raises(ValueError, match=r"has 1 class without a picture that can be read \(unreadable;"):
         read_image_folder(folder, SMALL)
