@@ -4,11 +4,13 @@
     python scripts/compare_classifiers.py --minutes 10 --out runs/compare
 
 Hand-crafted features (histograms of oriented gradients, Dalal and Triggs, 2005) and a linear SVM; LeNet-5; AlexNet;
-ResNet-18; and a ResNet-18 that is given a tenth of the pictures, but starts from weights that have learned others: those
-of --from, or else the script's own, learned in the same time from as many concepts that are not in the data set. The SVM
-is fitted to the end and may take less or more than --minutes; what each took is in the table. Errors are on unseen scenes
-of the same concepts. Networks see 64×64 pixels in colour, LeNet-5 32×32 in grey, HOG 64×64 in grey. Prints a table,
-writes comparison.png into --out; the last line is one JSON object.
+ResNet-18; and a ResNet-18 that is given a tenth of the pictures, but starts from weights that have learned before: those
+of --from, or else those of the embedded judge, a ResNet-18 of half the width. The judge has learned the whole world from
+its labels, these concepts among them: that row says what it is worth to start from one that knows the subject, not how
+soon something new is learned. The SVM is fitted to the end and may take less or more than --minutes; what each took is in
+the table, the judge's own training not counted. Errors are on unseen scenes of the same concepts. Networks see 64×64
+pixels in colour, LeNet-5 32×32 in grey, HOG 64×64 in grey. Prints a table, writes comparison.png into --out; the last
+line is one JSON object.
 """
 
 import argparse
@@ -36,6 +38,7 @@ from genpipe.training.image_folder import augment
 from genpipe.training.loop import Budget, Draw
 from genpipe.training.text_to_image import choose_accelerator
 from genpipe.vision.architectures import build
+from genpipe.vision.judge import EMBEDDED, Judge
 from genpipe.vision.metrics import top_k_error
 from genpipe.vision.transfer import replace_head
 from genpipe.vision.weights import load_classifier
@@ -70,30 +73,31 @@ class Result:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10, help="of training for each network (%(default)s)")
-    parser.add_argument("--concepts", type=int, default=40, help="how many are told apart, 6 to 47 (%(default)s)")
+    parser.add_argument("--concepts", type=int, default=40, help="how many are told apart, 6 or more (%(default)s)")
     parser.add_argument("--pictures", type=int, default=100, help="of each to learn from, 10 or more (%(default)s)")
-    parser.add_argument("--from", dest="weights", metavar="FILE", help="a ResNet-18 to transfer from")
+    parser.add_argument(
+        "--from", dest="weights", metavar="FILE", help="a ResNet-18 to transfer from (default: the judge's)"
+    )
+    parser.add_argument("--allow-pickle", action="store_true", help="read a --from that is not safetensors (.pth)")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder of the plot (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the pictures and of training (%(default)s)")
     arguments = parser.parse_args()
     core = names(core=True)
-    if not 6 <= arguments.concepts <= len(core) // 2:
-        parser.error(f"--concepts {arguments.concepts} is out of range: use 6 to {len(core) // 2}")
+    if not 6 <= arguments.concepts <= len(core):
+        parser.error(f"--concepts {arguments.concepts} is out of range: use 6 to {len(core)}")
     if arguments.pictures < TENTH:
         parser.error(f"--pictures {arguments.pictures} is too few: use {TENTH} or more")
     try:
-        results, pretraining = compare(arguments, core)
+        results = compare(arguments, core)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     print(table(results))
-    print(f"weights to transfer from: {arguments.weights or f'learned here in {pretraining:.0f} s'}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     plot(results, arguments.out / "comparison.png")
     print(
         json.dumps(
             {
                 "results": [asdict(result) for result in results],
-                "pretraining_seconds": pretraining,
                 "minutes": arguments.minutes,
                 "concepts": arguments.concepts,
                 "seed": arguments.seed,
@@ -104,38 +108,41 @@ def main() -> None:
     )
 
 
-def compare(arguments: argparse.Namespace, core: Sequence[str]) -> tuple[list[Result], float]:
-    """The rows of the table, and the seconds that the weights to transfer from took, 0 where they were given."""
-    count, each, seed, minutes = arguments.concepts, arguments.pictures, arguments.seed, arguments.minutes
-    shuffled = random.Random(seed).sample(core, 2 * count)
-    mine, others = shuffled[:count], shuffled[count:]
-    training, unseen = draw(mine, each, f"{seed}/training"), draw(mine, max(each // 2, 20), f"{seed}/unseen")
+def compare(arguments: argparse.Namespace, core: Sequence[str]) -> list[Result]:
+    """The rows of the table."""
+    count, each, seed = arguments.concepts, arguments.pictures, arguments.seed
+    concepts = random.Random(seed).sample(core, count)
+    training = draw(concepts, each, f"{seed}/training")
+    unseen = draw(concepts, max(each // 2, 20), f"{seed}/unseen")
 
-    def learn(model: nn.Module, data: Data, rate: float) -> float:
-        return train(model, data, minutes=minutes, rate=rate, seed=seed)
+    def learn(name: str, network: nn.Module, data: Data, test: Data, rate: float) -> Result:
+        seconds = train(network, data, minutes=arguments.minutes, rate=rate, seed=seed)
+        return measure(name, network, test, len(data.labels), seconds)
 
-    results = [svm(training, unseen)]
-    for name, architecture, rate in (("LeNet-5", "lenet5", RATE), ("AlexNet", "alexnet", ALEXNET_RATE),
-                                     ("ResNet-18", "resnet18", RATE)):  # fmt: skip
-        torch.manual_seed(seed)
-        network = build(architecture, count)
-        data = grey(training) if architecture == "lenet5" else training
-        seconds = learn(network, data, rate)
-        test = grey(unseen) if architecture == "lenet5" else unseen
-        results.append(measure(name, network, test, len(data.labels), seconds))
-    if arguments.weights is None:
-        torch.manual_seed(seed + 1)
-        start = build("resnet18", count)
-        pretraining = learn(start, draw(others, each, f"{seed}/others"), RATE)
-    else:
-        start, pretraining = load_classifier(arguments.weights, "resnet18").network, 0.0
     torch.manual_seed(seed)
+    name, start = starting_point(arguments.weights, count, arguments.allow_pickle)
+    results = [svm(training, unseen)]
+    torch.manual_seed(seed)
+    results.append(learn("LeNet-5", build("lenet5", count), grey(training), grey(unseen), RATE))
+    torch.manual_seed(seed)
+    results.append(learn("AlexNet", build("alexnet", count), training, unseen, ALEXNET_RATE))
+    torch.manual_seed(seed)
+    results.append(learn("ResNet-18", build("resnet18", count), training, unseen, RATE))
     tenth = Data(*(part.unflatten(0, (count, each))[:, : each // TENTH].flatten(0, 1)
                    for part in (training.pixels, training.labels)))  # fmt: skip
-    network = replace_head(start, count)
-    seconds = learn(network, tenth, TRANSFER_RATE)
-    results.append(measure("ResNet-18, transferred", network, unseen, len(tenth.labels), seconds))
-    return results, pretraining
+    results.append(learn(name, start, tenth, unseen, TRANSFER_RATE))
+    return results
+
+
+def starting_point(weights: str | None, classes: int, allow_pickle: bool) -> tuple[str, nn.Module]:
+    """The row's name and the network of what was learned before, with a fresh head."""
+    if weights is not None:
+        given = load_classifier(weights, "resnet18", allow_pickle=allow_pickle)
+        return f"ResNet-18, from {Path(weights).stem}", replace_head(given.network, classes)
+    trunk = Judge.load(EMBEDDED / "model.safetensors", device="cpu").model.trunk.get_submodule("resnet")
+    network = build("resnet18w32", classes)
+    network.load_state_dict(network.state_dict() | trunk.state_dict())
+    return "ResNet-18, half as wide, from the judge", network
 
 
 def draw(concepts: Sequence[str], each: int, seed: str) -> Data:
@@ -240,10 +247,10 @@ def _result(
 
 def table(results: Sequence[Result]) -> str:
     lines = [
-        f"{'':<24}{'pictures':>9}{'top-1 error':>13}{'top-5 error':>13}{'parameters':>13}{'trained':>10}{'pictures/s':>12}"
+        f"{'':<42}{'pictures':>9}{'top-1 error':>13}{'top-5 error':>13}{'parameters':>13}{'trained':>10}{'pictures/s':>12}"
     ]
     lines += [
-        f"{result.name:<24}{result.pictures:>9,}{result.top1_error:>13.1%}{result.top5_error:>13.1%}"
+        f"{result.name:<42}{result.pictures:>9,}{result.top1_error:>13.1%}{result.top5_error:>13.1%}"
         f"{result.parameters:>13,}{result.training_seconds:>8.0f} s{result.pictures_per_second:>12,.0f}"
         for result in results
     ]
@@ -265,7 +272,8 @@ def plot(results: Sequence[Result], path: Path) -> None:
     ):
         bars = axes.bar(places + offset, [100 * error for error in errors], 0.4, label=label)
         axes.bar_label(bars, fmt="%.1f")
-    axes.set_xticks(places, [f"{result.name}\n{result.pictures:,} pictures" for result in results], fontsize=8)
+    labels = ["\n".join([*result.name.split(", "), f"{result.pictures:,} pictures"]) for result in results]
+    axes.set_xticks(places, labels, fontsize=8)
     axes.set_ylabel("error on unseen scenes, %")
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -20,6 +20,7 @@ def train_command(parser: argparse.ArgumentParser) -> None:
         "-m", "--model", metavar="NAME", help="resnet50, alexnet, ... (default: that of --from, or resnet18)"
     )
     group.add_argument("--from", dest="weights", metavar="FILE", help="a .safetensors file or its URL to start from")
+    group.add_argument("--allow-pickle", action="store_true", help="read a --from that is not safetensors (.pth)")
     group.add_argument("--freeze", metavar="LAYERS",
                        help="what of --from stays as it is: features (all but the head), or layers as in layer1,layer2")  # fmt: skip
     group.add_argument("--size", type=int, metavar="PX", help="side of the pictures (default: what suits the model)")
@@ -48,6 +49,7 @@ def _train(args: argparse.Namespace) -> int:
             architecture=args.model,
             weights=args.weights,
             frozen=_frozen(args.freeze),
+            allow_pickle=args.allow_pickle,
             size=args.size,
             batch=args.batch,
             smoothing=args.smoothing,

@@ -35,6 +35,7 @@ HELD_OUT = 10  # one picture of a class in so many measures how good a training 
 LEAST_AREA, WIDEST = 0.35, 4 / 3  # of a random crop: its share of the picture, and its width over its height
 RATE, GENTLE_RATE = 1e-3, 3e-4  # peak learning rates: of what starts fresh, and of what was trained before
 BATCH = 32
+NAMED = 3  # files in an error of one line
 
 
 @dataclass(frozen=True)
@@ -76,22 +77,27 @@ def read_image_folder(directory: str | Path, preprocess: Preprocess) -> ImageFol
     classes = tuple(path.name for path in _folders(source))
     if len(classes) < 2:
         raise ValueError(
-            f"{source} holds {len(classes)} folders of pictures, and a classifier needs 2 classes or more: put the "
-            "pictures of each class into a folder with its name"
+            f"{source} holds {_count(len(classes), 'folder', 'folders')} of pictures, and a classifier needs 2 classes "
+            "or more: put the pictures of each class into a folder with its name"
         )
     read = _read_all(source, directory, classes, preprocess, report)
     seen = {label for label, _ in read}
     missing = [name for label, name in enumerate(classes) if label not in seen]
     if missing:
+        skipped = [f"; {name} {reason}" for reason, names in report.skipped.items() for name in names]
+        if len(skipped) > NAMED:
+            skipped[NAMED:] = [f"; {len(skipped) - NAMED} more cannot be used"]
         raise ValueError(
-            f"{source} has {len(missing)} classes without a picture that can be read ({', '.join(missing)}): "
-            "add pictures, or remove the folders"
+            f"{source} has {_count(len(missing), 'class', 'classes')} without a picture that can be read "
+            f"({', '.join(missing)}{''.join(skipped)}): add pictures, or remove the folders"
         )
     if split:
         others = sorted({path.name for path in _folders(directory / "val")} - set(classes))
         if others:
             raise ValueError(f"{directory / 'val'} has classes that are not in train: {', '.join(others)}")
         held = _read_all(directory / "val", directory, classes, preprocess, report)
+        if not held:
+            raise ValueError(f"{directory / 'val'} holds no picture that can be read: put some of each class into it")
     else:
         read, held = _hold_out(read)
     if not held:
@@ -109,6 +115,7 @@ def train_on_folder(
     architecture: str | None = None,
     weights: str | Path | None = None,
     frozen: Sequence[str] | None = (),
+    allow_pickle: bool = False,
     size: int | None = None,
     batch: int = BATCH,
     smoothing: float = 0.1,
@@ -126,6 +133,7 @@ def train_on_folder(
         architecture: see `genpipe.vision.architectures`; by default that of `weights`, else resnet18.
         weights: a file to start from, see `load_classifier`; its head is replaced by one of the folder's classes.
         frozen: layers that stay as they are; None is all but the head.
+        allow_pickle: read weights that are not safetensors, such as the published ones.
         size: side of the pictures that the network sees, in pixels; by default what its weights were trained on, 32 for
             lenet5, 224 for the others.
         batch: pictures a step.
@@ -140,7 +148,9 @@ def train_on_folder(
     """
     if batch < 2:
         raise ValueError(f"batch {batch} is too small: batch norms need 2 pictures or more")
-    start = _starting_point(architecture, weights, size)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is not a folder: give --out one that is new, or that of a training to continue")
+    start = _starting_point(architecture, weights, size, allow_pickle)
     folder = read_image_folder(directory, start.preprocess)
     if on_pictures is not None:
         on_pictures(folder.report)
@@ -207,7 +217,9 @@ def augment(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
     return F.grid_sample(pixels.float(), grid, padding_mode="border", align_corners=False)
 
 
-def _starting_point(architecture: str | None, weights: str | Path | None, size: int | None) -> Classifier:
+def _starting_point(
+    architecture: str | None, weights: str | Path | None, size: int | None, allow_pickle: bool
+) -> Classifier:
     """What is to be trained, checked; without weights its network stands for the architecture alone."""
     if weights is None:
         architecture = architecture or "resnet18"
@@ -216,8 +228,10 @@ def _starting_point(architecture: str | None, weights: str | Path | None, size: 
         with torch.device("meta"):
             start = Classifier(build(architecture), architecture, (), settings)
     else:
-        start = load_classifier(weights, architecture)
+        start = load_classifier(weights, architecture, allow_pickle=allow_pickle)
     settings = start.preprocess
+    if size is not None and size < 1:
+        raise ValueError(f"size {size} is out of range: use 1 pixel or more")
     if size is not None:
         settings = replace(settings, resize=round(size * settings.resize / settings.crop), crop=size)
     summary(start.network, (len(settings.mean), settings.crop, settings.crop))
@@ -238,6 +252,10 @@ def _error(classifier: Classifier, pictures: LabelledPictures, accelerator: Acce
     return top_k_error(torch.cat(logits), pictures.labels)
 
 
+def _count(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
+
+
 def _folders(directory: Path) -> list[Path]:
     return sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
 
@@ -251,7 +269,8 @@ def _read_all(
         (label, path)
         for label, name in enumerate(classes)
         for path in sorted((source / name).rglob("*"))
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        if path.is_file() or not path.exists()  # a link to nothing is told of
     ]
     read = []
     for label, path in tqdm(files, desc="reading pictures", unit="picture", leave=False, dynamic_ncols=True):

@@ -37,7 +37,9 @@ class Budget:
             raise ValueError("a training budget is either minutes or steps: give one of the two")
         amount = self.steps if self.minutes is None else self.minutes
         if amount is None or not amount > 0:
-            raise ValueError(f"a training budget of {amount} is not positive")
+            raise ValueError(
+                f"a training budget of {amount} is out of range: use more than 0 minutes, or 1 step or more"
+            )
 
     def fraction(self, step: int, seconds: float) -> float:
         """The share of the budget that is used after `step` steps and `seconds` of training; 1 or more is the end."""

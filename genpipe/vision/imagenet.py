@@ -4,7 +4,8 @@ from functools import cache
 from importlib.resources import files
 
 # Weight files of torchvision, by the stem of their names: the architecture and the size that pictures are resized to
-# before 224 pixels are cropped. They are at https://download.pytorch.org/models/ as pickles.
+# before 224 pixels are cropped, as its `AlexNet_Weights` and `ResNet18_Weights` … state them (version 0.29.1). They are
+# at https://download.pytorch.org/models/ as pickles.
 PUBLISHED: dict[str, tuple[str, int]] = {
     "alexnet-owt-7be5be79": ("alexnet", 256),
     "resnet18-f37072fd": ("resnet18", 256),

@@ -38,7 +38,8 @@ def read_picture(source: str | Path | Image.Image) -> Image.Image:
         # The system's own errors have a number, those of Pillow's decoders have none and are of every type.
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise ValueError(f"{source} is a damaged picture: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{source} is a damaged picture: {reason}; fetch or save it again") from error
 
 
 def pictures_in(folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ import json
 import pickle
 import re
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,8 @@ def load_classifier(source: str | Path, architecture: str | None = None, *, allo
     try:
         summary(network, (len(settings.mean), settings.crop, settings.crop))
     except ValueError as error:
-        raise ValueError(f"the preprocessing in {path} does not suit {name}: {error}") from None
+        whose = f"the preprocessing in {path}" if metadata else f"{path} states no preprocessing, and ImageNet's"
+        raise ValueError(f"{whose} does not suit {name}: {error}") from None
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn only to be replaced
         network = build(name, len(classes))
     _fill(network, tensors, path)
@@ -141,7 +143,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {key: file.get_tensor(key) for key in keys}
             return {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}, file.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or not safetensors: {error}") from None
+        raise ValueError(f"{path} is truncated or not safetensors: {error}; fetch it again") from None
 
 
 def fetch(source: str | Path) -> Path:
@@ -190,16 +192,20 @@ def _read(path: Path, allow_pickle: bool) -> tuple[dict[str, Tensor], dict[str, 
                 metadata = file.metadata() or {}
                 return {key: file.get_tensor(key) for key in keys}, metadata if "classes" in metadata else {}
         except SafetensorError as error:
-            raise ValueError(f"{path} is truncated or not safetensors: {error}") from None
+            raise ValueError(f"{path} is truncated or not safetensors: {error}; fetch it again") from None
     if not allow_pickle:
         raise ValueError(
             f"{path} is not a .safetensors file but a pickle, which can run code: to read it all the same, pass "
             "allow_pickle (--allow-pickle)"
         )
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other protocols of pickle, which it then reads or refuses
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is damaged, or holds more than tensors") from error
+        raise ValueError(
+            f"{path} is damaged, or holds more than tensors: fetch it again, or save model.state_dict() alone"
+        ) from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise ValueError(f"{path} does not hold a state dict: save model.state_dict() and nothing around it")
     return tensors, {}
@@ -220,7 +226,8 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
         theirs = len(tensors[wrong[0]])
         raise ValueError(
             f"{path} has a head of {theirs} classes where the model has {layer.out_features}: "
-            f"build the model with classes={theirs}, load, and then replace_head"
+            f"build the model with classes={theirs}, load_weights, and then replace_head, or save_classifier with the "
+            "names of its classes"
         )
     problems = [
         f"{title}: {', '.join(keys)}"

@@ -14,6 +14,7 @@ from genpipe.cli import main
 from genpipe.training import image_folder as module
 from genpipe.training.image_folder import BEST, augment, read_image_folder, train_on_folder
 from genpipe.training.loop import Budget
+from genpipe.vision.architectures import build
 from genpipe.vision.classify import classify
 from genpipe.vision.lenet import LeNet5
 from genpipe.vision.preprocess import Preprocess
@@ -79,11 +80,13 @@ def test_what_cannot_be_read_is_named_and_counted(folder: Path) -> None:
     (folder / "across" / "bad.png").write_text("no picture")
     whole = (folder / "across" / "00.png").read_bytes()
     (folder / "вдоль" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "вдоль" / "gone.png").symlink_to("nowhere.png")
     (folder / "вдоль" / "notes.txt").write_text("not a picture, and not said to be one")
     assert str(read_image_folder(folder, SMALL).report).splitlines() == [
-        "40 pictures, 2 skipped",
+        "40 pictures, 3 skipped",
         "  skipped, is not a picture: across/bad.png",
         "  skipped, is a damaged picture: вдоль/cut.png",
+        "  skipped, cannot be read (No such file or directory): вдоль/gone.png",
     ]
 
 
@@ -95,12 +98,27 @@ def test_folders_that_cannot_be_learned_from_are_refused(folder: Path, tmp_path:
     for name in ("empty", "unreadable"):
         (folder / name).mkdir()
     (folder / "unreadable" / "bad.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"2 classes without a picture that can be read \(empty, unreadable\): add"):
+    with pytest.raises(
+        ValueError,
+        match=r"has 2 classes without a picture that can be read "
+        r"\(empty, unreadable; unreadable/bad.png is not a picture\): add pictures, or remove the folders$",
+    ):
+        read_image_folder(folder, SMALL)
+    for index in range(5):
+        (folder / "unreadable" / f"bad{index}.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"bad1.png is not a picture; 3 more cannot be used\): add pictures"):
+        read_image_folder(folder, SMALL)
+    (folder / "empty").rmdir()
+    with pytest.raises(ValueError, match=r"has 1 class without a picture that can be read \(unreadable;"):
         read_image_folder(folder, SMALL)
     for name in ("a", "b"):
         striped(tmp_path / "few" / name / "only.png", True, random.Random(0))
     with pytest.raises(ValueError, match="leaves no picture to measure by"):
         read_image_folder(tmp_path / "few", SMALL)
+    (tmp_path / "split" / "val").mkdir(parents=True)
+    (tmp_path / "few").rename(tmp_path / "split" / "train")
+    with pytest.raises(ValueError, match=r"val holds no picture that can be read: put some of each class into it"):
+        read_image_folder(tmp_path / "split", SMALL)
 
 
 def test_augmented_pictures_are_parts_of_the_picture() -> None:
@@ -184,8 +202,13 @@ def test_a_size_that_does_not_suit_is_refused_before_anything_is_read(tmp_path: 
     for start in starts:
         with pytest.raises(ValueError, match=r"an input of \d×24×24 is too small: at features"):
             train(tmp_path / "none", tmp_path / "run", size=24, **start)
+    for size in (0, -5):
+        with pytest.raises(ValueError, match=rf"size {size} is out of range: use 1 pixel or more"):
+            train(tmp_path / "none", tmp_path / "run", size=size)
     with pytest.raises(ValueError, match="batch 1 is too small"):
         train(tmp_path / "none", tmp_path / "run", batch=1)
+    with pytest.raises(ValueError, match=r"learned.safetensors is not a folder: give --out one that is new"):
+        train(tmp_path / "none", learned)
 
 
 @pytest.fixture
@@ -206,14 +229,26 @@ def test_the_command_trains_and_names_the_weights(folder: Path, tmp_path: Path, 
     assert load_classifier(tmp_path / "run" / BEST).classes == ("across", "вдоль")
 
 
+@pytest.mark.usefixtures("on_the_cpu")
+def test_published_weights_are_pickles_and_read_only_when_asked_for(folder: Path, tmp_path: Path, capsys) -> None:
+    torch.manual_seed(0)
+    torch.save(build("resnet18w16").state_dict(), tmp_path / "net.pth")
+    arguments = ["vision", "train", folder, "--from", tmp_path / "net.pth", "--model", "resnet18w16", "--size", 32]
+    arguments += ["--steps", 1, "--batch", 2, "--out", tmp_path / "run"]
+    assert main([str(each) for each in arguments]) == 2
+    assert "net.pth is not a .safetensors file but a pickle" in capsys.readouterr().err
+    assert main([str(each) for each in [*arguments, "--allow-pickle"]]) == 0
+    assert load_classifier(tmp_path / "run" / BEST).classes == ("across", "вдоль")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["none"], "none is not a folder"),
-        (["."], "holds 1 folders of pictures"),
+        (["."], "holds 1 folder of pictures"),
         (["stripes", "--freeze", "features"], "give it with --from FILE"),
         (["stripes", "--minutes", "1", "--steps", "2"], "two budgets"),
-        (["stripes", "--steps", "0"], "a training budget of 0 is not positive"),
+        (["stripes", "--steps", "0"], "a training budget of 0 is out of range: use more"),
         (["stripes", "--model", "resnet20"], "model 'resnet20' is not known"),
         (["stripes", "--from", "learned.safetensors", "--freeze", "layer1"], "LeNet5 has no layer 'layer1'"),
         (["stripes", "--smoothing", "1"], "a label smoothing of 1.0 is out of range"),

@@ -304,7 +304,7 @@ def test_the_script_trains_on_a_folder_and_says_what_it_skipped(
     ("arguments", "message"),
     [
         (["nowhere"], "error: nowhere is not a folder: give one that holds pictures and their captions"),
-        (["nowhere", "--minutes", "-1"], "error: a training budget of -0.3 is not positive"),
+        (["nowhere", "--minutes", "-1"], "error: a training budget of -0.3 is out of range: use more"),
         (["nowhere", "--size", "100"], "error: height must be a multiple of 8 for this model, not 100: the nearest is"),
         (["nowhere", "--init", "nothing"], "error: "),
     ],
@@ -348,7 +348,7 @@ def test_a_training_of_the_embedded_model_goes_on_from_a_checkpoint(
     [
         (["--decoder-minutes", "3"], "--decoder-minutes needs --init"),
         (["--concepts", "cat,florble"], "--concepts 'florble' is not one of the"),
-        (["--minutes", "0"], "error: a training budget of 0.0 is not positive"),
+        (["--minutes", "0"], "error: a training budget of 0.0 is out of range: use more"),
     ],
 )
 def test_mistakes_in_training_the_embedded_model(

@@ -37,6 +37,20 @@ def test_the_papers_form_begins_as_its_section_5_says() -> None:
     assert all(abs(layer.weight.std().item() - 0.01) < 2e-4 for layer in layers)
 
 
+def test_torchvisions_form_begins_with_hes_weights_and_a_signal_that_lasts() -> None:
+    torch.manual_seed(0)
+    network = AlexNet(10).eval()
+    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    for layer in layers:
+        expected = 0.01 if layer is layers[-1] else (2 / layer.weight[0].numel()) ** 0.5
+        assert layer.weight.std().item() == pytest.approx(expected, rel=0.02)
+        assert layer.bias is not None and not layer.bias.any()
+    with torch.no_grad():
+        logits = network(torch.randn(8, 3, 64, 64))
+    # What differs between pictures; with torch's own weights it is 0.0004.
+    assert 0.05 < logits.std(dim=0).mean() < 2
+
+
 def test_response_normalisation_is_the_papers_formula() -> None:
     x = 20 * torch.randn(1, 7, 2, 2, generator=torch.Generator().manual_seed(0))
     expected = torch.empty_like(x)

@@ -1,7 +1,9 @@
 """Pictures to labels, in Python and by the command, with a classifier that names the colour of a picture."""
 
 import json
+import pickle
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,6 +167,12 @@ def test_the_command_names_and_counts_what_it_cannot_read(command, folder: Path,
         (["red.png", "--model", "resnet50"], "no weights given for resnet50: pass --weights FILE"),
         (["red.png", "--weights", "net.pth"], "net.pth is not a .safetensors file but a pickle"),
         (["bad.png", "--weights", "net.pth"], "bad.png is not a picture"),
+        (["cut.png"], "cut.png is a damaged picture: image file is truncated; fetch or save it again"),
+        (["red.png", "--weights", "net-00000000.safetensors"], ", not 00000000 as its name says: fetch or rename it"),
+        (
+            ["red.png", "--weights", "old.pth", "--allow-pickle", "--model", "alexnet"],
+            "old.pth is damaged, or holds more than tensors: fetch it again, or save model.state_dict() alone",
+        ),
         (["red.png", "--weights", "../lenet.safetensors", "--model", "resnet50"], "holds weights of lenet5"),
         (["red.png", "--weights", "../lenet.safetensors", "--top", "0"], "top 0 is out of range"),
         ([], "the following arguments are required: FILE"),
@@ -176,6 +184,10 @@ def test_a_mistake_is_a_line_and_status_2(
     monkeypatch.chdir(folder)
     Path("bad.png").write_text("no picture")
     torch.save({}, "net.pth")
+    Path("old.pth").write_bytes(pickle.dumps({"a": 1}, protocol=4))  # of which torch warns, too
+    Image.effect_noise((64, 64), 50).save("cut.png")
+    Path("cut.png").write_bytes(Path("cut.png").read_bytes()[:2000])
+    shutil.copy(weights, "net-00000000.safetensors")
     status, out, err = command(*arguments)
     assert (status, out, len(err.splitlines())) == (2, "", 1)
     assert err.startswith("genpipe: error: ") and says in err

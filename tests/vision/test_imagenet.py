@@ -1,3 +1,6 @@
+from pathlib import PurePosixPath
+from typing import Any
+
 from genpipe.vision.architectures import ARCHITECTURES
 from genpipe.vision.imagenet import PUBLISHED, imagenet_classes
 
@@ -14,3 +17,12 @@ def test_the_classes_are_in_the_challenges_order() -> None:
 def test_published_weights_are_of_networks_that_are_here() -> None:
     assert {architecture for architecture, _ in PUBLISHED.values()} <= set(ARCHITECTURES)
     assert all(stem.startswith(architecture) for stem, (architecture, _) in PUBLISHED.items())
+
+
+def test_published_weights_are_torchvisions(torchvision_models: Any) -> None:
+    theirs = {
+        PurePosixPath(weights.url).stem: (name, weights.transforms().resize_size[0])
+        for name in ("alexnet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+        for weights in torchvision_models.get_model_weights(name)
+    }
+    assert theirs == PUBLISHED

@@ -110,10 +110,10 @@ def test_logits_are_torchvisions(depth: int, torchvision_models, shake) -> None:
         assert (ours(pixels) - theirs(pixels)).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("depth", DEPTHS)
 def test_every_parameter_gets_a_gradient(depth: int, gradients) -> None:
     torch.manual_seed(0)
-    assert all(gradients(ResNet(depth, 5), (4, 3, 64, 64)).values())
+    assert all(gradients(ResNet(depth, 5, width=16), (4, 3, 64, 64)).values())
 
 
 def test_the_encoders_maps_halve_from_one_to_the_next() -> None:

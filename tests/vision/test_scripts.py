@@ -14,6 +14,7 @@ from torch import nn
 
 from genpipe.vision.classify import classify
 from genpipe.vision.imagenet import PUBLISHED, imagenet_classes
+from genpipe.vision.judge import EMBEDDED, Judge
 from genpipe.vision.lenet import LeNet5
 from genpipe.vision.preprocess import Preprocess
 from genpipe.vision.resnet import ResNet
@@ -69,6 +70,15 @@ def test_imagenet_is_evaluated_as_classify_says(
         module.main()
 
 
+def test_published_accuracies_are_torchvisions(torchvision_models) -> None:
+    theirs = {}
+    for architecture in {architecture for architecture, _ in PUBLISHED.values()}:
+        for weights in torchvision_models.get_model_weights(architecture):
+            metrics = weights.meta["_metrics"]["ImageNet-1K"]
+            theirs[Path(weights.url).stem] = (metrics["acc@1"], metrics["acc@5"])
+    assert theirs == script("evaluate_imagenet").PUBLISHED
+
+
 def test_hand_crafted_features_tell_a_few_concepts_apart() -> None:
     pytest.importorskip("skimage")
     pytest.importorskip("sklearn")
@@ -83,6 +93,22 @@ def test_hand_crafted_features_tell_a_few_concepts_apart() -> None:
     block = training.pixels[5, :, 10:12, 20:22].float().mean(dim=(1, 2))
     assert abs(small.pixels[5, 0, 5, 10].item() - (block * torch.tensor([0.299, 0.587, 0.114])).sum().item()) <= 0.51
     assert len(module.table([result]).splitlines()) == 2
+
+
+def test_what_is_transferred_is_what_was_learned_under_a_fresh_head(tmp_path: Path) -> None:
+    module = script("compare_classifiers")
+    learned = Judge.load(EMBEDDED / "model.safetensors", device="cpu").model.trunk.get_submodule("resnet").state_dict()
+    name, network = module.starting_point(None, 7, False)
+    state = network.state_dict()
+    assert name == "ResNet-18, half as wide, from the judge" and state.pop("fc.weight").shape == (7, 256)
+    assert state.pop("fc.bias").shape == (7,)
+    assert state.keys() == learned.keys() and all(torch.equal(state[key], learned[key]) for key in learned)
+    torch.manual_seed(0)
+    mine = ResNet(18, 3)
+    save_classifier(Classifier(mine, "resnet18", ("a", "b", "c"), Preprocess()), tmp_path / "mine.safetensors")
+    name, network = module.starting_point(str(tmp_path / "mine.safetensors"), 7, False)
+    assert name == "ResNet-18, from mine" and network.fc.out_features == 7
+    assert torch.equal(network.layer4[1].conv2.weight, mine.state_dict()["layer4.1.conv2.weight"])
 
 
 def test_the_benchmarks_twin_has_the_same_weights() -> None:

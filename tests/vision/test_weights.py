@@ -170,6 +170,18 @@ def test_another_head_is_one_clear_error(saved: Path) -> None:
         load_weights(LeNet5(10), saved)
 
 
+def test_a_file_without_metadata_that_is_not_of_imagenet_says_what_to_do(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_file(build("resnet18w16", 7).state_dict(), tmp_path / "head.safetensors")
+    with pytest.raises(ValueError, match=r"has a head of 7 classes where .* 1000: .* save_classifier with the names"):
+        load_classifier(tmp_path / "head.safetensors", "resnet18w16")
+    save_file(LeNet5(1000).state_dict(), tmp_path / "grey.safetensors")
+    with pytest.raises(
+        ValueError, match=r"grey.safetensors states no preprocessing, and ImageNet's does not suit lenet5"
+    ):
+        load_classifier(tmp_path / "grey.safetensors", "lenet5")
+
+
 def test_all_that_does_not_fit_is_in_one_error(tmp_path: Path) -> None:
     state = LeNet5(3).state_dict()
     state["extra"] = state.pop("classifier.f6.bias")
