@@ -134,12 +134,14 @@ def _has_held_out(pool: Sequence[str], kind: str) -> bool:
     return anywhere or (kind == "colour" and any(coloured))
 
 
-def draw(pipeline: Pipeline, prompts: Sequence[str], seeds: Sequence[int], title: str) -> list[Image.Image]:
+def draw(
+    pipeline: Pipeline, prompts: Sequence[str], seeds: Sequence[int], title: str, *, speed: str = "exact"
+) -> list[Image.Image]:
     """A picture for each prompt and seed, at the model's default steps."""
     images: list[Image.Image] = []
     for start in tqdm(range(0, len(prompts), BATCH), desc=title, unit="batch", dynamic_ncols=True):
         part = slice(start, start + BATCH)
-        images += pipeline(list(prompts[part]), seeds=list(seeds[part]), progress=False)
+        images += pipeline(list(prompts[part]), seeds=list(seeds[part]), speed=speed, progress=False)
     return images
 
 
