@@ -88,7 +88,7 @@ def measure(
                 settle(peer, worker, [worker.ask("run")])
         else:
             workers: dict[str, Worker] = {}
-            for peer in peers:
+            for peer in sorted(peers, key=lambda peer: peer != "openvino"):  # whose conversion takes the most memory
                 try:
                     workers[peer] = Worker(peer, part, checkpoint, size, batch, steps)
                 except RuntimeError as error:
@@ -97,8 +97,8 @@ def measure(
             for _ in range(runs):
                 for peer, worker in workers.items():
                     answers[peer].append(worker.ask("run"))
-            for peer, worker in workers.items():
-                settle(peer, worker, answers[peer])
+            for peer in (peer for peer in peers if peer in workers):
+                settle(peer, workers[peer], answers[peer])
         if "diffusers" in outputs:
             for peer, row in rows.items():
                 row["psnr"] = psnr(outputs[peer], outputs["diffusers"]) if peer != "diffusers" else None

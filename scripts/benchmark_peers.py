@@ -59,21 +59,32 @@ def diffusers(
 ) -> Run:
     library: Any = importlib.import_module("diffusers")
     dtype = torch.bfloat16 if tuned else torch.float32
+    latents, context, ids = inputs(size, batch)
+    latents, context = latents.to(dtype), context.to(dtype)
+
+    def network(kind: str, name: str) -> Any:
+        home: Any = importlib.import_module("transformers") if kind == "CLIPTextModel" else library
+        found = getattr(home, kind).from_pretrained(folder / name, torch_dtype=dtype).eval()
+        return found.to(memory_format=torch.channels_last) if tuned and name != "text_encoder" else found
+
+    def quick(call: Any) -> Any:
+        return torch.compile(call) if compiled else call
+
+    if part == "text":
+        encoder = network("CLIPTextModel", "text_encoder")
+        return lambda: encoder(ids)[0]
+    if part == "step":
+        unet = quick(network("UNet2DConditionModel", "unet"))
+        return lambda: unet(torch.cat([latents, latents]), TIMESTEP, context, return_dict=False)[0]
+    if part == "decode":
+        decode = quick(network("AutoencoderKL", "vae").decode)
+        return lambda: decode(latents / SCALING, return_dict=False)[0]
     pipe = library.StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     if tuned:
         pipe.unet.to(memory_format=torch.channels_last)
         pipe.vae.to(memory_format=torch.channels_last)
-    if compiled:
-        pipe.unet, pipe.vae.decode = torch.compile(pipe.unet), torch.compile(pipe.vae.decode)
-    latents, context, ids = inputs(size, batch)
-    latents, context = latents.to(dtype), context.to(dtype)
-    if part == "text":
-        return lambda: pipe.text_encoder(ids)[0]
-    if part == "step":
-        return lambda: pipe.unet(torch.cat([latents, latents]), TIMESTEP, context, return_dict=False)[0]
-    if part == "decode":
-        return lambda: pipe.vae.decode(latents / SCALING, return_dict=False)[0]
+    pipe.unet, pipe.vae.decode = quick(pipe.unet), quick(pipe.vae.decode)
     pipe.scheduler = library.DDIMScheduler.from_config(pipe.scheduler.config)
 
     def picture() -> np.ndarray:
@@ -125,9 +136,10 @@ BUILDERS: dict[str, Callable[..., Run]] = {
 
 
 def can(peer: str, part: str) -> bool:
-    """Whether the peer has this part: OpenVINO is converted network by network, and brings no pipeline; what is done for
-    memory shows in a whole picture."""
-    return part in {"openvino": ("step", "decode"), "low_memory": ("picture",)}.get(peer, (part,))
+    """Whether the peer has this part: OpenVINO is converted network by network, and brings no pipeline; text encoders are
+    not compiled; what is done for memory shows in a whole picture."""
+    some = {"openvino": ("step", "decode"), "compile": ("step", "decode", "picture"), "low_memory": ("picture",)}
+    return part in some.get(peer, (part,))
 
 
 def peak_bytes() -> int:
