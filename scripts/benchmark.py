@@ -8,7 +8,7 @@ First the ceiling: the floating-point operations of every layer, attention inclu
 shape. Then each part, each peer in a process of its own, in turn, run after run, so that a noisy machine slows all alike;
 the first run of each is not counted. Each peer's output is compared with that of diffusers in fp32 (PSNR). Parts: text
 (one prompt), step (one evaluation of a guided batch), decode, picture (a whole one, a fresh process each, with its peak
-memory), cold (the command `genpipe "pirate ship"`, embedded model, against `python -c "import torch"`). OpenVINO is an
+memory), int8 (what its products would take in int8), cold (the command `genpipe "pirate ship"`, embedded model, against `python -c "import torch"`). OpenVINO is an
 optional extra: pip install "genpipe[bench]". A plot and a table go into --out; the last line is one JSON object.
 """
 
@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from benchmark_ceiling import ceiling, tune
+from benchmark_int8 import int8
 from benchmark_peers import PEERS, can
 from parity import build_checkpoint
 
@@ -152,6 +153,21 @@ def table(part: str, size: int, batch: int, rows: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def int8_table(size: int, found: dict[str, dict[str, float]]) -> str:
+    lines = [
+        f"### Products of one guided step in int8, {size} × {size}, seconds",
+        "",
+        "| | bf16 | int8 | quantising | int8 is |",
+    ]
+    lines += ["|---|---|---|---|---|"]
+    for kind, row in found.items():
+        faster = row["bf16"] / (row["int8"] + row["quantise"])
+        lines.append(
+            f"| {kind} | {row['bf16']:.2f} | {row['int8']:.2f} | {row['quantise']:.2f} | {faster:.2f} × faster |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def plot(results: list[dict[str, Any]], path: Path) -> None:
     """Bars of seconds by peer, one panel for each part and size."""
     try:
@@ -208,7 +224,7 @@ def _listed(kind: type, allowed: Any = None) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ["ceiling", *PARTS, "cold"]
+    parts = ["ceiling", "int8", *PARTS, "cold"]
     parser.add_argument("--parts", type=_listed(str, parts), default=parts, metavar="A,B", help=", ".join(parts))
     parser.add_argument("--peers", type=_listed(str, PEERS), default=list(PEERS), metavar="A,B", help=", ".join(PEERS))
     parser.add_argument("--sizes", type=_listed(int), default=[512], metavar="N,M", help="in pixels (default: 512)")
@@ -238,6 +254,13 @@ def main() -> None:
             texts.append(
                 f"Ceiling of one guided step at {size} × {size}: {found['flops'] / 1e12:.3f} TFLOP in "
                 f"{found['seconds']:.2f} s (GFLOP/s: {rates})\n"
+            )
+            print(texts[-1], flush=True)
+    if "int8" in arguments.parts:
+        for size in arguments.sizes:
+            found = report.setdefault("int8", {})[str(size)] = int8(size, 1)
+            texts.append(
+                f"int8 is not in this torch, {report['torch']}.\n" if found is None else int8_table(size, found)
             )
             print(texts[-1], flush=True)
     with tempfile.TemporaryDirectory() as folder:
