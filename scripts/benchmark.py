@@ -33,7 +33,7 @@ from benchmark_int8 import int8
 from benchmark_peers import PEERS, can
 from parity import build_checkpoint
 
-from genpipe.hardware import choose_dtype, instruction_set
+from genpipe.hardware import choose_dtype, instruction_set, keep_freed_memory
 
 PARTS = {"text": "one prompt", "step": "one guided step", "decode": "VAE decode", "picture": "whole picture"}
 COMMANDS = {
@@ -238,6 +238,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
 
+    keep_freed_memory()  # as genpipe does, so that the ceiling is not one of new pages
     dtype, own = choose_dtype(None, torch.device("cpu")), instruction_set()
     if arguments.tune:
         print(json.dumps({own: tune(own, list(dict.fromkeys([dtype, torch.float32])))}))

@@ -85,7 +85,7 @@ def diffusers(
         pipe.unet.to(memory_format=torch.channels_last)
         pipe.vae.to(memory_format=torch.channels_last)
     pipe.unet, pipe.vae.decode = quick(pipe.unet), quick(pipe.vae.decode)
-    pipe.scheduler = library.DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = library.DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
 
     def picture() -> np.ndarray:
         generators = [torch.Generator("cpu").manual_seed(SEED + k) for k in range(batch)]

@@ -104,7 +104,7 @@ KeysValues = Mapping[Attention, tuple[Tensor, Tensor]]
 
 def matched(x: Tensor, rows: int) -> Tensor:
     """x (B, ...) repeated to `rows`, a multiple of B: what the prompts of a picture share is computed once for all."""
-    return x if len(x) == rows else x.repeat(rows // len(x), *(1,) * (x.ndim - 1))
+    return x if len(x) == rows else torch.cat([x] * (rows // len(x)))  # which, unlike `repeat`, keeps channels_last
 
 
 class SpatialAttention(nn.Module):
