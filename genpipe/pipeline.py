@@ -27,7 +27,7 @@ from genpipe.hardware import (
 from genpipe.images import Picture, annotate, to_pil
 from genpipe.models.forms import PLAIN, forms_for
 from genpipe.models.inference import Network, prepare
-from genpipe.models.quantised import can_quantise
+from genpipe.models.quantised import QuantisedLayer, can_quantise
 from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.tiny_vae import TinyVAE
 from genpipe.models.unet import UNet
@@ -125,7 +125,7 @@ class Pipeline:
 
         Raises:
             CheckpointError: the checkpoint is not there, not whole or not one that genpipe can run.
-            ValueError: device or dtype is not one, or not here, or int8 cannot run on it.
+            ValueError: device or dtype is not one, or not here, or int8 cannot run there or has no layer that it pays for.
         """
         use_huge_pages()
         chosen = choose_device(device)
@@ -146,6 +146,10 @@ class Pipeline:
         for network in kept:
             if network is not None:
                 pipeline._prepare(network)
+        if int8 and not any(isinstance(module, QuantisedLayer) for module in checkpoint.unet.modules()):
+            raise ValueError(
+                "int8 would save nothing, the layers of this model are too narrow: leave it out (--no-int8)"
+            )
         if chosen.type == "cpu" and not low_memory:
             keep_freed_memory()
         return pipeline

@@ -22,10 +22,9 @@ _ONCE = {"time_embedding", "added_embedding", "embedding", "key", "value"}
 
 
 def prepare(network: Network, *, device: torch.device, dtype: torch.dtype, forms: Forms = PLAIN) -> Network:
-    """Put a network in place into the form in which it runs fastest, computing the same to rounding (int8's where `forms` asks for it);
-    returns it.
+    """Put a network in place into the form in which it runs fastest, computing the same to rounding; returns it.
 
-    Queries, keys and values become one product; `forms` says what else changes. The old weights are let go leaf by leaf,
+    Queries, keys and values become one product; `forms` says what else changes, and if it asks for int8, that rounds too. The old weights are let go leaf by leaf,
     so memory holds the network once. It can then neither be trained nor saved.
 
     Args:
