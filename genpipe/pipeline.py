@@ -125,7 +125,7 @@ class Pipeline:
 
         Raises:
             CheckpointError: the checkpoint is not there, not whole or not one that genpipe can run.
-            ValueError: device or dtype is not one, or not here, or int8 cannot run there or has no layer that it pays for.
+            ValueError: device or dtype is not one, or not here, or int8 cannot run on it, or pays for none of the layers.
         """
         use_huge_pages()
         chosen = choose_device(device)
@@ -446,8 +446,8 @@ def generate(
 
     Args:
         prompt: one prompt, or a list.
-        model, device, dtype, revision, variant, tiny_vae, low_memory, int8: as in `Pipeline.from_pretrained`; by default
-            the embedded model.
+        model, device, dtype, revision, variant, tiny_vae, low_memory, int8: as in `Pipeline.from_pretrained`; by
+            default the embedded model.
         settings: everything that `Pipeline.__call__` takes: n, seed, steps, guidance_scale, height, width, sampler, ….
 
     Returns:

@@ -22,7 +22,7 @@ class Forms:
         packed: the kinds of layers whose weights are packed, of `PACKABLE`.
         phases: whether upsampling and its convolution become one transposed convolution.
         blocked: from how many keys on self-attention is blocked, by the widest head that this holds for.
-        int8: whether wide layers are quantised. Not of the table: it is for the caller to say, since it changes pictures.
+        int8: whether wide layers are quantised. Not of the table: it changes pictures, and is for the caller to say.
     """
 
     packed: tuple[str, ...] = ()

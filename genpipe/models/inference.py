@@ -24,8 +24,9 @@ _ONCE = {"time_embedding", "added_embedding", "embedding", "key", "value"}
 def prepare(network: Network, *, device: torch.device, dtype: torch.dtype, forms: Forms = PLAIN) -> Network:
     """Put a network in place into the form in which it runs fastest, computing the same to rounding; returns it.
 
-    Queries, keys and values become one product; `forms` says what else changes, and if it asks for int8, that rounds too. The old weights are let go leaf by leaf,
-    so memory holds the network once. It can then neither be trained nor saved.
+    Queries, keys and values become one product; `forms` says what else changes, and int8, where it asks for it, rounds
+    more. The old weights are let go leaf by leaf, so memory holds the network once. It can then neither be trained nor
+    saved.
 
     Args:
         network: with its weights, best of the type that the file has, since sums of weights are then rounded once.

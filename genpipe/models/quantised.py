@@ -1,11 +1,11 @@
 """Linear and convolution layers in int8 (W8A8), for CPUs that multiply it faster than bf16 (VNNI).
 
 Weights have a scale for each output channel, symmetric around zero. What they are multiplied with is quantised at every
-call, with one scale for each picture, from its largest magnitude: nothing is calibrated, and no picture depends on the others
-of its batch. Products are summed exactly, in int32, and come out in bf16.
+call, with one scale for each picture, from its largest magnitude: nothing is calibrated, and no picture depends on the
+others of its batch. Products are summed exactly, in int32, and come out in bf16.
 
-The operators are torch's own but private: `can_quantise` tests for them. A copy (`copy.deepcopy`) of a quantised layer is the
-plain layer of the weights that it multiplies with, in bf16.
+The operators are torch's own but private: `can_quantise` tests for them. A copy (`copy.deepcopy`) of a quantised layer is
+the plain layer of the weights that it multiplies with, in bf16.
 """
 
 from typing import Any, cast
@@ -32,7 +32,7 @@ def can_quantise() -> bool:
 
 
 def worth_quantising(layer: nn.Module) -> bool:
-    """Whether int8 pays for a layer: a linear one or an ungrouped convolution, of at least `FEWEST` channels in and out."""
+    """Whether int8 pays for a layer: linear, or an ungrouped convolution, of at least `FEWEST` channels in and out."""
     if kind_of(layer) in (None, "upsampling"):
         return False
     return min(cast(Tensor, layer.weight).shape[:2]) >= FEWEST
@@ -104,7 +104,7 @@ class QuantisedLinear(QuantisedLayer):
 
 
 class QuantisedGatedFeedForward(PackedGatedFeedForward):
-    """An int8 `GatedFeedForward`: value and gate are two products of one quantised input, with GELU fused into the gate."""
+    """An int8 `GatedFeedForward`: value and gate are two products of one quantised input, GELU is fused into the gate's."""
 
     linear = QuantisedLinear
 
@@ -132,7 +132,10 @@ class QuantisedConv(QuantisedLayer):
         super().__init__(layer, packed, scales)
 
     def forward(self, x: Tensor, *, shift: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
-        """(B, C_in, H, W) -> (B, C_out, H', W') in bf16; `shift` (C_out) and `plus`, of the result's shape, are added in fp32."""
+        """(B, C_in, H, W) -> (B, C_out, H', W'); `shift` (C_out) and `plus`, of the result's shape, are added in fp32.
+
+        The result is in bf16.
+        """
         pictures = x.movedim(1, -1).contiguous().split(1)  # (1, H, W, C_in) each
         bias = None if self.bias is None else self.bias.float()
         bias = shift if bias is None else bias if shift is None else bias + shift

@@ -48,7 +48,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 def steps(shape: tuple[int, ...]) -> Tensor:
-    """Whole numbers -127 … 127 times a power of two that differs between the rows of the first axis: int8 can hold them."""
+    """Whole numbers -127 … 127 times a power of two, another for each of the first axis: int8 can hold them."""
     whole = torch.randint(-127, 128, shape).float()
     whole.flatten(1)[:, 0] = 127
     return whole * 2.0 ** torch.randint(-9, -3, (shape[0], *[1] * (len(shape) - 1)))
