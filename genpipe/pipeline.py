@@ -125,7 +125,7 @@ class Pipeline:
 
         Raises:
             CheckpointError: the checkpoint is not there, not whole or not one that genpipe can run.
-            ValueError: device or dtype is not one, or not here, or int8 cannot run on it, or pays for none of the layers.
+            ValueError: device or dtype is not one, or not here, or int8 cannot run on it or pays for no layer.
         """
         use_huge_pages()
         chosen = choose_device(device)

@@ -4,8 +4,8 @@ Weights have a scale for each output channel, symmetric around zero. What they a
 call, with one scale for each picture, from its largest magnitude: nothing is calibrated, and no picture depends on the
 others of its batch. Products are summed exactly, in int32, and come out in bf16.
 
-The operators are torch's own but private: `can_quantise` tests for them. A copy (`copy.deepcopy`) of a quantised layer is
-the plain layer of the weights that it multiplies with, in bf16.
+The operators are torch's own but private: `can_quantise` tests for them. A copy (`copy.deepcopy`) of a quantised layer
+is the plain layer of the weights that it multiplies with, in bf16.
 """
 
 from typing import Any, cast
@@ -104,7 +104,7 @@ class QuantisedLinear(QuantisedLayer):
 
 
 class QuantisedGatedFeedForward(PackedGatedFeedForward):
-    """An int8 `GatedFeedForward`: value and gate are two products of one quantised input, GELU is fused into the gate's."""
+    """An int8 `GatedFeedForward`: value and gate are two products of one quantised input, the gate's with GELU."""
 
     linear = QuantisedLinear
 
