@@ -44,7 +44,7 @@ _A1111_SOLVERS = {
     "lcm": "LCM",
 }
 # What a picture says of itself besides its request.
-NOT_REQUESTED = ("model", "version", "dtype", "best_of")
+NOT_REQUESTED = ("model", "version", "dtype", "int8", "best_of")
 # Names that Windows keeps for devices, with any suffix.
 _RESERVED = re.compile(r"con|prn|aux|nul|(com|lpt)\d", re.IGNORECASE)
 
@@ -111,7 +111,13 @@ def grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Ima
 
 
 def annotate(
-    image: Image.Image, request: Request, model: str, *, sampler: str | None = None, dtype: Any = None
+    image: Image.Image,
+    request: Request,
+    model: str,
+    *,
+    sampler: str | None = None,
+    dtype: Any = None,
+    int8: bool = False,
 ) -> None:
     """Write into `image.info` what made the picture.
 
@@ -121,10 +127,13 @@ def annotate(
         model: the checkpoint's path, hub id or "embedded".
         sampler: the sampler that ran, where the request leaves it to the checkpoint.
         dtype: of the networks; None leaves it out.
+        int8: whether the denoiser was quantised; False leaves it out.
     """
     made = {**request.to_dict(), "model": model, "version": genpipe.__version__}
     if dtype is not None:
         made["dtype"] = str(dtype).removeprefix("torch.")
+    if int8:
+        made["int8"] = True
     image.info["genpipe"] = json.dumps(made, ensure_ascii=False)
     named = request if request.sampler else replace(request, sampler=sampler)
     image.info["parameters"] = parameters_text(named, model)

@@ -18,7 +18,9 @@ from PIL import Image
 import genpipe
 from genpipe.cli import main
 from genpipe.cli.parser import COMMANDS, parse
+from genpipe.hardware import instruction_set
 from genpipe.images import read_metadata, read_request, save_image
+from genpipe.models.quantised import can_quantise
 from genpipe.pipeline import Pipeline
 from genpipe.vision.judge import Score
 
@@ -172,6 +174,19 @@ def test_a_picture_is_drawn_again_from_its_file(draw, command, tiny_checkpoint):
     assert command("boat", "--from-image", "ship.png", "--seed", 12)[1] == "boat.png\n"
     changed = {**read_metadata("ship.png"), "prompt": "boat", "seed": 12}
     assert read_metadata("boat.png") == changed and changed["model"] == str(tiny_checkpoint)
+
+
+@pytest.mark.skipif(instruction_set() == "other" or not can_quantise(), reason="no int8 beside bf16 here")
+def test_int8_is_asked_for_and_drawn_again_from_the_file(draw, command, monkeypatch):
+    monkeypatch.setattr("genpipe.models.quantised.FEWEST", 16)
+    draw("ship", "--seed", 11, "--int8")
+    assert command("--from-image", "ship.png")[:2] == (0, "ship-2.png\n")
+    assert np.array_equal(pixels("ship.png"), pixels("ship-2.png"))
+    assert command("--from-image", "ship.png", "--no-int8")[:2] == (0, "ship-3.png\n")
+    assert not np.array_equal(pixels("ship.png"), pixels("ship-3.png"))
+    assert [read_metadata(name).get("int8") for name in ("ship.png", "ship-2.png", "ship-3.png")] == [True, True, None]
+    status, out, err = draw("ship", "--int8", "--dtype", "fp32")
+    assert (status, out) == (2, "") and "use --dtype bf16" in err
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,10 @@ from PIL import Image
 
 from genpipe.checkpoints import load_checkpoint, save_checkpoint
 from genpipe.denoising import NonFiniteError
+from genpipe.hardware import instruction_set
 from genpipe.images import read_request
 from genpipe.models.inference import prepare
+from genpipe.models.quantised import QuantisedLayer, can_quantise
 from genpipe.models.unet import UNet
 from genpipe.pipeline import Pipeline, Progress, generate
 from genpipe.request import Request
@@ -584,3 +586,60 @@ def test_low_memory_draws_the_same_while_only_the_denoiser_is_held(
     assert image.tobytes() == usual("a ship", **settings).tobytes()
     preview, expected = (next(one.stream(one.requests("a ship", seed=3, steps=2))).preview() for one in (pipe, usual))
     assert preview[0].tobytes() == expected[0].tobytes()
+
+
+needs_int8 = pytest.mark.skipif(
+    instruction_set() == "other" or not can_quantise(), reason="this torch or this CPU has no int8 beside bf16"
+)
+
+
+@needs_int8
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_int8_draws_nearly_the_same_and_says_so(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, low_memory: bool
+) -> None:
+    monkeypatch.setattr("genpipe.models.quantised.FEWEST", 16)
+    settings: dict[str, Any] = {"device": "cpu", "dtype": "bf16", "low_memory": low_memory}
+    small = Pipeline.from_pretrained(tiny_checkpoint, int8=True, **settings)
+    assert any(isinstance(module, QuantisedLayer) for module in small.unet.modules())
+    assert not any(isinstance(module, QuantisedLayer) for module in small.vae.modules())
+    image, usual = draw(small), draw(Pipeline.from_pretrained(tiny_checkpoint, **settings))
+    error = np.asarray(image, dtype=float) - np.asarray(usual, dtype=float)
+    assert 30 <= 10 * np.log10(255**2 / (error**2).mean()) < 70
+    assert json.loads(image.info["genpipe"])["int8"] is True and "int8" not in json.loads(usual.info["genpipe"])
+    assert read_request(image) == read_request(usual)
+
+
+@needs_int8
+def test_a_step_that_overflows_in_int8_is_repeated_in_fp32(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("genpipe.models.quantised.FEWEST", 16)
+    pipe = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="bf16", int8=True)
+    seen = overflowing(pipe.unet, monkeypatch, rows=slice(None), method="_deep")
+    image = draw(pipe)
+    assert torch.float32 in seen
+    exact = draw(Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32"))
+    error = np.asarray(image, dtype=float) - np.asarray(exact, dtype=float)
+    assert 10 * np.log10(255**2 / max((error**2).mean(), 1e-9)) >= 30
+
+
+def test_int8_where_it_cannot_run_gets_one_clear_line(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(**settings: Any) -> str:
+        with pytest.raises(ValueError) as caught:
+            Pipeline.from_pretrained(tiny_checkpoint, int8=True, **settings)
+        assert "\n" not in str(caught.value) and "--no-int8" in str(caught.value)
+        return str(caught.value)
+
+    if instruction_set() != "other" and can_quantise():
+        assert "too narrow" in refused(device="cpu", dtype="bf16")
+    monkeypatch.setattr("genpipe.pipeline.instruction_set", lambda: "avx512_bf16")
+    monkeypatch.setattr("genpipe.pipeline.can_quantise", lambda: True)
+    assert "not with float32: use --dtype bf16" in refused(device="cpu", dtype="fp32")
+    with monkeypatch.context() as patch:
+        patch.setattr("genpipe.pipeline.choose_device", lambda name: torch.device("cuda"))
+        assert "not on cuda: use --device cpu" in refused(device="cuda", dtype="bf16")
+    for name, answer in (("instruction_set", "other"), ("can_quantise", False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"genpipe.pipeline.{name}", lambda answer=answer: answer)
+            assert "AVX512-BF16 or AMX" in refused(device="cpu", dtype="bf16")

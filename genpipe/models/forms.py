@@ -22,11 +22,13 @@ class Forms:
         packed: the kinds of layers whose weights are packed, of `PACKABLE`.
         phases: whether upsampling and its convolution become one transposed convolution.
         blocked: from how many keys on self-attention is blocked, by the widest head that this holds for.
+        int8: whether wide layers are quantised. Not of the table: it changes pictures, and is for the caller to say.
     """
 
     packed: tuple[str, ...] = ()
     phases: bool = False
     blocked: Mapping[int, int] = field(default_factory=dict)
+    int8: bool = False
 
     def blocked_from(self, head_channels: int) -> int | None:
         """From how many keys on attention with heads of this width is blocked; None for never."""

@@ -1,6 +1,7 @@
 """The networks made ready to run: what training and checkpoints do not need, done once after the weights are loaded."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -9,18 +10,23 @@ from torch import Tensor, nn
 from genpipe.models.attention import Attention, FusedSelfAttention, GatedFeedForward, SpatialAttention, TransformerBlock
 from genpipe.models.forms import PLAIN, Forms
 from genpipe.models.packed import SIDE, PackedConv, PackedGatedFeedForward, PackedResidualBlock, can_pack, kind_of, pack
+from genpipe.models.quantised import QuantisedConv, QuantisedGatedFeedForward, quantise, worth_quantising
 from genpipe.models.unet import UNet
 from genpipe.models.vae import VAE
 from genpipe.vision.blocks import PhaseUpsample, ResidualBlock, Upsample
 
 Network = TypeVar("Network", bound=nn.Module)
 
+# The parts of a U-Net that a `Denoiser` asks once for all steps: int8 would save nothing there.
+_ONCE = {"time_embedding", "added_embedding", "embedding", "key", "value"}
+
 
 def prepare(network: Network, *, device: torch.device, dtype: torch.dtype, forms: Forms = PLAIN) -> Network:
     """Put a network in place into the form in which it runs fastest, computing the same to rounding; returns it.
 
-    Queries, keys and values become one product; `forms` says what else changes. The old weights are let go leaf by leaf,
-    so memory holds the network once. It can then neither be trained nor saved.
+    Queries, keys and values become one product; `forms` says what else changes, and int8, where it asks for it, rounds
+    more. The old weights are let go leaf by leaf, so memory holds the network once. It can then neither be trained nor
+    saved.
 
     Args:
         network: with its weights, best of the type that the file has, since sums of weights are then rounded once.
@@ -63,15 +69,21 @@ def _prepare(
         module.register_module("attention1", _fused(module.attention1, forms))
     elif isinstance(module, SpatialAttention):
         module.register_module("attention", _fused(module.attention, forms))
+    elif isinstance(module, GatedFeedForward) and forms.int8 and worth_quantising(module.out):
+        return QuantisedGatedFeedForward(module, side)
     elif isinstance(module, GatedFeedForward) and can_pack() and "linear" in forms.packed:
         return PackedGatedFeedForward(module.to(device=device, dtype=dtype), side)
     children = dict(module.named_children())
     if not children:
+        if forms.int8 and worth_quantising(module):
+            return quantise(module, side)  # of the file's own type: its weights are rounded once
         module = module.to(device=device, dtype=dtype)
         return pack(module, side) if can_pack() and kind_of(module) in forms.packed else module
     for name, child in children.items():
-        module.register_module(name, _prepare(child, device, dtype, forms, sides, side))
-    if isinstance(module, ResidualBlock) and isinstance(module.conv2, PackedConv):
+        chosen = replace(forms, int8=False) if name in _ONCE else forms
+        module.register_module(name, _prepare(child, device, dtype, chosen, sides, side))
+    fused = PackedConv | QuantisedConv
+    if isinstance(module, ResidualBlock) and isinstance(module.conv1, fused) and isinstance(module.conv2, fused):
         return PackedResidualBlock(module)
     return module
 

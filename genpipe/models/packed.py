@@ -62,7 +62,7 @@ def pack(layer: nn.Module, side: int = SIDE) -> nn.Module:
     return packed[type(layer)](layer, side)
 
 
-class _Packed(nn.Module):
+class PackedLayer(nn.Module):
     """A layer without its weight, and the weight packed."""
 
     arguments: tuple[str, ...]  # of the plain layer
@@ -87,7 +87,7 @@ class _Packed(nn.Module):
         return layer
 
 
-class PackedLinear(_Packed):
+class PackedLinear(PackedLayer):
     """A packed `nn.Linear`."""
 
     arguments = ("in_features", "out_features")
@@ -103,10 +103,12 @@ class PackedLinear(_Packed):
 class PackedGatedFeedForward(nn.Module):
     """A packed `GatedFeedForward`: value and gate are two products, into which oneDNN fuses GELU and the multiplication."""
 
+    linear: Callable[[nn.Linear, int], PackedLayer] = PackedLinear
+
     def __init__(self, layer: GatedFeedForward, side: int = SIDE) -> None:
         super().__init__()
-        self.value, self.gate = (PackedLinear(half, side) for half in _halves(layer.project))
-        self.out = PackedLinear(layer.out, side)
+        self.value, self.gate = (self.linear(half, side) for half in _halves(layer.project))
+        self.out = self.linear(layer.out, side)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
@@ -136,7 +138,7 @@ def _halves(layer: nn.Linear) -> Iterator[nn.Linear]:
         yield half
 
 
-class PackedConv(_Packed):
+class PackedConv(PackedLayer):
     """A packed `nn.Conv2d`. Works in channels_last, and gives it."""
 
     arguments = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
@@ -185,7 +187,7 @@ def _adopt(block: ResidualBlock, other: ResidualBlock, change: Callable[[nn.Modu
         block.embedding = None
 
 
-class PackedConvTranspose(_Packed):
+class PackedConvTranspose(PackedLayer):
     """A packed `nn.ConvTranspose2d`. Works in channels_last, and gives it."""
 
     arguments = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "output_padding", "dilation")
