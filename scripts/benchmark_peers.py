@@ -20,6 +20,7 @@ from torch import Tensor
 PEERS = {
     "genpipe": "genpipe, exact",
     "low_memory": "genpipe, exact, low_memory=True",
+    "int8": "genpipe, int8=True",
     "diffusers": "diffusers, as shipped (fp32)",
     "tuned": "diffusers, bf16 + channels_last",
     "compile": "diffusers, bf16 + channels_last + torch.compile",
@@ -37,11 +38,11 @@ def inputs(size: int, batch: int) -> tuple[Tensor, Tensor, Tensor]:
     return latents, context, torch.randint(0, 400, (1, 77), generator=generator)
 
 
-def genpipe(part: str, folder: Path, size: int, batch: int, steps: int, *, low_memory: bool = False) -> Run:
+def genpipe(part: str, folder: Path, size: int, batch: int, steps: int, **loading: Any) -> Run:
     from genpipe.models.inference import Denoiser
     from genpipe.pipeline import Pipeline
 
-    pipe = Pipeline.from_pretrained(folder, device="cpu", low_memory=low_memory)
+    pipe = Pipeline.from_pretrained(folder, device="cpu", **loading)
     latents, context, ids = inputs(size, batch)
     if part == "text":
         return lambda: pipe.text_encoder(ids).context
@@ -128,6 +129,7 @@ def openvino(part: str, folder: Path, size: int, batch: int, steps: int) -> Run:
 BUILDERS: dict[str, Callable[..., Run]] = {
     "genpipe": genpipe,
     "low_memory": lambda *given: genpipe(*given, low_memory=True),
+    "int8": lambda *given: genpipe(*given, int8=True),
     "diffusers": lambda *given: diffusers(*given, tuned=False),
     "tuned": lambda *given: diffusers(*given, tuned=True),
     "compile": lambda *given: diffusers(*given, tuned=True, compiled=True),
@@ -138,7 +140,13 @@ BUILDERS: dict[str, Callable[..., Run]] = {
 def can(peer: str, part: str) -> bool:
     """Whether the peer has this part: OpenVINO is converted network by network, and brings no pipeline; text encoders are
     not compiled; what is done for memory shows in a whole picture."""
-    some = {"openvino": ("step", "decode"), "compile": ("step", "decode", "picture"), "low_memory": ("picture",)}
+    networks = ("step", "decode")
+    some = {
+        "int8": ("step", "picture"),
+        "low_memory": ("picture",),
+        "compile": (*networks, "picture"),
+        "openvino": networks,
+    }
     return part in some.get(peer, (part,))
 
 
