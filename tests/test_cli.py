@@ -419,7 +419,7 @@ def test_the_best_of_several_seeds_is_saved(draw, monkeypatch):
             return [Score(prompt, (index % 3) / 2) for index, prompt in enumerate(prompts)]
 
     asked = []
-    monkeypatch.setattr("genpipe.vision.judge.choose_judge", lambda name: asked.append(name) or Last())
+    monkeypatch.setattr("genpipe.best_of.choose_judge", lambda name: asked.append(name) or Last())
     status, out, _ = draw("ship", "-n", 2, "--seed", 5, "--best-of", 3, "--judge", "clip", "--steps", 1)
     assert status == 0 and set(asked) == {"clip"}
     paths = out.split()
