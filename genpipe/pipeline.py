@@ -89,6 +89,7 @@ class Pipeline:
         self.dtype = dtype
         self.tiny_vae = tiny_vae
         self._low_memory, self._int8 = low_memory, int8
+        self._forms = forms_for(instruction_set(), dtype) if device.type == "cpu" else PLAIN
         self._preview = (
             LatentPreview(lambda: self._in_memory(self.vae))
             if tiny_vae is None
@@ -155,8 +156,7 @@ class Pipeline:
         return pipeline
 
     def _prepare(self, network: Network) -> Network:
-        forms = forms_for(instruction_set(), self.dtype) if self.device.type == "cpu" else PLAIN
-        forms = replace(forms, int8=self._int8 and isinstance(network, UNet))
+        forms = replace(self._forms, int8=self._int8 and isinstance(network, UNet))
         return prepare(network, device=self.device, dtype=self.dtype, forms=forms)
 
     @contextmanager

@@ -74,7 +74,6 @@ def generate_command(parser: argparse.ArgumentParser) -> None:
     _option(group, "--device", metavar="NAME", help="cuda, cuda:1, mps or cpu (default: the best there is)")
     _option(group, "--dtype", metavar="NAME", choices=("fp32", "bf16", "fp16", "float32", "bfloat16", "float16"),
             help="fp32, bf16 or fp16 (default: the fastest on the device)")  # fmt: skip
-
     _option(group, "--low-memory", action="store_true",
             help="hold the text encoder and the autoencoder in memory only while they run")  # fmt: skip
     _option(group, "--int8", action=argparse.BooleanOptionalAction,
