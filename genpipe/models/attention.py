@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genpipe.models.cpu_attention import blocked_attention
-from genpipe.vision.blocks import conv1x1
+from genpipe.vision.blocks import conv1x1, layer_plus
 
 
 class Attention(nn.Module):
@@ -45,12 +45,14 @@ class Attention(nn.Module):
         """What is attended to: context (B, M, D) -> keys and values, each (B, heads, M, head_channels)."""
         return self._by_head(self.key(context)), self._by_head(self.value(context))
 
-    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """(B, N, C), and the `keys_values` of a context; without them `x` attends to itself -> (B, N, C)."""
+    def forward(
+        self, x: Tensor, keys_values: tuple[Tensor, Tensor] | None = None, *, plus: Tensor | None = None
+    ) -> Tensor:
+        """(B, N, C), and the `keys_values` of a context; without them `x` attends to itself -> (B, N, C), `plus` added."""
         q = self._by_head(self.query(x))
         k, v = self.keys_values(x) if keys_values is None else keys_values
         h = _attend(q, k, v, scale=None, upcast=self.upcast)
-        return self.out(h.transpose(1, 2).flatten(2))  # (B, N, C)
+        return layer_plus(self.out, h.transpose(1, 2).flatten(2), plus)
 
     def _by_head(self, projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, head_channels)
@@ -88,14 +90,14 @@ class FusedSelfAttention(nn.Module):
             self.project.bias = nn.Parameter(bias, requires_grad=False)
         self.out = attention.out
 
-    def forward(self, x: Tensor, keys_values: None = None) -> Tensor:
-        """(B, N, C) -> (B, N, C)."""
+    def forward(self, x: Tensor, keys_values: None = None, *, plus: Tensor | None = None) -> Tensor:
+        """(B, N, C) -> (B, N, C), `plus` added."""
         q, k, v = self.project(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d) each
         if self.blocked_from is not None and k.shape[2] >= self.blocked_from and q.dtype == torch.bfloat16:
             h = blocked_attention(q, k, v)  # its scores are never rounded: it needs no upcasting
         else:
             h = _attend(q, k, v, scale=1.0, upcast=self.upcast)
-        return self.out(h.transpose(1, 2).flatten(2))
+        return layer_plus(self.out, h.transpose(1, 2).flatten(2), plus)
 
 
 # Keys and values of the prompts, for each attention that reads them.
@@ -105,6 +107,11 @@ KeysValues = Mapping[Attention, tuple[Tensor, Tensor]]
 def matched(x: Tensor, rows: int) -> Tensor:
     """x (B, ...) repeated to `rows`, a multiple of B: what the prompts of a picture share is computed once for all."""
     return x if len(x) == rows else torch.cat([x] * (rows // len(x)))  # which, unlike `repeat`, keeps channels_last
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H·W, C)."""
+    return x.flatten(2).transpose(1, 2)
 
 
 class SpatialAttention(nn.Module):
@@ -117,8 +124,8 @@ class SpatialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, H·W, C)
-        return x + self.attention(tokens).transpose(1, 2).unflatten(-1, x.shape[-2:])
+        h = self.attention(_tokens(self.norm(x)), plus=_tokens(x))
+        return h.transpose(1, 2).unflatten(-1, x.shape[-2:])
 
 
 class GatedFeedForward(nn.Module):
@@ -129,10 +136,10 @@ class GatedFeedForward(nn.Module):
         self.project = nn.Linear(channels, 2 * expansion * channels)
         self.out = nn.Linear(expansion * channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, C)."""
+    def forward(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
+        """(B, N, C) -> (B, N, C), `plus` added."""
         value, gate = self.project(x).chunk(2, dim=-1)
-        return self.out(value * F.gelu(gate))
+        return layer_plus(self.out, value * F.gelu(gate), plus)
 
 
 class TransformerBlock(nn.Module):
@@ -163,10 +170,10 @@ class TransformerBlock(nn.Module):
         rows = len(prompts[self.attention2][0])
         if self.only_cross:
             x = matched(x, rows)
-        x = x + self.attention1(self.norm1(x), prompts.get(self.attention1))
+        x = self.attention1(self.norm1(x), prompts.get(self.attention1), plus=x)
         x = matched(x, rows)
-        x = x + self.attention2(self.norm2(x), prompts[self.attention2])
-        return x + self.feed_forward(self.norm3(x))
+        x = self.attention2(self.norm2(x), prompts[self.attention2], plus=x)
+        return self.feed_forward(self.norm3(x), plus=x)
 
 
 class SpatialTransformer(nn.Module):
@@ -210,13 +217,10 @@ class SpatialTransformer(nn.Module):
         """(B, C, H, W) and the keys and values of B prompts, or of a multiple of it -> (as many as prompts, C, H, W)."""
         height, width = x.shape[-2:]
         h = self.norm(x)
-        if self.linear:
-            h = self.project_in(h.flatten(2).transpose(1, 2))  # (B, H·W, C)
-        else:
-            h = self.project_in(h).flatten(2).transpose(1, 2)
+        h = self.project_in(_tokens(h)) if self.linear else _tokens(self.project_in(h))
         for block in self.blocks:
             h = block(h, prompts)
         x = matched(x, len(h))
         if self.linear:
-            return x + self.project_out(h).transpose(1, 2).unflatten(-1, (height, width))
-        return x + self.project_out(h.transpose(1, 2).unflatten(-1, (height, width)))
+            return layer_plus(self.project_out, h, _tokens(x)).transpose(1, 2).unflatten(-1, (height, width))
+        return layer_plus(self.project_out, h.transpose(1, 2).unflatten(-1, (height, width)), x)

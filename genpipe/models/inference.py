@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from genpipe.models.attention import Attention, FusedSelfAttention, GatedFeedForward, SpatialAttention, TransformerBlock
 from genpipe.models.forms import PLAIN, Forms
-from genpipe.models.packed import SIDE, PackedConv, PackedGatedFeedForward, PackedResidualBlock, can_pack, kind_of, pack
-from genpipe.models.quantised import QuantisedConv, QuantisedGatedFeedForward, quantise, worth_quantising
+from genpipe.models.packed import SIDE, PackedGatedFeedForward, can_pack, kind_of, pack
+from genpipe.models.quantised import QuantisedGatedFeedForward, quantise, worth_quantising
 from genpipe.models.unet import UNet
 from genpipe.models.vae import VAE
-from genpipe.vision.blocks import PhaseUpsample, ResidualBlock, Upsample
+from genpipe.vision.blocks import PhaseUpsample, Upsample
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -82,9 +82,6 @@ def _prepare(
     for name, child in children.items():
         chosen = replace(forms, int8=False) if name in _ONCE else forms
         module.register_module(name, _prepare(child, device, dtype, chosen, sides, side))
-    fused = PackedConv | QuantisedConv
-    if isinstance(module, ResidualBlock) and isinstance(module.conv1, fused) and isinstance(module.conv2, fused):
-        return PackedResidualBlock(module)
     return module
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from genpipe.models.attention import GatedFeedForward
-from genpipe.vision.blocks import ResidualBlock, silu
+from genpipe.vision.blocks import layer_plus
 
 # The order that oneDNN prefers depends on the input's size. Without one it may guess an order that makes a 1 × 1
 # convolution ten times slower, and with another one it may reorder the weights at every call.
@@ -91,13 +91,17 @@ class PackedLinear(PackedLayer):
     """A packed `nn.Linear`."""
 
     arguments = ("in_features", "out_features")
+    adds = True
 
     def __init__(self, layer: nn.Linear, side: int = SIDE) -> None:
         super().__init__(layer, torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), side**2))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., C_in) -> (..., C_out)."""
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+    def forward(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
+        """(..., C_in) -> (..., C_out); `plus`, of the result's shape, is added in fp32."""
+        product = torch.ops.mkldnn._linear_pointwise
+        if plus is None:
+            return product(x, self.weight, self.bias, "none", [], "")
+        return product.binary(x, plus.contiguous(), self.weight, self.bias, "add")
 
 
 class PackedGatedFeedForward(nn.Module):
@@ -110,11 +114,12 @@ class PackedGatedFeedForward(nn.Module):
         self.value, self.gate = (self.linear(half, side) for half in _halves(layer.project))
         self.out = self.linear(layer.out, side)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, C)."""
+    def forward(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
+        """(B, N, C) -> (B, N, C), `plus` added."""
         product = torch.ops.mkldnn._linear_pointwise
         gate = product(x, self.gate.weight, self.gate.bias, "gelu", [], "none")
-        return self.out(product.binary(x, gate, self.value.weight, self.value.bias, "mul"))
+        h = product.binary(x, gate, self.value.weight, self.value.bias, "mul")
+        return layer_plus(self.out, h, plus)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GatedFeedForward:
         value, gate, out = (cast(Any, copy.deepcopy(layer, memo)) for layer in (self.value, self.gate, self.out))
@@ -142,6 +147,7 @@ class PackedConv(PackedLayer):
     """A packed `nn.Conv2d`. Works in channels_last, and gives it."""
 
     arguments = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
+    adds = True
 
     def __init__(self, layer: nn.Conv2d, side: int = SIDE) -> None:
         self._settings = (layer.padding, layer.stride, layer.dilation, 1)
@@ -158,33 +164,6 @@ class PackedConv(PackedLayer):
             return convolve(x, self.weight, bias, *self._settings, "none", [], "")
         plus = plus.contiguous(memory_format=torch.channels_last)
         return convolve.binary(x, plus, self.weight, bias, *self._settings, "add", 1.0, None, [], None)
-
-
-class PackedResidualBlock(ResidualBlock):
-    """A `ResidualBlock` of packed convolutions, into which oneDNN fuses what is added after them."""
-
-    def __init__(self, block: ResidualBlock) -> None:
-        nn.Module.__init__(self)
-        _adopt(self, block, lambda child: child)
-
-    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
-        """As `ResidualBlock`'s, but for one `shift` (1, C_out) of all pictures."""
-        conv1, conv2 = cast(PackedConv, self.conv1), cast(PackedConv, self.conv2)
-        h = conv1(silu(self.norm1(x)), shift=None if shift is None else shift[0])
-        return conv2(silu(self.norm2(h)), plus=self.shortcut(x))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ResidualBlock:
-        block = ResidualBlock.__new__(ResidualBlock)
-        nn.Module.__init__(block)
-        _adopt(block, self, lambda child: copy.deepcopy(child, memo))
-        return block
-
-
-def _adopt(block: ResidualBlock, other: ResidualBlock, change: Callable[[nn.Module], nn.Module]) -> None:
-    for name, child in other.named_children():
-        block.add_module(name, change(child))
-    if other.embedding is None:
-        block.embedding = None
 
 
 class PackedConvTranspose(PackedLayer):

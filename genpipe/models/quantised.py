@@ -108,20 +108,21 @@ class QuantisedGatedFeedForward(PackedGatedFeedForward):
 
     linear = QuantisedLinear
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, C) in bf16."""
+    def forward(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
+        """(B, N, C) -> (B, N, C) in bf16, `plus` added."""
         value, gate = cast(QuantisedLinear, self.value), cast(QuantisedLinear, self.gate)
         results = []
         for picture in x.split(1):
             given = to_uint8(picture)
             results.append(self.out(value.product(*given).mul_(gate.product(*given, "gelu"))))
-        return _joined(results)
+        return _joined(results) if plus is None else plus + _joined(results)
 
 
 class QuantisedConv(QuantisedLayer):
     """An int8 `nn.Conv2d`. Works in channels_last, and gives it."""
 
     arguments = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
+    adds = True
 
     def __init__(self, layer: nn.Conv2d, side: int = SIDE) -> None:
         self._settings = (layer.stride, layer.padding, layer.dilation, 1)

@@ -76,6 +76,13 @@ def silu(x: Tensor) -> Tensor:
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
+def layer_plus(layer: nn.Module, h: Tensor, plus: Tensor | None) -> Tensor:
+    """layer(h) + plus, or layer(h). A layer that says that it `adds` does so itself, before it rounds."""
+    if plus is None:
+        return layer(h)
+    return layer(h, plus=plus) if getattr(layer, "adds", False) else plus + layer(h)
+
+
 class ResidualBlock(nn.Module):
     """Pre-activation residual block: GroupNorm, SiLU, 3×3 convolution, twice, plus a shortcut.
 
@@ -109,13 +116,16 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         """(B, C_in, H, W), and `shift` (B or 1, C_out) where the block takes an embedding -> (B, C_out, H, W)."""
-        h = self.conv1(silu(self.norm1(x)))
-        if self.embedding is not None:
-            if shift is None:
-                raise ValueError("this residual block was built with an embedding and needs its shift")
-            h = h + shift[:, :, None, None]
-        h = self.conv2(silu(self.norm2(h)))
-        return self.shortcut(x) + h
+        h = silu(self.norm1(x))
+        if self.embedding is None:
+            h = self.conv1(h)
+        elif shift is None:
+            raise ValueError("this residual block was built with an embedding and needs its shift")
+        elif len(shift) == 1 and getattr(self.conv1, "adds", False):
+            h = self.conv1(h, shift=shift[0])
+        else:
+            h = self.conv1(h) + shift[:, :, None, None]
+        return layer_plus(self.conv2, silu(self.norm2(h)), self.shortcut(x))
 
 
 class Downsample(nn.Module):

@@ -1,6 +1,7 @@
 """Packed layers compute what torch's own layers compute, and come apart again."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ from torch import nn
 
 from genpipe.checkpoints.weights import nonfinite_weights
 from genpipe.models import packed
-from genpipe.models.attention import GatedFeedForward
-from genpipe.models.packed import PackedGatedFeedForward, PackedResidualBlock, can_pack, pack
+from genpipe.models.attention import GatedFeedForward, SpatialTransformer
+from genpipe.models.forms import PACKABLE, Forms
+from genpipe.models.inference import prepare
+from genpipe.models.packed import PackedGatedFeedForward, can_pack, pack
 from genpipe.vision.blocks import ResidualBlock
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this torch lacks oneDNN or its private operators")
@@ -86,10 +89,9 @@ def test_a_packed_residual_block_rounds_less_than_the_plain_one(widths: tuple[in
     torch.manual_seed(0)
     exact = ResidualBlock(*widths, embedding_channels=48 if embedded else None).double().requires_grad_(False)
     plain = copy.deepcopy(exact).bfloat16()
-    block = copy.deepcopy(plain)
+    packed = copy.deepcopy(plain)
     for name in ("conv1", "conv2"):
-        setattr(block, name, pack(getattr(block, name)))
-    packed = PackedResidualBlock(block)
+        setattr(packed, name, pack(getattr(packed, name)))
     x = torch.randn(2, widths[0], 12, 20).bfloat16()
     shift = exact.shift(torch.randn(1, 48).double()).bfloat16() if embedded else None
     expected = exact(x.double(), None if shift is None else shift.double())
@@ -99,5 +101,29 @@ def test_a_packed_residual_block_rounds_less_than_the_plain_one(widths: tuple[in
     ]
     assert errors[0] <= errors[1] < 0.01
     again = copy.deepcopy(packed)
-    assert type(again) is ResidualBlock and torch.equal(again(x, shift), plain(x, shift))
+    assert type(again.conv2) is nn.Conv2d and torch.equal(again(x, shift), plain(x, shift))
     assert list(again.state_dict()) == list(plain.state_dict())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("linear", [True, False])
+def test_a_packed_transformer_rounds_less_than_the_plain_one(linear: bool) -> None:
+    torch.manual_seed(0)
+    exact = SpatialTransformer(32, heads=2, context_channels=24, linear=linear).double().requires_grad_(False)
+    plain = copy.deepcopy(exact).bfloat16()
+    packed = prepare(
+        nn.Sequential(copy.deepcopy(exact)),
+        device=torch.device("cpu"),
+        dtype=torch.bfloat16,
+        forms=Forms(packed=PACKABLE),
+    )[0]
+    x = torch.randn(2, 32, 12, 20).bfloat16().contiguous(memory_format=torch.channels_last)
+    context = torch.randn(2, 7, 24).bfloat16()
+
+    def read(network: Any, dtype: torch.dtype) -> torch.Tensor:
+        prompts = {reader: reader.keys_values(context.to(dtype)) for reader in network.readers()}
+        return network(x.to(dtype), prompts).double()
+
+    expected = read(exact, torch.float64)
+    ours, theirs = ((read(one, torch.bfloat16) - expected).square().mean().sqrt() for one in (packed, plain))
+    assert ours < theirs < 0.02
