@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from genpipe.models.packed import SIDE, PackedGatedFeedForward, can_pack, kind_o
 from genpipe.models.quantised import QuantisedGatedFeedForward, quantise, worth_quantising
 from genpipe.models.unet import UNet
 from genpipe.models.vae import VAE
+from genpipe.models.winograd import WinogradConv, suits_winograd
 from genpipe.vision.blocks import PhaseUpsample, Upsample
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -77,11 +78,15 @@ def _prepare(
     if not children:
         if forms.int8 and worth_quantising(module):
             return quantise(module, side)  # of the file's own type: its weights are rounded once
+        if forms.winograd is not None and can_pack() and suits_winograd(module, side, forms.winograd):
+            return WinogradConv(cast(nn.Conv2d, module), dtype, side)
         module = module.to(device=device, dtype=dtype)
         return pack(module, side) if can_pack() and kind_of(module) in forms.packed else module
     for name, child in children.items():
         chosen = replace(forms, int8=False) if name in _ONCE else forms
-        module.register_module(name, _prepare(child, device, dtype, chosen, sides, side))
+        # On a CPU the U-Net's last layers in fp32 cost next to nothing, and a rounding there goes into the latents.
+        last = isinstance(module, UNet) and name in ("norm_out", "conv_out") and device.type == "cpu"
+        module.register_module(name, _prepare(child, device, torch.float32 if last else dtype, chosen, sides, side))
     return module
 
 

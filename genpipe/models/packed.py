@@ -78,6 +78,10 @@ class PackedLayer(nn.Module):
     def _dense_weight(self) -> Tensor:
         return self.weight.to_dense()
 
+    def _shifted(self, shift: Tensor | None) -> Tensor | None:
+        """The bias, and what is to be added to it."""
+        return shift if self.bias is None else self.bias if shift is None else self.bias + shift
+
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
         kind, arguments = self._plain
         with torch.device("meta"):
@@ -96,12 +100,12 @@ class PackedLinear(PackedLayer):
     def __init__(self, layer: nn.Linear, side: int = SIDE) -> None:
         super().__init__(layer, torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), side**2))
 
-    def forward(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
-        """(..., C_in) -> (..., C_out); `plus`, of the result's shape, is added in fp32."""
-        product = torch.ops.mkldnn._linear_pointwise
+    def forward(self, x: Tensor, *, shift: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
+        """(..., C_in) -> (..., C_out); `shift` (C_out) and `plus`, of the result's shape, are added in fp32."""
+        product, bias = torch.ops.mkldnn._linear_pointwise, self._shifted(shift)
         if plus is None:
-            return product(x, self.weight, self.bias, "none", [], "")
-        return product.binary(x, plus.contiguous(), self.weight, self.bias, "add")
+            return product(x, self.weight, bias, "none", [], "")
+        return product.binary(x, plus.contiguous(), self.weight, bias, "add")
 
 
 class PackedGatedFeedForward(nn.Module):
@@ -158,8 +162,7 @@ class PackedConv(PackedLayer):
     def forward(self, x: Tensor, *, shift: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H', W'); `shift` (C_out) and `plus`, of the result's shape, are added in fp32."""
         x = x.contiguous(memory_format=torch.channels_last)
-        bias = shift if self.bias is None else self.bias if shift is None else self.bias + shift
-        convolve = torch.ops.mkldnn._convolution_pointwise
+        convolve, bias = torch.ops.mkldnn._convolution_pointwise, self._shifted(shift)
         if plus is None:
             return convolve(x, self.weight, bias, *self._settings, "none", [], "")
         plus = plus.contiguous(memory_format=torch.channels_last)

@@ -168,6 +168,7 @@ class UNet(nn.Module):
         level = cast(Level, self.up[-1])
         joined = torch.cat([deep, matched(first, len(deep))], dim=1)
         h = level.layer(len(level) - 1, joined, shifts, prompts)
+        h = h.to(self.norm_out.weight.dtype)  # which may be wider than the rest
         return self.conv_out(silu(self.norm_out(h))), deep
 
     def _deep(self, first: Tensor, shifts: Shifts, prompts: KeysValues) -> Tensor:

@@ -1,0 +1,91 @@
+"""Winograd's convolutions compute what direct ones compute."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from genpipe.models.forms import PACKABLE, Forms
+from genpipe.models.inference import prepare
+from genpipe.models.packed import can_pack
+from genpipe.models.winograd import WinogradConv, suits_winograd
+from genpipe.vision.blocks import ResidualBlock
+
+pytestmark = pytest.mark.skipif(not can_pack(), reason="this torch lacks oneDNN or its private operators")
+
+
+def conv(dtype: torch.dtype = torch.float32, *, bias: bool = True) -> nn.Conv2d:
+    torch.manual_seed(0)
+    return nn.Conv2d(24, 40, 3, padding=1, bias=bias).to(dtype).requires_grad_(False)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("size", [(8, 12), (2, 2), (7, 10), (6, 5), (1, 1), (9, 3)])
+def test_it_computes_the_convolution_at_any_size(size: tuple[int, int], bias: bool) -> None:
+    layer = conv(bias=bias)
+    x, plus, shift = torch.randn(2, 24, *size), torch.randn(2, 40, *size), torch.randn(40)
+    fast = WinogradConv(layer, torch.float32)
+    expected = copy.deepcopy(layer).double()(x.double())
+    assert fast(x).shape == expected.shape
+    assert (fast(x) - expected).abs().max() <= 5e-6
+    assert (fast(x, plus=plus) - (expected + plus)).abs().max() <= 5e-6
+    total = expected + plus + shift[:, None, None]
+    assert (fast(x, shift=shift, plus=plus) - total).abs().max() <= 5e-6
+
+
+@torch.inference_mode()
+def test_layout_and_batch_make_no_difference() -> None:
+    fast, x = WinogradConv(conv(), torch.float32), torch.randn(3, 24, 8, 12)
+    result = fast(x)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(fast(x.contiguous(memory_format=torch.channels_last)), result)
+    assert torch.allclose(fast(x[1:2]), result[1:2], atol=1e-6)
+
+
+@torch.inference_mode()
+def test_in_bf16_it_rounds_less_than_three_times_as_much() -> None:
+    exact = nn.Conv2d(320, 320, 3, padding=1).double().requires_grad_(False)
+    x = nn.functional.silu(torch.randn(2, 320, 16, 16)).bfloat16()
+    expected = exact(x.double())
+    fast, plain = WinogradConv(exact, torch.bfloat16), copy.deepcopy(exact).bfloat16()
+    ours, theirs = (float((layer(x) - expected).norm() / expected.norm()) for layer in (fast, plain))
+    assert theirs < ours < 3 * theirs < 0.01
+
+
+@torch.inference_mode()
+def test_a_copy_is_the_plain_convolution() -> None:
+    layer = conv()
+    copied = copy.deepcopy(nn.Sequential(WinogradConv(layer, torch.float32)))[0]
+    assert type(copied) is nn.Conv2d
+    found, expected = copied.state_dict(), layer.state_dict()
+    assert torch.equal(found.pop("bias"), expected.pop("bias"))
+    assert found.keys() == expected.keys() and torch.allclose(found["weight"], expected["weight"], atol=1e-6)
+
+
+def test_which_convolutions_it_suits() -> None:
+    assert suits_winograd(conv(), 16, 24) and suits_winograd(conv(bias=False), 64, 8)
+    assert not suits_winograd(conv(), 16, 25) and not suits_winograd(conv(), 8, 24)
+    others = (
+        nn.Conv2d(24, 24, 3, padding=1, stride=2),
+        nn.Conv2d(24, 24, 3),
+        nn.Conv2d(24, 24, 3, padding=1, groups=2),
+        nn.Conv2d(24, 24, 3, padding=1, padding_mode="circular"),
+        nn.Conv2d(24, 24, 1),
+        nn.Linear(24, 24),
+    )
+    assert not any(suits_winograd(layer, 16, 8) for layer in others)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("widths", [(32, 64), (64, 64)], ids=["projected", "as it is"])
+def test_a_prepared_residual_block_uses_it(widths: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    exact = ResidualBlock(*widths, embedding_channels=48).requires_grad_(False)
+    forms = Forms(packed=PACKABLE, winograd=32)
+    fast = prepare(nn.Sequential(copy.deepcopy(exact)), device=torch.device("cpu"), dtype=torch.float32, forms=forms)[0]
+    assert type(fast.conv1) is type(fast.conv2) is WinogradConv
+    x, shifts = torch.randn(3, widths[0], 12, 8), torch.randn(3, widths[1])
+    for shift in (shifts[:1], shifts):
+        assert (fast(x, shift) - exact.double()(x.double(), shift.double())).abs().max() <= 1e-5
