@@ -4,7 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from genpipe.models.forms import TABLE
 from genpipe.models.packed import can_pack, pack
 from genpipe.models.unet import UNet
 from genpipe.models.unet_config import UNetConfig
+from genpipe.models.winograd import WinogradConv, suits_winograd
 from genpipe.vision.blocks import PhaseUpsample, Upsample
 
 # A kind and its numbers: ("linear", rows, in, out), ("convolution", batch, in, out, kernel, stride, height, width),
@@ -100,6 +101,9 @@ def forms_of(operation: Operation, dtype: torch.dtype) -> Iterator[tuple[str, Ca
         layer = nn.Conv2d(width, out, kernel, stride=stride, padding=kernel // 2)
         x = torch.randn(batch, width, height, across).contiguous(memory_format=torch.channels_last)
     layer, x = layer.to(dtype), x.to(dtype)
+    if can_pack() and suits_winograd(layer, x.shape[-1]):
+        fast = WinogradConv(cast(nn.Conv2d, layer), dtype, x.shape[-1])
+        yield "winograd", lambda: fast(x)
     if kind == "convolution":
         layer = layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     yield "plain", lambda: layer(x)
@@ -130,8 +134,11 @@ def tune(instruction_set: str, dtypes: list[torch.dtype]) -> dict[str, Any]:
         for operation, count in step_operations(512, 1).items():
             kind = operation[0] if operation[0] != "convolution" else f"convolution {operation[4]}x{operation[4]}"
             if kind != "attention":
-                for form, run in forms_of(operation, dtype):
-                    spent.setdefault(kind, Counter())[form] += count * best_seconds(run)  # type: ignore[assignment]
+                times = {form: count * best_seconds(run) for form, run in forms_of(operation, dtype)}
+                if "winograd" in times:
+                    spent.setdefault("winograd", Counter()).update(times)  # type: ignore[arg-type]
+                    del times["winograd"]
+                spent.setdefault(kind, Counter()).update(times)  # type: ignore[arg-type]
         for operation in (
             ("upsampling", 2, 1280, 8, 8),
             ("upsampling", 2, 1280, 16, 16),
@@ -139,6 +146,7 @@ def tune(instruction_set: str, dtypes: list[torch.dtype]) -> dict[str, Any]:
         ):
             for form, run in forms_of(operation, dtype):
                 spent.setdefault("upsampling", Counter())[form] += best_seconds(run)  # type: ignore[assignment]
+        winograd = spent.pop("winograd", {"plain": 0, "winograd": 1})
         packed = [kind for kind in spent if spent[kind].get("packed", float("inf")) < spent[kind]["plain"]]
         phases = spent["upsampling"]["phases"] < spent["upsampling"]["plain"]
         blocked = {}
@@ -152,6 +160,7 @@ def tune(instruction_set: str, dtypes: list[torch.dtype]) -> dict[str, Any]:
                     break
                 blocked[str(width)] = keys
         row = {"packed": [*packed, *(["upsampling"] if phases and can_pack() else [])], "phases": phases}
+        row["winograd"] = min(winograd, key=winograd.__getitem__) == "winograd"
         table.setdefault(instruction_set, {})[str(dtype).removeprefix("torch.")] = row | {"blocked": blocked}
     TABLE.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     return table[instruction_set]

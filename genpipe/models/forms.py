@@ -21,14 +21,14 @@ class Forms:
     Attributes:
         packed: the kinds of layers whose weights are packed, of `PACKABLE`.
         phases: whether upsampling and its convolution become one transposed convolution.
-        winograd: from how many channels on, in and out, a 3×3 convolution is a `WinogradConv`; None for never.
+        winograd: whether a 3×3 convolution that `suits_winograd` is a `WinogradConv`.
         blocked: from how many keys on self-attention is blocked, by the widest head that this holds for.
         int8: whether wide layers are quantised. Not of the table: it changes pictures, and is for the caller to say.
     """
 
     packed: tuple[str, ...] = ()
     phases: bool = False
-    winograd: int | None = None
+    winograd: bool = False
     blocked: Mapping[int, int] = field(default_factory=dict)
     int8: bool = False
 
@@ -45,5 +45,5 @@ def forms_for(instruction_set: str, dtype: torch.dtype) -> Forms:
     table = json.loads(TABLE.read_text(encoding="utf-8"))
     row: dict[str, Any] = table.get(instruction_set, {}).get(str(dtype).removeprefix("torch."), {})
     blocked = {int(width): keys for width, keys in row.get("blocked", {}).items()}
-    packed = tuple(row.get("packed", ()))
-    return Forms(packed=packed, phases=row.get("phases", False), winograd=row.get("winograd"), blocked=blocked)
+    phases, winograd = row.get("phases", False), row.get("winograd", False)
+    return Forms(packed=tuple(row.get("packed", ())), phases=phases, winograd=winograd, blocked=blocked)

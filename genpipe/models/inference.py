@@ -78,7 +78,7 @@ def _prepare(
     if not children:
         if forms.int8 and worth_quantising(module):
             return quantise(module, side)  # of the file's own type: its weights are rounded once
-        if forms.winograd is not None and can_pack() and suits_winograd(module, side, forms.winograd):
+        if forms.winograd and can_pack() and suits_winograd(module, side):
             return WinogradConv(cast(nn.Conv2d, module), dtype, side)
         module = module.to(device=device, dtype=dtype)
         return pack(module, side) if can_pack() and kind_of(module) in forms.packed else module

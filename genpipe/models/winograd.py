@@ -13,15 +13,17 @@ from torch.nn import functional as F
 
 from genpipe.models.packed import SIDE, PackedLinear
 
+# The fewest channels, in and out, that it is for: with fewer it saves less than its rounding is worth.
+FEWEST = 512
 # The smallest maps that it is for: below, reading the weights, 16 / 9 as many, takes as long as the products.
 SMALLEST = 16
 # What makes the four products' weights of three taps. The last is negated, so that all that follows is adding.
 _TAPS = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, -1.0))
 
 
-def suits_winograd(layer: nn.Module, side: int, fewest: int) -> bool:
-    """Whether a layer is a plain 3×3 convolution of at least `fewest` channels, in and out, for maps large enough."""
-    if type(layer) is not nn.Conv2d or min(layer.in_channels, layer.out_channels) < fewest or side < SMALLEST:
+def suits_winograd(layer: nn.Module, side: int) -> bool:
+    """Whether a layer is a plain 3×3 convolution, wide enough and for maps of a side that is large enough."""
+    if type(layer) is not nn.Conv2d or min(layer.in_channels, layer.out_channels) < FEWEST or side < SMALLEST:
         return False
     plain = layer.groups == 1 and layer.padding_mode == "zeros"
     shape = (layer.kernel_size, layer.padding, layer.stride, layer.dilation)
@@ -42,8 +44,9 @@ class WinogradConv(nn.Module):
     def __init__(self, layer: nn.Conv2d, dtype: torch.dtype, side: int = SIDE) -> None:
         super().__init__()
         self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
-        taps = torch.tensor(_TAPS)
-        weights = torch.einsum("ra,oiab,sb->rsoi", taps, layer.weight.detach().float(), taps).to(dtype)
+        taps, weight = torch.tensor(_TAPS), layer.weight.detach()
+        sums = torch.mm(torch.kron(taps, taps), weight.view(-1, 9).float().T)
+        weights = sums.to(dtype).view(4, 4, *weight.shape[:2])
         bias = None if layer.bias is None else layer.bias.detach().to(dtype)
         self.products = nn.ModuleList(
             # What the second product of both axes gives is in all four results, and so then is its bias.

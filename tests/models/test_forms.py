@@ -13,16 +13,18 @@ def test_the_table_that_ships_is_sound() -> None:
     for rows in table.values():
         assert rows.keys() <= {"bfloat16", "float32"}
         for row in rows.values():
-            assert row.keys() == {"packed", "phases", "blocked"}
-            assert set(row["packed"]) <= set(PACKABLE) and isinstance(row["phases"], bool)
+            assert row.keys() == {"packed", "phases", "winograd", "blocked"}
+            assert set(row["packed"]) <= set(PACKABLE)
+            assert isinstance(row["phases"], bool) and isinstance(row["winograd"], bool)
             assert all(int(width) > 0 and keys > 0 for width, keys in row["blocked"].items())
 
 
 def test_what_the_table_lacks_is_plain(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    row = {"packed": ["linear"], "phases": True, "blocked": {"64": 512, "256": 1024}}
+    row = {"packed": ["linear"], "phases": True, "winograd": True, "blocked": {"64": 512, "256": 1024}}
     (tmp_path / "forms.json").write_text(json.dumps({"some": {"bfloat16": row}}))
     monkeypatch.setattr(forms, "TABLE", tmp_path / "forms.json")
-    assert forms_for("some", torch.bfloat16) == Forms(packed=("linear",), phases=True, blocked={64: 512, 256: 1024})
+    expected = Forms(packed=("linear",), phases=True, winograd=True, blocked={64: 512, 256: 1024})
+    assert forms_for("some", torch.bfloat16) == expected
     assert forms_for("some", torch.float32) == forms_for("other", torch.bfloat16) == PLAIN
 
 

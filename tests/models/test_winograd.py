@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from genpipe.models import winograd
 from genpipe.models.forms import PACKABLE, Forms
 from genpipe.models.inference import prepare
 from genpipe.models.packed import can_pack
@@ -64,9 +65,10 @@ def test_a_copy_is_the_plain_convolution() -> None:
     assert found.keys() == expected.keys() and torch.allclose(found["weight"], expected["weight"], atol=1e-6)
 
 
-def test_which_convolutions_it_suits() -> None:
-    assert suits_winograd(conv(), 16, 24) and suits_winograd(conv(bias=False), 64, 8)
-    assert not suits_winograd(conv(), 16, 25) and not suits_winograd(conv(), 8, 24)
+def test_which_convolutions_it_suits(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not suits_winograd(conv(), 16)
+    monkeypatch.setattr(winograd, "FEWEST", 24)
+    assert suits_winograd(conv(), 16) and suits_winograd(conv(bias=False), 64) and not suits_winograd(conv(), 8)
     others = (
         nn.Conv2d(24, 24, 3, padding=1, stride=2),
         nn.Conv2d(24, 24, 3),
@@ -75,15 +77,16 @@ def test_which_convolutions_it_suits() -> None:
         nn.Conv2d(24, 24, 1),
         nn.Linear(24, 24),
     )
-    assert not any(suits_winograd(layer, 16, 8) for layer in others)
+    assert not any(suits_winograd(layer, 16) for layer in others)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("widths", [(32, 64), (64, 64)], ids=["projected", "as it is"])
-def test_a_prepared_residual_block_uses_it(widths: tuple[int, int]) -> None:
+def test_a_prepared_residual_block_uses_it(widths: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
+    monkeypatch.setattr(winograd, "FEWEST", 32)
     exact = ResidualBlock(*widths, embedding_channels=48).requires_grad_(False)
-    forms = Forms(packed=PACKABLE, winograd=32)
+    forms = Forms(packed=PACKABLE, winograd=True)
     fast = prepare(nn.Sequential(copy.deepcopy(exact)), device=torch.device("cpu"), dtype=torch.float32, forms=forms)[0]
     assert type(fast.conv1) is type(fast.conv2) is WinogradConv
     x, shifts = torch.randn(3, widths[0], 12, 8), torch.randn(3, widths[1])
