@@ -2,7 +2,6 @@
 
 import math
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,11 +27,11 @@ from genpipe.images import Picture, annotate, to_pil
 from genpipe.models.forms import PLAIN, forms_for
 from genpipe.models.inference import Network, prepare
 from genpipe.models.quantised import QuantisedLayer, can_quantise
-from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.tiny_vae import TinyVAE
 from genpipe.models.unet import UNet
 from genpipe.preview import LatentPreview
-from genpipe.request import MAX_PICTURES, Request, check_best_of, check_size, random_seed, seeds_for
+from genpipe.prompt_encoder import PromptEncoder
+from genpipe.request import Request, check_best_of, check_size, expand, seeds_for
 from genpipe.sampling.samplers import Sampler, make_sampler
 from genpipe.sampling.speed import SPEEDS
 
@@ -95,7 +94,9 @@ class Pipeline:
             if tiny_vae is None
             else lambda latents: to_pil(tiny_vae.decode(latents))
         )
-        self._empty: dict[int, Tensor] = {}  # the context of the empty prompt, by clip_skip
+        self._prompt_encoder = PromptEncoder(
+            self.tokenizer, lambda: self._in_memory(self.text_encoder), device=device, model=self.name
+        )
 
     @classmethod
     def from_pretrained(
@@ -281,29 +282,15 @@ class Pipeline:
         **settings: Any,
     ) -> list[Request]:
         """The validated requests that `__call__` draws, defaults filled in; see there for arguments and errors."""
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, list | tuple) else None
-        if prompts is None or not all(isinstance(text, str) for text in prompts):
-            raise ValueError(f"prompt {prompt!r:.80} is not text: give a string or a list of strings")
-        if not prompts:
-            raise ValueError("prompt [] is an empty list: give at least one prompt")
-        if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_PICTURES:
-            raise ValueError(f"n {n!r} is out of range: give a whole number of pictures, 1 to {MAX_PICTURES}")
-        count, drawn = len(prompts) * n, seed is None and seeds is None
-        if seeds is None:
-            if seed is None:
-                seed = random_seed()
-            seeds = seeds_for(seed, count)
-        elif seed is not None or len(seeds) != count:
-            raise ValueError(f"seeds holds {len(seeds)} for {count} pictures: give one for each, and no seed beside it")
+        pictures = expand(prompt, n=n, seed=seed, seeds=seeds)
         defaults = self.defaults(settings.get("sampler"))
         settings |= {key: value for key, value in defaults.items() if settings.get(key) is None}
         check_size(settings["height"], settings["width"], self.vae.config.factor)
-        texts = [text for text in prompts for _ in range(n)]
-        requests = [Request(prompt=text, seed=s, **settings) for text, s in zip(texts, seeds, strict=True)]
+        requests = [Request(prompt=text, seed=own, **settings) for text, own in pictures]
         layers = len(self.text_encoder.layers)
         if requests[0].clip_skip >= layers:
             raise ValueError(f"clip_skip {requests[0].clip_skip} is out of range: 0 to {layers - 1} for this model")
-        if drawn:
+        if seed is None and seeds is None:
             print(f"seed {requests[0].seed}", file=sys.stderr)
         return requests
 
@@ -353,40 +340,8 @@ class Pipeline:
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str], *, clip_skip: int = 0) -> Tensor:
-        """The context (B, T, D) of prompts; each distinct one is encoded once.
-
-        A prompt that is longer than the text encoder's positions is cut there, with a warning that quotes what was cut.
-        """
-        distinct = list(dict.fromkeys(prompts))
-        tokens = self.tokenizer(distinct)
-        for cut in filter(None, tokens.cut):
-            quoted = cut if len(cut) <= 60 else f"{cut[:60]}…"
-            warnings.warn(
-                f"the prompt is cut after {self.tokenizer.length - 2} tokens, leaving out {quoted!r}", stacklevel=2
-            )
-        ids = torch.tensor(tokens.ids, device=self.device)
-        # The empty prompt, which guidance leads away from, is encoded once for all pictures.
-        known = {"": self._empty[clip_skip]} if clip_skip in self._empty else {}
-
-        def encoded(text_encoder: TextEncoder) -> Tensor:
-            # One at a time: an encoding must not depend on what else is in the batch.
-            rows = zip(distinct, ids, strict=True)
-            return torch.cat(
-                [
-                    known[text] if text in known else text_encoder(row[None], clip_skip=clip_skip).context
-                    for text, row in rows
-                ]
-            )
-
-        with self._in_memory(self.text_encoder) as text_encoder:
-            contexts = encoded(text_encoder)
-            if not contexts.isfinite().all():
-                contexts = encoded(float32_copy(text_encoder))
-            if not contexts.isfinite().all():
-                raise NonFiniteError.of("text encoder", self.text_encoder, self.name)
-        if "" in distinct:
-            self._empty[clip_skip] = contexts[[distinct.index("")]]
-        return contexts[[distinct.index(prompt) for prompt in prompts]]
+        """The context (B, T, D) of prompts; see `genpipe.prompt_encoder`."""
+        return self._prompt_encoder(prompts, clip_skip=clip_skip)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, requests: Sequence[Request]) -> list[Picture]:

@@ -8,7 +8,7 @@ import math
 import operator
 import os
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
 from typing import Any
@@ -123,6 +123,37 @@ def seeds_for(seed: int, n: int) -> list[int]:
     seed = _whole("seed", seed, 0, MAX_SEED, "leave it out for a random one")
     n = _whole("n", n, 1, MAX_PICTURES, "it is the number of pictures")
     return [(seed + k) % (MAX_SEED + 1) for k in range(n)]
+
+
+def expand(
+    prompt: str | Sequence[str], *, n: int = 1, seed: int | None = None, seeds: Sequence[int] | None = None
+) -> list[tuple[str, int]]:
+    """The prompt and the seed of every picture, in the order of prompts, then of n.
+
+    Args:
+        prompt: one prompt, or a list.
+        n: pictures a prompt, 1 … 100000.
+        seed: of the first picture; picture k takes seed + k mod 2⁶⁴. None draws one.
+        seeds: one for each picture, instead of `seed`.
+
+    Raises:
+        ValueError: an argument is out of its range, or they do not go together.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, list | tuple) else None
+    if prompts is None or not all(isinstance(text, str) for text in prompts):
+        raise ValueError(f"prompt {prompt!r:.80} is not text: give a string or a list of strings")
+    if not prompts:
+        raise ValueError("prompt [] is an empty list: give at least one prompt")
+    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_PICTURES:
+        raise ValueError(f"n {n!r} is out of range: give a whole number of pictures, 1 to {MAX_PICTURES}")
+    texts = [text for text in prompts for _ in range(n)]
+    if seeds is None:
+        seeds = seeds_for(random_seed() if seed is None else seed, len(texts))
+    elif seed is not None or len(seeds) != len(texts):
+        raise ValueError(
+            f"seeds holds {len(seeds)} for {len(texts)} pictures: give one for each, and no seed beside it"
+        )
+    return list(zip(texts, seeds, strict=True))
 
 
 def check_best_of(best_of: int) -> None:
