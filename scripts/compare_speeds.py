@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from evaluate import FIRST_SEED, draw, held_out_scenes
+from held_out_pictures import FIRST_SEED, draw, held_out_scenes
 from PIL import Image
 
 from genpipe.pipeline import Pipeline

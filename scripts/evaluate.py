@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from held_out_pictures import COMBINATIONS, FIRST_SEED, chunks, draw, held_out_scenes, render
 from PIL import Image
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -34,12 +35,11 @@ from tqdm import tqdm
 from genpipe.checkpoints import load_checkpoint
 from genpipe.images import from_pil, to_pil
 from genpipe.models.inference import prepare
-from genpipe.pipeline import BATCH, EMBEDDED, Pipeline
+from genpipe.pipeline import EMBEDDED, Pipeline
 from genpipe.request import seeds_for
-from genpipe.scenes import COLOURS, SETTINGS, Placed, Scene, canonical, caption, concepts, held_out, names, sample
+from genpipe.scenes import Scene, canonical, caption, names, sample
 from genpipe.scenes.captions import Language
 from genpipe.scenes.compose import Composer
-from genpipe.scenes.places import LOOK
 from genpipe.training.autoencoder import psnr
 from genpipe.training.judge import category_maps
 from genpipe.vision.evaluation import average_precision_50, frechet_distance, measure, summary
@@ -50,8 +50,6 @@ from genpipe.vision.scene_model import SIDE
 from genpipe.vision.scene_segmentation import CATEGORIES, Segmentation
 
 PARTS = ("pictures", "vae", "judge", "cost", "best-of")
-COMBINATIONS = ("setting", "colour", "pair", "count")  # kinds of scenes, a quarter of the pictures each
-FIRST_SEED = 1000
 UNSEEN = 1000  # drawn scenes that the autoencoder and the judges are measured on
 
 
@@ -100,59 +98,6 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
 def second_judge() -> Judge:
     """Another architecture, trained from another seed; it takes no part in choosing."""
     return Judge.load(JUDGES / "second.safetensors")
-
-
-def held_out_scenes(rng: random.Random, pool: Sequence[str], n: int) -> list[Scene]:
-    """`n` scenes of combinations that no training picture shows, of each kind as many, as far as the concepts have them.
-
-    Raises:
-        ValueError: these concepts have no held-out combination.
-    """
-    kinds = [kind for kind in COMBINATIONS if _has_held_out(pool, kind)]
-    if not kinds:
-        raise ValueError(f"the {len(pool)} concepts of this model have no held-out combination: train it on more")
-    scenes: list[Scene] = []
-    for index, kind in enumerate(kinds):
-        wanted = (n * (index + 1)) // len(kinds)
-        while len(scenes) < wanted:
-            scene = sample(rng, pool, held=True)
-            if scene.kind == kind:
-                scenes.append(scene)
-    return scenes
-
-
-def _has_held_out(pool: Sequence[str], kind: str) -> bool:
-    def held(setting: str, *things: str, colour: str | None = None) -> bool:
-        objects = tuple(Placed(thing, 0, 0.5, 0.5, 0.5, colour=colour) for thing in things)
-        return held_out(Scene(kind, setting, (0.5,) * LOOK, objects))
-
-    anywhere = any(held(setting, thing) for thing in pool for setting in SETTINGS)
-    if kind == "pair":
-        pairs = (held(concepts()[a].home, a, b) for a in pool for b in pool if a != b)
-        return len(pool) > 1 and (anywhere or any(pairs))
-    coloured = (held(concepts()[thing].home, thing, colour=colour) for thing in pool for colour in COLOURS)
-    return anywhere or (kind == "colour" and any(coloured))
-
-
-def draw(
-    pipeline: Pipeline, prompts: Sequence[str], seeds: Sequence[int], title: str, *, speed: str = "exact"
-) -> list[Image.Image]:
-    """A picture for each prompt and seed, at the model's default steps."""
-    images: list[Image.Image] = []
-    for start in tqdm(range(0, len(prompts), BATCH), desc=title, unit="batch", dynamic_ncols=True):
-        part = slice(start, start + BATCH)
-        images += pipeline(list(prompts[part]), seeds=list(seeds[part]), speed=speed, progress=False)
-    return images
-
-
-def render(scenes: Sequence[Scene], size: int) -> list[Image.Image]:
-    """The scenes as genpipe.scenes draws them."""
-    composer = Composer(size=size)
-    return [image for part in _chunks(scenes) for image in to_pil(composer.render(part))]
-
-
-def _chunks(scenes: Sequence[Scene], size: int = 64) -> Iterator[Sequence[Scene]]:
-    return (scenes[start : start + size] for start in range(0, len(scenes), size))
 
 
 def pictures(pipeline: Pipeline, judge: Judge, pool: Sequence[str], count: int, seeds: int) -> dict[str, Any]:
@@ -231,7 +176,7 @@ def autoencoder(pipeline: Pipeline, judge: Judge, pool: Sequence[str], count: in
     composer, vae = Composer(size=pipeline.defaults()["height"]), pipeline.vae
     decibels, images = 0.0, []
     with torch.inference_mode():
-        for part in tqdm(list(_chunks(scenes, 16)), desc="autoencoder", unit="batch", dynamic_ncols=True):
+        for part in tqdm(list(chunks(scenes, 16)), desc="autoencoder", unit="batch", dynamic_ncols=True):
             pixels = composer.render(part).to(pipeline.device, pipeline.dtype)
             decibels += psnr(vae, pixels) * len(part)
             images += to_pil(vae.decode(vae.scale(vae.encode(pixels)[0])))
@@ -244,7 +189,7 @@ def judges(judge: Judge, second: Judge, count: int) -> dict[str, Any]:
     segmentation = Segmentation.load(JUDGES / "segmentation.safetensors", judge)
     kinds = len(CATEGORIES)
     confusion = torch.zeros(kinds, kinds, dtype=torch.int64)
-    for part in _chunks(scenes):
+    for part in chunks(scenes):
         pixels, truths = composer.truth(part)
         pictures = to_pil(pixels)
         images += pictures

@@ -157,8 +157,8 @@ class Scenes:
 
 
 def word(scene: Scene, rng: random.Random) -> str:
-    """One caption of a scene: two in three English, the rest Russian, in sentences or in the few words people type."""
-    language = "ru" if rng.random() < 0.33 else "en"
+    """One caption of a scene: two in five English, the rest Russian, in sentences or in the few words people type."""
+    language = "ru" if rng.random() < 0.6 else "en"
     style: Style = rng.choices(("full", "short", "bare"), (4, 4, 1))[0]
     return caption(scene, rng, language=language, style=style)
 

@@ -22,7 +22,7 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(SCRIPTS)  # it imports evaluate
+    monkeypatch.syspath_prepend(SCRIPTS)  # it imports another
     spec = importlib.util.spec_from_file_location("compare_speeds", SCRIPTS / "compare_speeds.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
