@@ -2,18 +2,21 @@
 
     python scripts/benchmark.py --out bench                     # everything; half an hour on two cores
     python scripts/benchmark.py --parts step,decode --peers genpipe,tuned --sizes 512
+    python scripts/benchmark.py --device cuda --parts ceiling,step --batches 1,4,16,64 --runs 20
     python scripts/benchmark.py --tune                          # measure this processor's table of forms, and write it
 
 First the ceiling: the floating-point operations of every layer, attention included, over the best rate measured for its
-shape. Then each part, each peer in a process of its own, in turn, run after run, so that a noisy machine slows all alike;
-the first run of each is not counted. Each peer's output is compared with that of diffusers in fp32 (PSNR). Parts: text
-(one prompt), step (one evaluation of a guided batch), decode, picture (a whole one, a fresh process each, with its peak
-memory), int8 (what its products would take in int8), cold (the command `genpipe "pirate ship"`, embedded model, against `python -c "import torch"`). OpenVINO is an
-optional extra: pip install "genpipe[bench]". A plot and a table go into --out; the last line is one JSON object.
+shape; on a GPU over that of one large product, so that the share of it is the utilisation. Then each part, each peer in a
+process of its own, in turn, run after run, so that a noisy machine slows all alike; the first run of each is not counted. On
+a GPU one peer comes after the other, since their memory would not fit together; each warms up for a second, and one that runs
+out of memory is left out with the reason. Each peer's output is compared with that of diffusers in fp32 (PSNR). Parts: text
+(one prompt), step (one evaluation of a guided batch), decode, picture (a whole one; on a CPU a fresh process each, with its
+peak memory), int8 (what its products would take in int8, on a CPU), cold (the command `genpipe "pirate ship"`, embedded model,
+against `python -c "import torch"`). OpenVINO is an optional extra: pip install "genpipe[bench]". A plot and a table go into
+--out; the last line is one JSON object.
 """
 
 import argparse
-import importlib
 import json
 import os
 import platform
@@ -22,20 +25,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from benchmark_ceiling import ceiling, tune
+from benchmark_ceiling import ceiling, gemm_rate, gpu_ceiling, tune
+from benchmark_cuda import card
 from benchmark_int8 import int8
-from benchmark_peers import PEERS, can
+from benchmark_peers import PEERS, Task, can
+from benchmark_report import PARTS, ceiling_text, int8_table, plot, table
 from parity import build_checkpoint
 
-from genpipe.hardware import choose_dtype, instruction_set, keep_freed_memory
+from genpipe.hardware import choose_device, choose_dtype, instruction_set, keep_freed_memory
 
-PARTS = {"text": "one prompt", "step": "one guided step", "decode": "VAE decode", "picture": "whole picture"}
 COMMANDS = {
     "import torch": [sys.executable, "-c", "import torch"],
     "genpipe": [sys.executable, "-m", "genpipe", "pirate ship", "--seed", "1", "--quiet"],
@@ -43,16 +48,19 @@ COMMANDS = {
 
 
 class Worker:
-    """A peer in a process of its own; see `benchmark_peers`."""
+    """A peer in a process of its own; see `benchmark_peers`. After it has failed, `failed` says why, and its answers are empty."""
 
-    def __init__(self, peer: str, part: str, checkpoint: Path, size: int, batch: int, steps: int) -> None:
+    def __init__(self, peer: str, task: Task) -> None:
         script = Path(__file__).with_name("benchmark_peers.py")
-        command = [sys.executable, str(script), peer, part, str(checkpoint), str(size), str(batch), str(steps)]
+        command = [sys.executable, str(script), peer, json.dumps(asdict(task))]
         quiet = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet)
+        self.failed: str | None = None
         self.ready = self._answer()
 
     def ask(self, order: str) -> dict[str, Any]:
+        if self.failed is not None:
+            return {}
         assert self._process.stdin is not None
         print(order, file=self._process.stdin, flush=True)
         return self._answer()
@@ -63,47 +71,40 @@ class Worker:
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{' '.join(map(str, self._process.args[1:4]))} failed; see above")  # type: ignore[index]
-        return json.loads(line)
+        answer = json.loads(line) if line else {"left_out": "it failed, as told on stderr"}
+        self.failed = answer.get("left_out")
+        return answer
 
 
-def measure(
-    part: str, peers: list[str], checkpoint: Path, size: int, batch: int, runs: int, steps: int
-) -> dict[str, Any]:
-    """Rows by peer: median seconds, loading, peak memory, and PSNR against diffusers in fp32 where that is a peer."""
+def measure(peers: list[str], task: Task, runs: int) -> dict[str, Any]:
+    """Rows by peer: median seconds, loading, peak memory, and PSNR against diffusers in fp32 where that is a peer; or why
+    it is left out."""
     rows: dict[str, dict[str, Any]] = {}
+    outputs: dict[str, np.ndarray] = {}
+    # Where memory is measured or scarce, one process after the other: each has it for itself.
+    groups = [[peer] for peer in peers] if task.part == "picture" or task.device == "cuda" else [peers]
     with tempfile.TemporaryDirectory() as folder:
-        outputs: dict[str, np.ndarray] = {}
-
-        def settle(peer: str, worker: Worker, answers: list[dict[str, Any]]) -> None:
-            seconds = [answer["seconds"] for answer in answers]
-            rows[peer] = {"seconds": statistics.median(seconds), "all_seconds": seconds, **worker.ready}
-            rows[peer]["peak_bytes"] = answers[-1]["peak_bytes"]
-            outputs[peer] = np.load(worker.ask(f"save {folder}/{peer}.npy")["saved"])
-            worker.leave()
-
-        if part == "picture":  # one process after the other: each has the memory for itself
-            for peer in peers:
-                worker = Worker(peer, part, checkpoint, size, batch, steps)
-                settle(peer, worker, [worker.ask("run")])
-        else:
-            workers: dict[str, Worker] = {}
-            for peer in sorted(peers, key=lambda peer: peer != "openvino"):  # whose conversion takes the most memory
-                try:
-                    workers[peer] = Worker(peer, part, checkpoint, size, batch, steps)
-                except RuntimeError as error:
-                    print(f"{PEERS[peer]} is left out: {error}", file=sys.stderr)
+        for group in groups:
+            # OpenVINO's conversion takes the most memory.
+            workers = {peer: Worker(peer, task) for peer in sorted(group, key=lambda peer: peer != "openvino")}
             answers: dict[str, list[dict[str, Any]]] = {peer: [] for peer in workers}
-            for _ in range(runs):
+            for _ in range(1 if task.part == "picture" and task.device == "cpu" else runs):
                 for peer, worker in workers.items():
                     answers[peer].append(worker.ask("run"))
-            for peer in (peer for peer in peers if peer in workers):
-                settle(peer, workers[peer], answers[peer])
-        if "diffusers" in outputs:
-            for peer, row in rows.items():
-                row["psnr"] = psnr(outputs[peer], outputs["diffusers"]) if peer != "diffusers" else None
-    return rows
+            for peer, worker in workers.items():
+                path = Path(folder, f"{peer}.npy")
+                last = worker.ask(f"finish {path}")
+                worker.leave()
+                if worker.failed is not None:
+                    rows[peer] = {"left_out": worker.failed}
+                    continue
+                seconds = [answer["seconds"] for answer in answers[peer]]
+                rows[peer] = {"seconds": statistics.median(seconds), "all_seconds": seconds, **worker.ready, **last}
+                outputs[peer] = np.load(path)
+    if "diffusers" in outputs:
+        for peer, output in outputs.items():
+            rows[peer]["psnr"] = psnr(output, outputs["diffusers"]) if peer != "diffusers" else None
+    return {peer: rows[peer] for peer in peers}
 
 
 def psnr(result: np.ndarray, reference: np.ndarray) -> float:
@@ -112,14 +113,15 @@ def psnr(result: np.ndarray, reference: np.ndarray) -> float:
     return 20 * float(np.log10(np.ptp(reference))) - 10 * float(np.log10(max(error, 1e-20)))
 
 
-def cold_start(runs: int) -> dict[str, float]:
+def cold_start(runs: int, device: str) -> dict[str, float]:
     """Median seconds of each command over `runs` interleaved runs, after one that warms the file cache."""
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
     with tempfile.TemporaryDirectory() as folder:
         for run in range(runs + 1):
             for name, command in COMMANDS.items():
+                flags = ["--device", device] if name == "genpipe" else []
                 started = time.perf_counter()
-                subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+                subprocess.run([*command, *flags], cwd=folder, check=True, stdout=subprocess.DEVNULL)
                 if run:
                     times[name].append(time.perf_counter() - started)
         drawn = len(list(Path(folder).glob("*.png")))
@@ -132,59 +134,6 @@ def cold_start(runs: int) -> dict[str, float]:
         "over_import_torch_s": over,
         "runs": runs,
     }
-
-
-def table(part: str, size: int, batch: int, rows: dict[str, Any]) -> str:
-    """One part as Markdown."""
-    own = rows.get("genpipe", {}).get("seconds")
-    lines = [f"### {PARTS[part]}, {size} × {size}, batch {batch}", ""]
-    lines += [
-        "| | seconds | genpipe is | loading, s | first run, s | peak GB | PSNR, dB |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for peer, row in rows.items():
-        faster = f"{row['seconds'] / own:.2f} × faster" if own and peer != "genpipe" else ""
-        first = f"{row['first_s']:.1f}" if part != "picture" else ""
-        psnr = f"{row['psnr']:.1f}" if row.get("psnr") is not None else ""
-        peak = f"{row['peak_bytes'] / 1e9:.2f}"
-        lines.append(
-            f"| {PEERS[peer]} | {row['seconds']:.3f} | {faster} | {row['load_s']:.1f} | {first} | {peak} | {psnr} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def int8_table(size: int, found: dict[str, dict[str, float]]) -> str:
-    lines = [
-        f"### Products of one guided step in int8, {size} × {size}, seconds",
-        "",
-        "| | bf16 | int8 | quantising | int8 is |",
-    ]
-    lines += ["|---|---|---|---|---|"]
-    for kind, row in found.items():
-        faster = row["bf16"] / (row["int8"] + row["quantise"])
-        lines.append(
-            f"| {kind} | {row['bf16']:.2f} | {row['int8']:.2f} | {row['quantise']:.2f} | {faster:.2f} × faster |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def plot(results: list[dict[str, Any]], path: Path) -> None:
-    """Bars of seconds by peer, one panel for each part and size."""
-    try:
-        pyplot: Any = importlib.import_module("matplotlib.pyplot")
-    except ImportError:
-        print('no plot: pip install "genpipe[bench]"', file=sys.stderr)
-        return
-    pyplot.switch_backend("Agg")
-    figure, axes = pyplot.subplots(1, len(results), figsize=(4 * len(results), 3.5), squeeze=False)
-    for axis, result in zip(axes[0], results, strict=True):
-        peers = list(result["rows"])
-        axis.bar(peers, [result["rows"][peer]["seconds"] for peer in peers], color="#4477aa")
-        axis.set_title(f"{PARTS[result['part']]}\n{result['size']} px, batch {result['batch']}", fontsize=9)
-        axis.tick_params(axis="x", rotation=40, labelsize=8)
-    axes[0][0].set_ylabel("seconds")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
 
 
 def processor() -> str:
@@ -222,9 +171,32 @@ def _listed(kind: type, allowed: Any = None) -> Any:
     return parse
 
 
-def main() -> None:
+def state(device: str, dtype: torch.dtype) -> dict[str, Any]:
+    """What the figures hold for: processor, GPU, versions."""
+    report: dict[str, Any] = {"processor": processor(), "instruction_set": instruction_set()}
+    report |= {"threads": torch.get_num_threads(), "cores": os.cpu_count(), "python": platform.python_version()}
+    report |= {name: _version(name) for name in ("torch", "diffusers", "openvino")}
+    return report | {
+        "device": device,
+        "dtype": str(dtype).removeprefix("torch."),
+        **(card() if device == "cuda" else {}),
+    }
+
+
+def ceilings(
+    sizes: list[int], batches: list[int], dtype: torch.dtype, device: str
+) -> dict[tuple[int, int], dict[str, Any]]:
+    """Those of a guided step, by size and batch: on a CPU of batch 1, since every shape is measured."""
+    if device == "cpu":
+        return {(size, 1): ceiling(size, 1, dtype) for size in sizes}
+    rate = gemm_rate(dtype, device)
+    return {(size, batch): gpu_ceiling(size, batch, rate) for size in sizes for batch in batches}
+
+
+def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ["ceiling", "int8", *PARTS, "cold"]
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(%(default)s)")
     parser.add_argument("--parts", type=_listed(str, parts), default=parts, metavar="A,B", help=", ".join(parts))
     parser.add_argument("--peers", type=_listed(str, PEERS), default=list(PEERS), metavar="A,B", help=", ".join(PEERS))
     parser.add_argument("--sizes", type=_listed(int), default=[512], metavar="N,M", help="in pixels (default: 512)")
@@ -236,55 +208,55 @@ def main() -> None:
     parser.add_argument(
         "--tune", action="store_true", help="write this processor's row of the table of forms, and leave"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
+    device: str = arguments.device
+    if arguments.tune and device != "cpu":
+        parser.error(f"--tune measures the processor, not {device}: leave out --device {device}")
+    try:
+        dtype = choose_dtype(None, choose_device(device))
+    except ValueError as error:
+        parser.error(str(error))
 
     keep_freed_memory()  # as genpipe does, so that the ceiling is not one of new pages
-    dtype, own = choose_dtype(None, torch.device("cpu")), instruction_set()
     if arguments.tune:
-        print(json.dumps({own: tune(own, list(dict.fromkeys([dtype, torch.float32])))}))
+        print(json.dumps({instruction_set(): tune(instruction_set(), list(dict.fromkeys([dtype, torch.float32])))}))
         return
-    report: dict[str, Any] = {"processor": processor(), "instruction_set": own, "threads": torch.get_num_threads()}
-    report |= {name: _version(name) for name in ("torch", "diffusers", "openvino")}
-    report |= {"python": platform.python_version(), "cores": os.cpu_count(), "results": []}
+    report: dict[str, Any] = state(device, dtype) | {"results": []}
     texts: list[str] = []
+
+    def say(text: str) -> None:
+        texts.append(text)
+        print(text, flush=True)
+
+    limits: dict[tuple[int, int], dict[str, Any]] = {}
     if "ceiling" in arguments.parts:
-        report["ceiling"] = {}
-        for size in arguments.sizes:
-            found = report["ceiling"][str(size)] = ceiling(size, 1, dtype)
-            rates = ", ".join(f"{kind} {rate:.0f}" for kind, rate in found["gflops_per_second"].items())
-            texts.append(
-                f"Ceiling of one guided step at {size} × {size}: {found['flops'] / 1e12:.3f} TFLOP in "
-                f"{found['seconds']:.2f} s (GFLOP/s: {rates})\n"
-            )
-            print(texts[-1], flush=True)
-    if "int8" in arguments.parts:
+        limits = ceilings(arguments.sizes, arguments.batches, dtype, device)
+        report["ceiling"] = [{"size": size, "batch": batch, **found} for (size, batch), found in limits.items()]
+        for found in report["ceiling"]:
+            say(ceiling_text(found))
+    if "int8" in arguments.parts and device == "cpu":
         for size in arguments.sizes:
             found = report.setdefault("int8", {})[str(size)] = int8(size, 1)
-            texts.append(
-                f"int8 is not in this torch, {report['torch']}.\n" if found is None else int8_table(size, found)
-            )
-            print(texts[-1], flush=True)
+            say(f"int8 is not in this torch, {report['torch']}.\n" if found is None else int8_table(size, found))
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = arguments.checkpoint or Path(folder)
         measured = [part for part in PARTS if part in arguments.parts]
         if measured and not (checkpoint / "model_index.json").is_file():
             build_checkpoint("sd15", checkpoint)
         for part in measured:
+            peers = [peer for peer in arguments.peers if can(peer, part, device)]
             for size in arguments.sizes if part != "text" else [512]:
                 for batch in arguments.batches if part != "text" else [1]:
-                    peers = [peer for peer in arguments.peers if can(peer, part)]
-                    rows = measure(part, peers, checkpoint, size, batch, arguments.runs, arguments.steps)
+                    task = Task(part, str(checkpoint), size, batch, arguments.steps, device)
+                    rows = measure(peers, task, arguments.runs)
+                    if part == "step" and (size, batch) in limits:
+                        for row in (row for row in rows.values() if "seconds" in row):
+                            row["share_of_ceiling"] = limits[size, batch]["seconds"] / row["seconds"]
                     report["results"].append({"part": part, "size": size, "batch": batch, "rows": rows})
-                    texts.append(table(part, size, batch, rows))
-                    limit = report.get("ceiling", {}).get(str(size))
-                    if part == "step" and batch == 1 and limit and "genpipe" in rows:
-                        share = rows["genpipe"]["share_of_ceiling"] = limit["seconds"] / rows["genpipe"]["seconds"]
-                        texts[-1] += f"\ngenpipe's step is {share:.0%} of the ceiling.\n"
-                    print(texts[-1], flush=True)
+                    say(table(part, size, batch, rows))
     if "cold" in arguments.parts:
-        report |= cold_start(arguments.runs)
-        texts.append(f"Cold start: {report['over_import_torch_s']:.2f} s over importing torch.\n")
-        print(texts[-1], flush=True)
+        report |= cold_start(arguments.runs, device)
+        say(f"Cold start: {report['over_import_torch_s']:.2f} s over importing torch.\n")
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "benchmark.md").write_text("\n".join(texts), encoding="utf-8")

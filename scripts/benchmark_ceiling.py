@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
+from benchmark_cuda import synchronize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -123,6 +124,25 @@ def ceiling(size: int, batch: int, dtype: torch.dtype) -> dict[str, Any]:
     total = {key: sum(row[key] for row in kinds.values()) for key in ("flops", "seconds")}
     rates = {kind: row["flops"] / row["seconds"] / 1e9 for kind, row in (kinds | {"all": total}).items()}
     return {"flops": total["flops"], "seconds": total["seconds"], "gflops_per_second": rates}
+
+
+@torch.inference_mode()
+def gemm_rate(dtype: torch.dtype, device: str, side: int = 8192) -> float:
+    """FLOP/s of one large square product: the most that a GPU gives in practice, whatever the shape."""
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+
+    def product() -> None:
+        torch.mm(a, b)
+        synchronize(device)
+
+    return flops(("linear", side, side, side)) / best_seconds(product)
+
+
+def gpu_ceiling(size: int, batch: int, rate: float) -> dict[str, Any]:
+    """The seconds that a guided step would take if all its operations ran at `rate`, in FLOP/s; the share of it that is
+    reached is the GPU's utilisation."""
+    total = sum(count * flops(operation) for operation, count in step_operations(size, batch).items())
+    return {"flops": total, "seconds": total / rate, "gflops_per_second": {"large product": rate / 1e9}}
 
 
 @torch.inference_mode()

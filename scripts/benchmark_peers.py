@@ -1,7 +1,8 @@
 """The peers of `benchmark.py`, each in a process of its own that waits for orders: one line of JSON in, one out.
 
-Started as `python scripts/benchmark_peers.py PEER PART CHECKPOINT SIZE BATCH`; says when it is ready, then answers "run"
-with the seconds of one evaluation, "save PATH" by saving what it computed, and leaves at the end of its input.
+Started as `python scripts/benchmark_peers.py PEER TASK`, the task as JSON; says when it is ready, then answers "run" with the
+seconds of one evaluation, and "finish PATH" by saving what it computed and telling the most memory that this took. Where a
+GPU's memory does not suffice, the answer is why it is left out, and the last.
 """
 
 import importlib
@@ -9,78 +10,109 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from benchmark_cuda import busy_percent, graphed, synchronize
 from torch import Tensor
 
 PEERS = {
     "genpipe": "genpipe, exact",
+    "channels_last": "genpipe, channels_last",
+    "graph": "genpipe, channels_last + a CUDA graph",
+    "genpipe_compile": "genpipe, channels_last + torch.compile",
     "low_memory": "genpipe, exact, low_memory=True",
     "int8": "genpipe, int8=True",
     "diffusers": "diffusers, as shipped (fp32)",
     "tuned": "diffusers, bf16 + channels_last",
     "compile": "diffusers, bf16 + channels_last + torch.compile",
+    "reduce_overhead": "diffusers, bf16 + channels_last + torch.compile, reduce-overhead (CUDA graphs)",
     "openvino": "OpenVINO, bf16",
 }
 PROMPT, NEGATIVE, SEED, GUIDANCE, TIMESTEP, SCALING = "a pirate ship at sea", "", 7, 7.5, 500.0, 0.18215
 Run = Callable[[], Any]
 
 
-def inputs(size: int, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+@dataclass(frozen=True)
+class Task:
+    """What every peer is to compute: a part of the checkpoint in `folder`, at so many pixels a side and pictures a batch;
+    whole pictures in so many steps; on "cpu" or "cuda"."""
+
+    part: str
+    folder: str
+    size: int
+    batch: int
+    steps: int
+    device: str = "cpu"
+
+
+def inputs(task: Task) -> tuple[Tensor, Tensor, Tensor]:
     """Latents (B, 4, h, w), the context (2B, 77, 768) of a guided batch, token ids (1, 77); the same for every peer."""
     generator = torch.Generator().manual_seed(SEED)
-    latents = torch.randn(batch, 4, size // 8, size // 8, generator=generator)
-    context = torch.randn(2 * batch, 77, 768, generator=generator)
-    return latents, context, torch.randint(0, 400, (1, 77), generator=generator)
+    latents = torch.randn(task.batch, 4, task.size // 8, task.size // 8, generator=generator)
+    context = torch.randn(2 * task.batch, 77, 768, generator=generator)
+    ids = torch.randint(0, 400, (1, 77), generator=generator)
+    return latents.to(task.device), context.to(task.device), ids.to(task.device)
 
 
-def genpipe(part: str, folder: Path, size: int, batch: int, steps: int, **loading: Any) -> Run:
+def genpipe(
+    task: Task, *, channels_last: bool = False, compiled: bool = False, captured: bool = False, **loading: Any
+) -> Run:
     from genpipe.models.inference import Denoiser
     from genpipe.pipeline import Pipeline
 
-    pipe = Pipeline.from_pretrained(folder, device="cpu", **loading)
-    latents, context, ids = inputs(size, batch)
-    if part == "text":
+    pipe = Pipeline.from_pretrained(task.folder, device=task.device, **loading)
+    latents, context, ids = inputs(task)
+    if channels_last:
+        pipe.unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        pipe.vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if compiled:
+        pipe.unet.denoise, pipe.vae.decode = torch.compile(pipe.unet.denoise), torch.compile(pipe.vae.decode)
+    if task.part == "text":
         return lambda: pipe.text_encoder(ids).context
-    if part == "step":
+    if task.part == "step":
         denoiser = Denoiser(pipe.unet, [TIMESTEP], context)
+        if captured:
+            return graphed(lambda latents: denoiser(latents, TIMESTEP), latents)
         return lambda: denoiser(latents, TIMESTEP)
-    if part == "decode":
+    if task.part == "decode":
         return lambda: pipe.vae.decode(latents)
-    settings = {"n": batch, "seed": SEED, "steps": steps, "sampler": "ddim", "height": size, "width": size}
+    settings = {"n": task.batch, "seed": SEED, "steps": task.steps, "sampler": "ddim"}
+    settings |= {"height": task.size, "width": task.size}
     return lambda: _pixels(pipe(PROMPT, guidance_scale=GUIDANCE, progress=False, **settings))
 
 
-def diffusers(
-    part: str, folder: Path, size: int, batch: int, steps: int, *, tuned: bool, compiled: bool = False
-) -> Run:
+def diffusers(task: Task, *, tuned: bool, compiled: bool = False, mode: str = "default") -> Run:
     library: Any = importlib.import_module("diffusers")
     dtype = torch.bfloat16 if tuned else torch.float32
-    latents, context, ids = inputs(size, batch)
+    latents, context, ids = inputs(task)
     latents, context = latents.to(dtype), context.to(dtype)
 
     def network(kind: str, name: str) -> Any:
         home: Any = importlib.import_module("transformers") if kind == "CLIPTextModel" else library
-        found = getattr(home, kind).from_pretrained(folder / name, torch_dtype=dtype).eval()
+        found = getattr(home, kind).from_pretrained(Path(task.folder, name), torch_dtype=dtype).eval().to(task.device)
         return found.to(memory_format=torch.channels_last) if tuned and name != "text_encoder" else found
 
     def quick(call: Any) -> Any:
-        return torch.compile(call) if compiled else call
+        return torch.compile(call, mode=mode) if compiled else call
 
-    if part == "text":
+    if task.part == "text":
         encoder = network("CLIPTextModel", "text_encoder")
         return lambda: encoder(ids)[0]
-    if part == "step":
+    if task.part == "step":
         unet = quick(network("UNet2DConditionModel", "unet"))
-        return lambda: unet(torch.cat([latents, latents]), TIMESTEP, context, return_dict=False)[0]
-    if part == "decode":
+        timestep = torch.tensor(TIMESTEP, device=task.device)  # where diffusers' pipeline has it
+        return lambda: unet(torch.cat([latents, latents]), timestep, context, return_dict=False)[0]
+    if task.part == "decode":
         decode = quick(network("AutoencoderKL", "vae").decode)
         return lambda: decode(latents / SCALING, return_dict=False)[0]
-    pipe = library.StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, safety_checker=None)
+    pipe = library.StableDiffusionPipeline.from_pretrained(task.folder, torch_dtype=dtype, safety_checker=None)
+    pipe.to(task.device)
     pipe.set_progress_bar_config(disable=True)
     if tuned:
         pipe.unet.to(memory_format=torch.channels_last)
@@ -89,20 +121,20 @@ def diffusers(
     pipe.scheduler = library.DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
 
     def picture() -> np.ndarray:
-        generators = [torch.Generator("cpu").manual_seed(SEED + k) for k in range(batch)]
+        generators = [torch.Generator("cpu").manual_seed(SEED + k) for k in range(task.batch)]
         images = pipe(
-            [PROMPT] * batch, num_inference_steps=steps, guidance_scale=GUIDANCE, height=size, width=size,
-            generator=generators,
+            [PROMPT] * task.batch, num_inference_steps=task.steps, guidance_scale=GUIDANCE, height=task.size,
+            width=task.size, generator=generators,
         ).images  # fmt: skip
         return _pixels(images)
 
     return picture
 
 
-def openvino(part: str, folder: Path, size: int, batch: int, steps: int) -> Run:
+def openvino(task: Task) -> Run:
     library: Any = importlib.import_module("openvino")
     reference: Any = importlib.import_module("diffusers")
-    latents, context, _ = inputs(size, batch)
+    latents, context, _ = inputs(task)
 
     class Part(torch.nn.Module):
         def __init__(self, network: torch.nn.Module) -> None:
@@ -110,14 +142,14 @@ def openvino(part: str, folder: Path, size: int, batch: int, steps: int) -> Run:
             self.network = network
 
         def forward(self, *tensors: Tensor) -> Tensor:
-            call: Any = self.network if part == "step" else self.network.decode
+            call: Any = self.network if task.part == "step" else self.network.decode
             return call(*tensors, return_dict=False)[0]
 
-    if part == "step":
-        network = reference.UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+    if task.part == "step":
+        network = reference.UNet2DConditionModel.from_pretrained(task.folder, subfolder="unet")
         given = (torch.cat([latents, latents]), torch.tensor(TIMESTEP), context)
     else:
-        network = reference.AutoencoderKL.from_pretrained(folder, subfolder="vae")
+        network = reference.AutoencoderKL.from_pretrained(task.folder, subfolder="vae")
         given = (latents / SCALING,)
     model = library.convert_model(Part(network.eval()), example_input=given)
     model.reshape({index: library.PartialShape(list(tensor.shape)) for index, tensor in enumerate(given)})
@@ -126,32 +158,49 @@ def openvino(part: str, folder: Path, size: int, batch: int, steps: int) -> Run:
     return lambda: compiled(arrays)[0]
 
 
-BUILDERS: dict[str, Callable[..., Run]] = {
+BUILDERS: dict[str, Callable[[Task], Run]] = {
     "genpipe": genpipe,
-    "low_memory": lambda *given: genpipe(*given, low_memory=True),
-    "int8": lambda *given: genpipe(*given, int8=True),
-    "diffusers": lambda *given: diffusers(*given, tuned=False),
-    "tuned": lambda *given: diffusers(*given, tuned=True),
-    "compile": lambda *given: diffusers(*given, tuned=True, compiled=True),
+    "channels_last": partial(genpipe, channels_last=True),
+    "graph": partial(genpipe, channels_last=True, captured=True),
+    "genpipe_compile": partial(genpipe, channels_last=True, compiled=True),
+    "low_memory": partial(genpipe, low_memory=True),
+    "int8": partial(genpipe, int8=True),
+    "diffusers": partial(diffusers, tuned=False),
+    "tuned": partial(diffusers, tuned=True),
+    "compile": partial(diffusers, tuned=True, compiled=True),
+    "reduce_overhead": partial(diffusers, tuned=True, compiled=True, mode="reduce-overhead"),
     "openvino": openvino,
+}
+# On a CPU weights are packed for oneDNN instead, which has them channels_last.
+ONLY = {
+    "cuda": {"channels_last", "graph", "genpipe_compile", "reduce_overhead"},
+    "cpu": {"low_memory", "int8", "openvino"},
 }
 
 
-def can(peer: str, part: str) -> bool:
-    """Whether the peer has this part: OpenVINO is converted network by network, and brings no pipeline; text encoders are
-    not compiled; what is done for memory shows in a whole picture."""
+def can(peer: str, part: str, device: str) -> bool:
+    """Whether the peer has this part there: OpenVINO is converted network by network, and brings no pipeline; text encoders
+    are not compiled; what is done for memory shows in a whole picture."""
     networks = ("step", "decode")
     some = {
+        "channels_last": (*networks, "picture"),
+        "graph": ("step",),
+        "genpipe_compile": (*networks, "picture"),
         "int8": ("step", "picture"),
         "low_memory": ("picture",),
         "compile": (*networks, "picture"),
+        "reduce_overhead": networks,
         "openvino": networks,
     }
-    return part in some.get(peer, (part,))
+    elsewhere = any(peer in peers for other, peers in ONLY.items() if other != device)
+    return part in some.get(peer, (part,)) and not elsewhere
 
 
-def peak_bytes() -> int:
-    """The most memory that this process has held. Not `ru_maxrss`, which a process inherits from the one that started it."""
+def peak_bytes(device: str) -> int:
+    """The most memory that this process has held: on a GPU in tensors; else all that is its own, which is not `ru_maxrss`,
+    since that is inherited from the process that started it."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
@@ -162,32 +211,40 @@ def _pixels(images: Any) -> np.ndarray:
     )
 
 
+@torch.inference_mode()
+def serve(peer: str, task: Task, orders: Iterable[str], answer: Callable[..., None]) -> None:
+    """Build the peer, then do what it is told."""
+
+    def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+        started = time.perf_counter()
+        result = call()
+        synchronize(task.device)
+        return result, time.perf_counter() - started
+
+    try:
+        run, loading = timed(lambda: BUILDERS[peer](task))
+        # It compiles, reads pages, makes oneDNN's primitives. Whole pictures on a CPU are timed with all that.
+        result, first = (None, 0.0) if task.part == "picture" and task.device == "cpu" else timed(run)
+        # A GPU goes on until its clock is up and every graph is captured.
+        answer(load_s=loading, first_s=first, busy_percent=busy_percent(run) if task.device == "cuda" else None)
+        for order in orders:
+            what, _, path = order.strip().partition(" ")
+            if what == "run":
+                result, seconds = timed(run)
+                answer(seconds=seconds)
+            else:
+                most = peak_bytes(task.device)
+                np.save(path, result.float().cpu().numpy() if isinstance(result, Tensor) else np.asarray(result))
+                answer(peak_bytes=most)
+    except torch.OutOfMemoryError as error:
+        answer(left_out=". ".join(str(error).split(". ")[:2]))
+
+
 def main() -> None:
-    peer, part, folder, size, batch, steps = sys.argv[1:]
+    peer, task = sys.argv[1:]
     warnings.simplefilter("ignore")
     out, sys.stdout = sys.stdout, sys.stderr
-
-    def answer(**values: Any) -> None:
-        print(json.dumps(values), file=out, flush=True)
-
-    started = time.perf_counter()
-    result: Any = None
-    with torch.inference_mode():
-        run = BUILDERS[peer](part, Path(folder), int(size), int(batch), int(steps))
-        loaded = time.perf_counter() - started
-        if part != "picture":
-            result = run()  # compiles, reads pages, makes oneDNN's primitives
-        answer(load_s=loaded, first_s=time.perf_counter() - started - loaded)
-        for line in sys.stdin:
-            order, _, path = line.strip().partition(" ")
-            if order == "run":
-                started = time.perf_counter()
-                result = run()
-                answer(seconds=time.perf_counter() - started, peak_bytes=peak_bytes())
-            else:
-                saved = result.float().numpy() if isinstance(result, Tensor) else np.asarray(result)
-                np.save(path, saved)
-                answer(saved=path)
+    serve(peer, Task(**json.loads(task)), sys.stdin, lambda **values: print(json.dumps(values), file=out, flush=True))
 
 
 if __name__ == "__main__":
