@@ -30,14 +30,14 @@ SCHEDULER = {
 }
 
 
-def tiny_parts() -> dict[str, Any]:
-    """The networks and the tokenizer of `tiny_checkpoint`, always the same."""
-    tokenizer: Tokenizer = train_tokenizer(CAPTIONS, 560, length=16)
+def tiny_parts(*, length: int = 16, width: int = 32) -> dict[str, Any]:
+    """The networks and the tokenizer of `tiny_checkpoint`, always the same: prompts are `length` vectors of `width`."""
+    tokenizer: Tokenizer = train_tokenizer(CAPTIONS, 560, length=length)
     torch.manual_seed(0)
     text_encoder = TextEncoder(
         TextEncoderConfig(
             vocab_size=tokenizer.vocab_size,
-            hidden_size=32,
+            hidden_size=width,
             intermediate_size=64,
             num_hidden_layers=3,
             num_attention_heads=2,
@@ -55,7 +55,7 @@ def tiny_parts() -> dict[str, Any]:
             depth=(1, 1),
             heads=(2, 4),
             only_cross=(False, False),
-            context_channels=32,
+            context_channels=width,
             norm_groups=8,
         )
     )

@@ -17,12 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from genpipe.checkpoints import save_checkpoint
 from genpipe.checkpoints.weights import skeleton
 from genpipe.models.forms import PLAIN
-from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
-from genpipe.models.tokenizer import train_tokenizer
 from genpipe.models.unet import UNet
 from genpipe.models.unet_config import UNetConfig
-from genpipe.models.vae import VAE, VAEConfig
-from tests.conftest import CAPTIONS, SCHEDULER
+from tests.conftest import tiny_parts
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 NAMES = ("benchmark", "benchmark_peers", "benchmark_ceiling", "benchmark_cuda", "benchmark_report")
@@ -50,35 +47,7 @@ def peers(modules: dict[str, ModuleType]) -> Any:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiny, but for what the inputs of the peers want: prompts of 77 vectors 768 wide."""
     folder = tmp_path_factory.mktemp("benchmark") / "checkpoint"
-    tokenizer = train_tokenizer(CAPTIONS, 560)
-    torch.manual_seed(0)
-    text = TextEncoderConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=768,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=12,
-        eos_token_id=tokenizer.eos_id,
-    )
-    unet = UNetConfig(
-        sample_size=8,
-        channels=(16, 32),
-        attention=(True, False),
-        attention_up=(True, False),
-        layers=(1, 1),
-        depth=(1, 1),
-        heads=(2, 4),
-        only_cross=(False, False),
-        norm_groups=8,
-    )
-    save_checkpoint(
-        folder,
-        tokenizer=tokenizer,
-        text_encoder=TextEncoder(text),
-        unet=UNet(unet),
-        vae=VAE(VAEConfig(channels=(8, 16, 16), layers=1, norm_groups=4, sample_size=32)),
-        scheduler_config=SCHEDULER,
-    )
+    save_checkpoint(folder, **tiny_parts(length=77, width=768))
     return folder
 
 
