@@ -134,6 +134,8 @@ class Pipeline:
         chosen_dtype = choose_dtype(dtype, chosen)
         if int8:
             _check_int8(chosen, chosen_dtype)
+        if chosen.type == "cpu" and not low_memory:
+            keep_freed_memory()  # from the first conversion on
         checkpoint = load_checkpoint(
             EMBEDDED if path_or_id is None else path_or_id,
             revision=revision,
@@ -152,8 +154,6 @@ class Pipeline:
             raise ValueError(
                 "int8 would save nothing, the layers of this model are too narrow: leave it out (--no-int8)"
             )
-        if chosen.type == "cpu" and not low_memory:
-            keep_freed_memory()
         return pipeline
 
     def _prepare(self, network: Network) -> Network:

@@ -18,11 +18,11 @@ from genpipe.models.forms import TABLE
 from genpipe.models.packed import can_pack, pack
 from genpipe.models.unet import UNet
 from genpipe.models.unet_config import UNetConfig
-from genpipe.models.winograd import WinogradConv, suits_winograd
+from genpipe.models.winograd import FEWEST, DifferenceUpsample, WinogradConv, suits_difference, suits_winograd
 from genpipe.vision.blocks import PhaseUpsample, Upsample
 
 # A kind and its numbers: ("linear", rows, in, out), ("convolution", batch, in, out, kernel, stride, height, width),
-# ("attention", batch · heads, queries, keys, head width).
+# ("upsampling", batch, channels, height, width before it), ("attention", batch · heads, queries, keys, head width).
 Operation = tuple[Any, ...]
 
 
@@ -34,7 +34,9 @@ def step_operations(size: int, batch: int) -> Counter[Operation]:
         x = given[0]
         if isinstance(module, nn.Linear):
             found["linear", x.numel() // x.shape[-1], module.in_features, module.out_features] += 1
-        elif isinstance(module, nn.Conv2d):
+        elif isinstance(module, Upsample):
+            found["upsampling", *x.shape] += 1
+        elif isinstance(module, nn.Conv2d) and module not in upsampled:
             kernel, stride = module.kernel_size[0], module.stride[0]
             found["convolution", len(x), module.in_channels, module.out_channels, kernel, stride, *x.shape[2:]] += 1
         elif isinstance(module, Attention):
@@ -42,6 +44,7 @@ def step_operations(size: int, batch: int) -> Counter[Operation]:
             found["attention", len(x) * module.heads, x.shape[1], keys, module.head_channels] += 1
 
     unet = skeleton(lambda: UNet(UNetConfig()))
+    upsampled = {module.conv for module in unet.modules() if isinstance(module, Upsample)}
     for module in unet.modules():
         module.register_forward_hook(see)
     with torch.device("meta"):
@@ -58,6 +61,9 @@ def flops(operation: Operation) -> int:
     if kind == "convolution":
         batch, width, out, kernel, stride, height, across = numbers
         return 2 * batch * (height // stride) * (across // stride) * width * out * kernel**2
+    if kind == "upsampling":
+        batch, width, height, across = numbers
+        return 2 * batch * 2 * height * 2 * across * width**2 * 3**2
     groups, rows, keys, width = numbers
     return 4 * groups * rows * keys * width
 
@@ -91,6 +97,9 @@ def forms_of(operation: Operation, dtype: torch.dtype) -> Iterator[tuple[str, Ca
         x = torch.randn(batch, width, height, across)
         upsample = Upsample(width)
         phases = PhaseUpsample(upsample)
+        if can_pack() and suits_difference(upsample):
+            difference = DifferenceUpsample(upsample, dtype, across)
+            yield "winograd", lambda: difference(small)
         small = x.to(dtype, memory_format=torch.channels_last)
         upsample.conv = pack(upsample.conv.to(dtype)) if can_pack() else upsample.conv.to(dtype)  # type: ignore[assignment]
         phases.conv = pack(phases.conv.to(dtype)) if can_pack() else phases.conv.to(dtype)  # type: ignore[assignment]
@@ -102,7 +111,7 @@ def forms_of(operation: Operation, dtype: torch.dtype) -> Iterator[tuple[str, Ca
         layer = nn.Conv2d(width, out, kernel, stride=stride, padding=kernel // 2)
         x = torch.randn(batch, width, height, across).contiguous(memory_format=torch.channels_last)
     layer, x = layer.to(dtype), x.to(dtype)
-    if can_pack() and suits_winograd(layer, x.shape[-1]):
+    if can_pack() and suits_winograd(layer, x.shape[-1], FEWEST):
         fast = WinogradConv(cast(nn.Conv2d, layer), dtype, x.shape[-1])
         yield "winograd", lambda: fast(x)
     if kind == "convolution":
@@ -153,20 +162,15 @@ def tune(instruction_set: str, dtypes: list[torch.dtype]) -> dict[str, Any]:
         spent: dict[str, Counter[str]] = {}
         for operation, count in step_operations(512, 1).items():
             kind = operation[0] if operation[0] != "convolution" else f"convolution {operation[4]}x{operation[4]}"
-            if kind != "attention":
-                times = {form: count * best_seconds(run) for form, run in forms_of(operation, dtype)}
-                if "winograd" in times:
-                    spent.setdefault("winograd", Counter()).update(times)  # type: ignore[arg-type]
-                    del times["winograd"]
-                spent.setdefault(kind, Counter()).update(times)  # type: ignore[arg-type]
-        for operation in (
-            ("upsampling", 2, 1280, 8, 8),
-            ("upsampling", 2, 1280, 16, 16),
-            ("upsampling", 2, 640, 32, 32),
-        ):
-            for form, run in forms_of(operation, dtype):
-                spent.setdefault("upsampling", Counter())[form] += best_seconds(run)  # type: ignore[assignment]
-        winograd = spent.pop("winograd", {"plain": 0, "winograd": 1})
+            if kind == "attention":
+                continue
+            times = {form: count * best_seconds(run) for form, run in forms_of(operation, dtype)}
+            fast = times.pop("winograd", None)
+            if fast is not None:
+                choice = {"winograd": fast, "otherwise": min(times.values())}
+                spent.setdefault("winograd", Counter()).update(choice)  # type: ignore[arg-type]
+            spent.setdefault(kind, Counter()).update(times)  # type: ignore[arg-type]
+        winograd = spent.pop("winograd", {"winograd": 1, "otherwise": 0})
         packed = [kind for kind in spent if spent[kind].get("packed", float("inf")) < spent[kind]["plain"]]
         phases = spent["upsampling"]["phases"] < spent["upsampling"]["plain"]
         blocked = {}

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 BLOCK = 2**20
 # So many keys are looked at for the peak of a row. The distance between them is odd, to take in every column of a picture.
 SAMPLE = 64
-# Lanes of bf16 that the matrix products work in.
-LANES = 16
+# The products take bf16 from the left in pairs, and give it in lanes.
+PAIR, LANES = 2, 16
 # exp(x) and sigmoid(x) are the same to bf16 and better where x is below -7; rows are shifted well into that range.
 SHIFT = 30.0
 SUMS = (math.exp(-60.0), math.exp(-7.0))
@@ -32,33 +32,37 @@ def blocked_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (B, heads, N, d).
     """
     (batch, heads, rows, width), keys = q.shape, k.shape[2]
-    padded = -(-(width + 1) // LANES) * LANES
-    spare = padded - width
-    queries, padded_keys, values = (_padded(x, padded) for x in (q, k, v))  # (B · heads, ·, padded)
+    queries, padded_keys = (_padded(x, PAIR) for x in (q, k))  # (B · heads, ·, width and more)
     padded_keys[..., width] = 1
+    values = _padded(v, LANES)
+    spare = values.shape[-1] - width
     values[..., width:] = torch.eye(spare, dtype=v.dtype).repeat(-(-keys // spare), 1)[:keys]
 
     height = max(BLOCK * torch.get_num_threads() // keys, LANES)
-    result = torch.empty_like(queries)
+    result = values.new_empty(batch * heads, rows, values.shape[-1])
     for index in range(len(queries)):
-        sample = padded_keys[index, :: keys // SAMPLE | 1].T.contiguous()
-        queries[index, :, width] = (torch.mm(queries[index], sample).amax(-1) + SHIFT).neg_()
+        sample = padded_keys[index, :: keys // SAMPLE | 1].contiguous()
+        queries[index, :, width] = (torch.mm(sample, queries[index].T).amax(0) + SHIFT).neg_()
         for top in range(0, rows, height):
             part = slice(top, top + height)
             powers = torch.ops.mkldnn._linear_pointwise(
                 queries[index, part], padded_keys[index], None, "sigmoid", [], ""
             )
             torch.mm(powers, values[index], out=result[index, part])
-    sums = result[..., width:].float().sum(-1, keepdim=True)
+    wide = result.float()
+    sums = wide[..., width:].sum(-1, keepdim=True)
     least, most = sums.aminmax()
     if not SUMS[0] < float(least) <= float(most) < SUMS[1]:
         return F.scaled_dot_product_attention(q, k, v, scale=1.0)
-    return (result[..., :width] / sums).to(q.dtype).unflatten(0, (batch, heads))
+    attended = q.new_empty(batch, rows, heads, width)  # heads side by side, as what follows wants them
+    attended.transpose(1, 2).copy_(wide[..., :width].div_(sums).unflatten(0, (batch, heads)))
+    return attended.transpose(1, 2)
 
 
-def _padded(x: Tensor, width: int) -> Tensor:
-    """(B, heads, n, d) -> (B · heads, n, width), zeros beyond d."""
-    batch, heads, count, old = x.shape
-    padded = x.new_zeros(batch, heads, count, width)
-    padded[..., :old] = x
+def _padded(x: Tensor, multiple: int) -> Tensor:
+    """(B, heads, n, d) -> (B · heads, n, more than d), zeros beyond d, up to a multiple."""
+    batch, heads, count, width = x.shape
+    padded = x.new_empty(batch, heads, count, -(-(width + 1) // multiple) * multiple)
+    padded[..., :width] = x
+    padded[..., width:] = 0
     return padded.flatten(0, 1)

@@ -21,7 +21,8 @@ class Forms:
     Attributes:
         packed: the kinds of layers whose weights are packed, of `PACKABLE`.
         phases: whether upsampling and its convolution become one transposed convolution.
-        winograd: whether a 3×3 convolution that `suits_winograd` is a `WinogradConv`.
+        winograd: whether a 3×3 convolution that `suits_winograd` is a `WinogradConv`, and an upsampling that
+            `suits_difference` a `DifferenceUpsample`.
         blocked: from how many keys on self-attention is blocked, by the widest head that this holds for.
         int8: whether wide layers are quantised. Not of the table: it changes pictures, and is for the caller to say.
     """

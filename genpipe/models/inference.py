@@ -1,7 +1,7 @@
 """The networks made ready to run: what training and checkpoints do not need, done once after the weights are loaded."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
 import torch
@@ -13,13 +13,32 @@ from genpipe.models.packed import SIDE, PackedGatedFeedForward, can_pack, kind_o
 from genpipe.models.quantised import QuantisedGatedFeedForward, quantise, worth_quantising
 from genpipe.models.unet import UNet
 from genpipe.models.vae import VAE
-from genpipe.models.winograd import WinogradConv, suits_winograd
+from genpipe.models.winograd import (
+    FEWEST,
+    FEWEST_OF_A_VAE,
+    DifferenceUpsample,
+    WinogradConv,
+    suits_difference,
+    suits_winograd,
+)
 from genpipe.vision.blocks import PhaseUpsample, Upsample
 
 Network = TypeVar("Network", bound=nn.Module)
 
 # The parts of a U-Net that a `Denoiser` asks once for all steps: int8 would save nothing there.
 _ONCE = {"time_embedding", "added_embedding", "embedding", "key", "value"}
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What a network is prepared for: arguments of `prepare`, the sides of its parts' maps by `id`, and the fewest channels
+    that a `WinogradConv` is to have."""
+
+    device: torch.device
+    dtype: torch.dtype
+    forms: Forms
+    sides: Mapping[int, int]
+    fewest: int
 
 
 def prepare(network: Network, *, device: torch.device, dtype: torch.dtype, forms: Forms = PLAIN) -> Network:
@@ -35,7 +54,8 @@ def prepare(network: Network, *, device: torch.device, dtype: torch.dtype, forms
         forms: those of the processor, for a CPU.
     """
     sides = {id(module): side for module, side in _sides(network)}
-    _prepare(network.eval().requires_grad_(False), device, dtype, forms, sides, SIDE)
+    fewest = FEWEST_OF_A_VAE if isinstance(network, VAE) else FEWEST
+    _prepare(network.eval().requires_grad_(False), _Target(device, dtype, forms, sides, fewest), SIDE)
     return network
 
 
@@ -60,10 +80,10 @@ def _sides(network: nn.Module) -> Iterator[tuple[nn.Module, int]]:
         yield middle, max(1, size >> deepest)
 
 
-def _prepare(
-    module: nn.Module, device: torch.device, dtype: torch.dtype, forms: Forms, sides: Mapping[int, int], side: int
-) -> nn.Module:
-    side = sides.get(id(module), side)
+def _prepare(module: nn.Module, target: _Target, side: int) -> nn.Module:
+    device, dtype, forms, side = target.device, target.dtype, target.forms, target.sides.get(id(module), side)
+    if isinstance(module, Upsample) and forms.winograd and can_pack() and suits_difference(module):
+        return DifferenceUpsample(module, dtype, side)
     if isinstance(module, Upsample) and forms.phases:
         module = PhaseUpsample(module)
     elif isinstance(module, TransformerBlock) and not module.only_cross:
@@ -78,15 +98,18 @@ def _prepare(
     if not children:
         if forms.int8 and worth_quantising(module):
             return quantise(module, side)  # of the file's own type: its weights are rounded once
-        if forms.winograd and can_pack() and suits_winograd(module, side):
+        if forms.winograd and can_pack() and suits_winograd(module, side, target.fewest):
             return WinogradConv(cast(nn.Conv2d, module), dtype, side)
         module = module.to(device=device, dtype=dtype)
         return pack(module, side) if can_pack() and kind_of(module) in forms.packed else module
     for name, child in children.items():
-        chosen = replace(forms, int8=False) if name in _ONCE else forms
-        # On a CPU the U-Net's last layers in fp32 cost next to nothing, and a rounding there goes into the latents.
-        last = isinstance(module, UNet) and name in ("norm_out", "conv_out") and device.type == "cpu"
-        module.register_module(name, _prepare(child, device, torch.float32 if last else dtype, chosen, sides, side))
+        chosen = target
+        if name in _ONCE:
+            chosen = replace(target, forms=replace(forms, int8=False))
+        elif isinstance(module, UNet) and name in ("norm_out", "conv_out") and device.type == "cpu":
+            # In fp32 the last layers cost next to nothing on a CPU, and a rounding there goes into the latents.
+            chosen = replace(target, dtype=torch.float32)
+        module.register_module(name, _prepare(child, chosen, side))
     return module
 
 

@@ -125,7 +125,8 @@ class ResidualBlock(nn.Module):
             h = self.conv1(h, shift=shift[0])
         else:
             h = self.conv1(h) + shift[:, :, None, None]
-        return layer_plus(self.conv2, silu(self.norm2(h)), self.shortcut(x))
+        h = silu(self.norm2(h))
+        return layer_plus(self.conv2, h, self.shortcut(x))
 
 
 class Downsample(nn.Module):
