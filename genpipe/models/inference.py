@@ -96,6 +96,8 @@ def _prepare(module: nn.Module, target: _Target, side: int) -> nn.Module:
         return PackedGatedFeedForward(module.to(device=device, dtype=dtype), side)
     children = dict(module.named_children())
     if not children:
+        if isinstance(module, nn.Embedding) and device.type == "cpu":
+            return module  # mapped from its file: few of its rows are ever read
         if forms.int8 and worth_quantising(module):
             return quantise(module, side)  # of the file's own type: its weights are rounded once
         if forms.winograd and can_pack() and suits_winograd(module, side, target.fewest):

@@ -152,7 +152,8 @@ class TextEncoder(nn.Module):
             )
         if ids.shape[1] > self.config.max_position_embeddings:
             raise ValueError(f"{ids.shape[1]} tokens are more than the {self.config.max_position_embeddings} positions")
-        x = self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]  # (B, T, D)
+        dtype = self.final_norm.weight.dtype  # the embeddings may still be of the file's own
+        x = self.token_embedding(ids).to(dtype) + self.position_embedding.weight[: ids.shape[1]].to(dtype)  # (B, T, D)
         context = x
         for index, layer in enumerate(self.layers):
             x = layer(x)

@@ -1,8 +1,9 @@
 """The autoencoder between pixels and latents: `AutoencoderKL` of Stable Diffusion."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +93,8 @@ class VAEConfig:
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution, then a resampling; the same class going down and up."""
+    """Residual blocks of one resolution, then a resampling; the same class going down and up. Iterates over them: who calls
+    them one by one lets go of each one's input, which a call of the whole would hold."""
 
     def __init__(
         self, in_channels: int, out_channels: int, *, layers: int, groups: int, resample: nn.Module | None
@@ -102,11 +104,10 @@ class Level(nn.Module):
         self.residuals = nn.ModuleList(ResidualBlock(width, out_channels, groups=groups, eps=_EPS) for width in widths)
         self.resample = resample
 
-    def forward(self, h: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> (B, C_out, H', W')."""
-        for residual in self.residuals:
-            h = residual(h)
-        return h if self.resample is None else self.resample(h)
+    def __iter__(self) -> Iterator[nn.Module]:
+        yield from self.residuals
+        if self.resample is not None:
+            yield self.resample
 
 
 class Middle(nn.Module):
@@ -149,8 +150,8 @@ class Encoder(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 2·C, H / factor, W / factor)."""
         h = self.conv_in(pixels)
-        for level in self.down:
-            h = level(h)
+        for layer in chain.from_iterable(cast(Iterable[Level], self.down)):
+            h = layer(h)
         return self.conv_out(silu(self.norm_out(self.middle(h))))
 
 
@@ -178,8 +179,8 @@ class Decoder(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, 3, h · factor, w · factor)."""
         h = self.middle(self.conv_in(latents))
-        for level in self.up:
-            h = level(h)
+        for layer in chain.from_iterable(cast(Iterable[Level], self.up)):
+            h = layer(h)
         return self.conv_out(silu(self.norm_out(h)))
 
 
