@@ -95,12 +95,12 @@ def forms_of(operation: Operation, dtype: torch.dtype) -> Iterator[tuple[str, Ca
     elif kind == "upsampling":
         batch, width, height, across = numbers
         x = torch.randn(batch, width, height, across)
+        small = x.to(dtype, memory_format=torch.channels_last)
         upsample = Upsample(width)
         phases = PhaseUpsample(upsample)
         if can_pack() and suits_difference(upsample):
             difference = DifferenceUpsample(upsample, dtype, across)
             yield "winograd", lambda: difference(small)
-        small = x.to(dtype, memory_format=torch.channels_last)
         upsample.conv = pack(upsample.conv.to(dtype)) if can_pack() else upsample.conv.to(dtype)  # type: ignore[assignment]
         phases.conv = pack(phases.conv.to(dtype)) if can_pack() else phases.conv.to(dtype)  # type: ignore[assignment]
         yield "plain", lambda: upsample(small)

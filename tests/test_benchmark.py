@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from genpipe.checkpoints import save_checkpoint
 from genpipe.checkpoints.weights import skeleton
 from genpipe.models.forms import PLAIN
+from genpipe.models.packed import can_pack
 from genpipe.models.unet import UNet
 from genpipe.models.unet_config import UNetConfig
 from tests.conftest import tiny_parts
@@ -219,6 +220,29 @@ def test_the_rate_of_a_large_product(modules: dict[str, ModuleType], monkeypatch
     ceiling: Any = modules["benchmark_ceiling"]
     monkeypatch.setattr(ceiling, "best_seconds", lambda run: run() or 0.5)
     assert ceiling.gemm_rate(torch.float32, "cpu", side=64) == 2 * 64**3 / 0.5
+
+
+@torch.inference_mode()
+@pytest.mark.skipif(not can_pack(), reason="this torch lacks oneDNN or its private operators")
+@pytest.mark.parametrize(
+    ("operation", "names"),
+    [
+        (("linear", 6, 8, 5), {"plain", "packed"}),
+        (("convolution", 1, 8, 8, 1, 1, 4, 4), {"plain", "packed"}),
+        (("convolution", 1, 512, 512, 3, 1, 16, 16), {"plain", "packed", "winograd"}),
+        (("convolution", 1, 512, 512, 3, 2, 16, 16), {"plain", "packed"}),
+        (("upsampling", 1, 32, 4, 4), {"plain", "phases"}),
+        (("upsampling", 1, 256, 4, 6), {"plain", "phases", "winograd"}),
+        (("attention", 2, 5, 7, 8), {"plain"}),
+    ],
+)
+def test_all_forms_of_an_operation_compute_the_same(
+    modules: dict[str, ModuleType], operation: tuple[Any, ...], names: set[str]
+) -> None:
+    found = {name: run() for name, run in modules["benchmark_ceiling"].forms_of(operation, torch.float32)}
+    assert found.keys() == names
+    for result in found.values():
+        assert torch.allclose(result, found["plain"], atol=1e-4)
 
 
 @pytest.mark.parametrize(("text", "percent"), [("87", 87.0), ("[N/A]", None), (None, None)])
