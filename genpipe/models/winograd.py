@@ -141,12 +141,9 @@ class DifferenceUpsample(nn.Module):
         )
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, C, 2H, 2W), or `size` where the way down had rounded up an odd one."""
+        """(B, C, H, W) -> (B, C, 2H, 2W), or `size`, of one less, where the way down had rounded up an odd one."""
         batch, channels, height, width = x.shape
-        if size is not None and size != (2 * height, 2 * width):
-            return copy.deepcopy(self)(x, size)  # beyond an odd edge are zeros that the sums were not made for
-        x = _channels_last(x)
-        rows = [cast(nn.ModuleList, row) for row in self.products]
+        x, rows = _channels_last(x), self._rows()
         same = rows[0][0](x)
         same = [product(near, plus=same) for product, near in zip(rows[0][1:], _differences(x, 2), strict=True)]
         result = x.new_empty(batch, height, 2, width, 2, channels)
@@ -155,7 +152,30 @@ class DifferenceUpsample(nn.Module):
             for across, near in enumerate(_differences(beside, 2)):
                 one = products[1 + across](near, plus=same[across])
                 torch.add(one, both, out=result[:, :, side, :, across])
-        return result.view(batch, 2 * height, 2 * width, channels).movedim(-1, 1)
+        result = result.view(batch, 2 * height, 2 * width, channels)
+        if size is not None and size != (2 * height, 2 * width):
+            result = self._cut(result, x, *size)
+        return result.movedim(-1, 1)
+
+    def _cut(self, result: Tensor, x: Tensor, height: int, width: int) -> Tensor:
+        """The result without a last row or column, and without what a convolution saw of them: beyond an edge are zeros."""
+        rows, odd = self._rows(), (height % 2, width % 2)
+        for dim, columns in ((1, False), (2, True)):
+            if not odd[columns]:
+                continue
+            edge = x.narrow(dim, x.shape[dim] - 1, 1).contiguous()
+            products = [row[2] for row in rows] if columns else rows[2]
+            seen = [
+                near(d, plus=products[0](edge))
+                for near, d in zip(products[1:], _differences(edge, 3 - dim), strict=True)
+            ]
+            result.narrow(dim, result.shape[dim] - 2, 1).sub_(torch.stack(seen, 4 - dim).flatten(3 - dim, 4 - dim))
+        if all(odd):  # taken away twice
+            result[:, -2, -2].add_(rows[2][2](x[:, -1, -1].contiguous()))
+        return result[:, :height, :width].contiguous()
+
+    def _rows(self) -> list[nn.ModuleList]:
+        return [cast(nn.ModuleList, row) for row in self.products]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Upsample:
         weights, bias = _plain(self.products, memo)

@@ -112,7 +112,8 @@ def upsample(channels: int = 24) -> Upsample:
 
 @torch.inference_mode()
 @pytest.mark.parametrize(
-    ("height", "width", "cut"), [(4, 6, (0, 0)), (5, 3, (0, 0)), (1, 1, (0, 0)), (4, 6, (1, 0)), (3, 5, (1, 1))]
+    ("height", "width", "cut"),
+    [(4, 6, (0, 0)), (5, 3, (0, 0)), (1, 1, (0, 0)), (4, 6, (1, 0)), (4, 6, (0, 1)), (3, 5, (1, 1)), (1, 1, (1, 1))],
 )
 def test_upsampling_by_differences_is_upsampling_and_convolution(height: int, width: int, cut: tuple[int, int]) -> None:
     layer, x = upsample(), torch.randn(2, 24, height, width)
