@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from genpipe.models.attention import GatedFeedForward
 from genpipe.vision.blocks import layer_plus
 
-# The order that oneDNN prefers depends on the input's size. Without one it may guess an order that makes a 1 × 1
+# The order that oneDNN prefers depends on the input's size. Without one it may guess an order that makes a
 # convolution ten times slower, and with another one it may reorder the weights at every call.
 SIDE = 64
 
@@ -54,6 +54,8 @@ def pack(layer: nn.Module, side: int = SIDE) -> nn.Module:
     """
     if kind_of(layer) is None:
         return layer
+    if isinstance(layer, nn.Conv2d) and (layer.kernel_size, layer.stride, layer.padding) == ((1, 1), (1, 1), (0, 0)):
+        return PackedConv1x1(layer, side)
     packed: dict[type, Callable[[Any, int], nn.Module]] = {
         nn.Linear: PackedLinear,
         nn.Conv2d: PackedConv,
@@ -102,10 +104,34 @@ class PackedLinear(PackedLayer):
 
     def forward(self, x: Tensor, *, shift: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
         """(..., C_in) -> (..., C_out); `shift` (C_out) and `plus`, of the result's shape, are added in fp32."""
-        product, bias = torch.ops.mkldnn._linear_pointwise, self._shifted(shift)
-        if plus is None:
-            return product(x, self.weight, bias, "none", [], "")
-        return product.binary(x, plus.contiguous(), self.weight, bias, "add")
+        return _linear(x, self.weight, self._shifted(shift), plus)
+
+
+class PackedConv1x1(PackedLayer):
+    """A packed `nn.Conv2d` of kernel and stride 1: a linear layer of each pixel, whatever the size of the map, where oneDNN's
+    convolutions reorder weights that were packed for larger ones. Works in channels_last, and gives it."""
+
+    arguments = ("in_channels", "out_channels", "kernel_size")
+    adds = True
+
+    def __init__(self, layer: nn.Conv2d, side: int = SIDE) -> None:
+        weight = layer.weight.detach().flatten(1)
+        super().__init__(layer, torch.ops.mkldnn._reorder_linear_weight(weight, side**2))
+
+    def _dense_weight(self) -> Tensor:
+        return self.weight.to_dense()[..., None, None]
+
+    def forward(self, x: Tensor, *, shift: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H, W); `shift` (C_out) and `plus`, of the result's shape, are added in fp32."""
+        plus = None if plus is None else plus.movedim(1, -1)
+        return _linear(x.movedim(1, -1).contiguous(), self.weight, self._shifted(shift), plus).movedim(-1, 1)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None) -> Tensor:
+    product = torch.ops.mkldnn._linear_pointwise
+    if plus is None:
+        return product(x, weight, bias, "none", [], "")
+    return product.binary(x, plus.contiguous(), weight, bias, "add")
 
 
 class PackedGatedFeedForward(nn.Module):

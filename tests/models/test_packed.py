@@ -22,6 +22,8 @@ LAYERS = {
     "linear without bias": (lambda: nn.Linear(20, 48, bias=False), (5, 20)),
     "convolution": (lambda: nn.Conv2d(4, 24, 3, padding=1), (2, 4, 9, 6)),
     "convolution without bias": (lambda: nn.Conv2d(16, 24, 1, bias=False), (2, 16, 5, 5)),
+    "1 × 1 convolution": (lambda: nn.Conv2d(16, 24, 1), (2, 16, 4, 3)),
+    "strided 1 × 1 convolution": (lambda: nn.Conv2d(16, 24, 1, stride=2), (2, 16, 5, 4)),
     "strided convolution": (lambda: nn.Conv2d(16, 24, 3, stride=2, padding=1), (2, 16, 9, 6)),
     "unpadded convolution": (lambda: nn.Conv2d(16, 16, 3, stride=2), (1, 16, 9, 7)),
     "transposed convolution": (lambda: nn.ConvTranspose2d(16, 24, 4, stride=2, padding=1), (2, 16, 5, 6)),
