@@ -211,7 +211,7 @@ class Pipeline:
             sampler: "dpmpp_2m", "euler_a", "DPM++ 2M Karras", a diffusers class name, …; None is the checkpoint's own.
             clip_skip: last layers of the text encoder to leave out.
             speed: "exact", or "balanced" and "draft": guidance at the middle noise levels only, deep features kept for a
-                step or three. On the embedded model 1.8 and 2.7 times as fast, at 35 and 31 dB from the exact picture.
+                step or three. On the embedded model 1.75 and 2.6 times as fast, at 35 and 31 dB from the exact picture.
             deterministic: bitwise the same picture in any batch, at some cost: one picture at a time, on one thread.
             best_of: draw so many for each picture, with seeds from its own on, and keep the one that shows the prompt
                 best. `image.info` holds the scores of all of them.
