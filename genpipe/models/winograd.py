@@ -159,18 +159,18 @@ class DifferenceUpsample(nn.Module):
 
     def _cut(self, result: Tensor, x: Tensor, height: int, width: int) -> Tensor:
         """The result without a last row or column, and without what a convolution saw of them: beyond an edge are zeros."""
-        rows, odd = self._rows(), (height % 2, width % 2)
-        for dim, columns in ((1, False), (2, True)):
-            if not odd[columns]:
+        rows = self._rows()
+        for dim, length in ((1, height), (2, width)):
+            if length == result.shape[dim]:
                 continue
-            edge = x.narrow(dim, x.shape[dim] - 1, 1).contiguous()
-            products = [row[2] for row in rows] if columns else rows[2]
+            products = rows[2] if dim == 1 else [row[2] for row in rows]
+            edge, along = x.narrow(dim, x.shape[dim] - 1, 1).contiguous(), 3 - dim
+            same = products[0](edge)
             seen = [
-                near(d, plus=products[0](edge))
-                for near, d in zip(products[1:], _differences(edge, 3 - dim), strict=True)
+                product(near, plus=same) for product, near in zip(products[1:], _differences(edge, along), strict=True)
             ]
-            result.narrow(dim, result.shape[dim] - 2, 1).sub_(torch.stack(seen, 4 - dim).flatten(3 - dim, 4 - dim))
-        if all(odd):  # taken away twice
+            result.narrow(dim, length - 1, 1).sub_(torch.stack(seen, along + 1).flatten(along, along + 1))
+        if height % 2 and width % 2:  # the corner, taken away twice
             result[:, -2, -2].add_(rows[2][2](x[:, -1, -1].contiguous()))
         return result[:, :height, :width].contiguous()
 
