@@ -99,24 +99,23 @@ class PackedLinear(PackedLayer):
     arguments = ("in_features", "out_features")
     adds = True
 
-    def __init__(self, layer: nn.Linear, side: int = SIDE) -> None:
-        super().__init__(layer, torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), side**2))
+    def __init__(self, layer: nn.Linear | nn.Conv2d, side: int = SIDE) -> None:
+        weight = layer.weight.detach().flatten(1)
+        super().__init__(layer, torch.ops.mkldnn._reorder_linear_weight(weight, side**2))
 
     def forward(self, x: Tensor, *, shift: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
         """(..., C_in) -> (..., C_out); `shift` (C_out) and `plus`, of the result's shape, are added in fp32."""
-        return _linear(x, self.weight, self._shifted(shift), plus)
+        product, bias = torch.ops.mkldnn._linear_pointwise, self._shifted(shift)
+        if plus is None:
+            return product(x, self.weight, bias, "none", [], "")
+        return product.binary(x, plus.contiguous(), self.weight, bias, "add")
 
 
-class PackedConv1x1(PackedLayer):
+class PackedConv1x1(PackedLinear):
     """A packed `nn.Conv2d` of kernel and stride 1: a linear layer of each pixel, whatever the size of the map, where oneDNN's
     convolutions reorder weights that were packed for larger ones. Works in channels_last, and gives it."""
 
     arguments = ("in_channels", "out_channels", "kernel_size")
-    adds = True
-
-    def __init__(self, layer: nn.Conv2d, side: int = SIDE) -> None:
-        weight = layer.weight.detach().flatten(1)
-        super().__init__(layer, torch.ops.mkldnn._reorder_linear_weight(weight, side**2))
 
     def _dense_weight(self) -> Tensor:
         return self.weight.to_dense()[..., None, None]
@@ -124,14 +123,7 @@ class PackedConv1x1(PackedLayer):
     def forward(self, x: Tensor, *, shift: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H, W); `shift` (C_out) and `plus`, of the result's shape, are added in fp32."""
         plus = None if plus is None else plus.movedim(1, -1)
-        return _linear(x.movedim(1, -1).contiguous(), self.weight, self._shifted(shift), plus).movedim(-1, 1)
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None) -> Tensor:
-    product = torch.ops.mkldnn._linear_pointwise
-    if plus is None:
-        return product(x, weight, bias, "none", [], "")
-    return product.binary(x, plus.contiguous(), weight, bias, "add")
+        return super().forward(x.movedim(1, -1).contiguous(), shift=shift, plus=plus).movedim(-1, 1)
 
 
 class PackedGatedFeedForward(nn.Module):
