@@ -86,7 +86,7 @@ def forms_of(operation: Operation, dtype: torch.dtype) -> Iterator[tuple[str, Ca
         groups, rows, keys, width = numbers
         q, k, v = (torch.randn(1, groups, n, width).to(dtype) * width**-0.25 for n in (rows, keys, keys))
         yield "plain", lambda: F.scaled_dot_product_attention(q, k, v, scale=1.0)
-        if dtype == torch.bfloat16 and can_pack():
+        if dtype == torch.bfloat16 and can_pack(dtype):
             yield "blocked", lambda: blocked_attention(q, k, v)
         return
     if kind == "linear":
@@ -98,11 +98,11 @@ def forms_of(operation: Operation, dtype: torch.dtype) -> Iterator[tuple[str, Ca
         small = x.to(dtype, memory_format=torch.channels_last)
         upsample = Upsample(width)
         phases = PhaseUpsample(upsample)
-        if can_pack() and suits_difference(upsample):
+        if can_pack(dtype) and suits_difference(upsample):
             difference = DifferenceUpsample(upsample, dtype, across)
             yield "winograd", lambda: difference(small)
-        upsample.conv = pack(upsample.conv.to(dtype)) if can_pack() else upsample.conv.to(dtype)  # type: ignore[assignment]
-        phases.conv = pack(phases.conv.to(dtype)) if can_pack() else phases.conv.to(dtype)  # type: ignore[assignment]
+        upsample.conv = pack(upsample.conv.to(dtype)) if can_pack(dtype) else upsample.conv.to(dtype)  # type: ignore[assignment]
+        phases.conv = pack(phases.conv.to(dtype)) if can_pack(dtype) else phases.conv.to(dtype)  # type: ignore[assignment]
         yield "plain", lambda: upsample(small)
         yield "phases", lambda: phases(small)
         return
@@ -111,13 +111,13 @@ def forms_of(operation: Operation, dtype: torch.dtype) -> Iterator[tuple[str, Ca
         layer = nn.Conv2d(width, out, kernel, stride=stride, padding=kernel // 2)
         x = torch.randn(batch, width, height, across).contiguous(memory_format=torch.channels_last)
     layer, x = layer.to(dtype), x.to(dtype)
-    if can_pack() and suits_winograd(layer, x.shape[-1], FEWEST):
+    if can_pack(dtype) and suits_winograd(layer, x.shape[-1], FEWEST):
         fast = WinogradConv(cast(nn.Conv2d, layer), dtype, x.shape[-1])
         yield "winograd", lambda: fast(x)
     if kind == "convolution":
         layer = layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     yield "plain", lambda: layer(x)
-    if can_pack():
+    if can_pack(dtype):
         packed = pack(layer)
         yield "packed", lambda: packed(x)
 
@@ -183,7 +183,7 @@ def tune(instruction_set: str, dtypes: list[torch.dtype]) -> dict[str, Any]:
                 if times.get("blocked", float("inf")) >= times["plain"]:
                     break
                 blocked[str(width)] = keys
-        row = {"packed": [*packed, *(["upsampling"] if phases and can_pack() else [])], "phases": phases}
+        row = {"packed": [*packed, *(["upsampling"] if phases and can_pack(dtype) else [])], "phases": phases}
         row["winograd"] = min(winograd, key=winograd.__getitem__) == "winograd"
         table.setdefault(instruction_set, {})[str(dtype).removeprefix("torch.")] = row | {"blocked": blocked}
     TABLE.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")

@@ -17,10 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from genpipe.checkpoints import save_checkpoint
 from genpipe.checkpoints.weights import skeleton
 from genpipe.models.forms import PLAIN
-from genpipe.models.packed import can_pack
 from genpipe.models.unet import UNet
 from genpipe.models.unet_config import UNetConfig
 from tests.conftest import tiny_parts
+from tests.models.conftest import packs_fp32
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 NAMES = ("benchmark", "benchmark_peers", "benchmark_ceiling", "benchmark_cuda", "benchmark_report")
@@ -223,7 +223,7 @@ def test_the_rate_of_a_large_product(modules: dict[str, ModuleType], monkeypatch
 
 
 @torch.inference_mode()
-@pytest.mark.skipif(not can_pack(), reason="this torch lacks oneDNN or its private operators")
+@packs_fp32
 @pytest.mark.parametrize(
     ("operation", "names"),
     [

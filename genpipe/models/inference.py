@@ -82,7 +82,7 @@ def _sides(network: nn.Module) -> Iterator[tuple[nn.Module, int]]:
 
 def _prepare(module: nn.Module, target: _Target, side: int) -> nn.Module:
     device, dtype, forms, side = target.device, target.dtype, target.forms, target.sides.get(id(module), side)
-    if isinstance(module, Upsample) and forms.winograd and can_pack() and suits_difference(module):
+    if isinstance(module, Upsample) and forms.winograd and can_pack(dtype) and suits_difference(module):
         return DifferenceUpsample(module, dtype, side)
     if isinstance(module, Upsample) and forms.phases:
         module = PhaseUpsample(module)
@@ -92,7 +92,7 @@ def _prepare(module: nn.Module, target: _Target, side: int) -> nn.Module:
         module.register_module("attention", _fused(module.attention, forms))
     elif isinstance(module, GatedFeedForward) and forms.int8 and worth_quantising(module.out):
         return QuantisedGatedFeedForward(module, side)
-    elif isinstance(module, GatedFeedForward) and can_pack() and "linear" in forms.packed:
+    elif isinstance(module, GatedFeedForward) and can_pack(dtype) and "linear" in forms.packed:
         return PackedGatedFeedForward(module.to(device=device, dtype=dtype), side)
     children = dict(module.named_children())
     if not children:
@@ -100,10 +100,10 @@ def _prepare(module: nn.Module, target: _Target, side: int) -> nn.Module:
             return module  # mapped from its file: few of its rows are ever read
         if forms.int8 and worth_quantising(module):
             return quantise(module, side)  # of the file's own type: its weights are rounded once
-        if forms.winograd and can_pack() and suits_winograd(module, side, target.fewest):
+        if forms.winograd and can_pack(dtype) and suits_winograd(module, side, target.fewest):
             return WinogradConv(cast(nn.Conv2d, module), dtype, side)
         module = module.to(device=device, dtype=dtype)
-        return pack(module, side) if can_pack() and kind_of(module) in forms.packed else module
+        return pack(module, side) if can_pack(dtype) and kind_of(module) in forms.packed else module
     for name, child in children.items():
         chosen = target
         if name in _ONCE:
@@ -116,7 +116,9 @@ def _prepare(module: nn.Module, target: _Target, side: int) -> nn.Module:
 
 
 def _fused(attention: Attention, forms: Forms) -> FusedSelfAttention:
-    return FusedSelfAttention(attention, forms.blocked_from(attention.head_channels) if can_pack() else None)
+    return FusedSelfAttention(
+        attention, forms.blocked_from(attention.head_channels) if can_pack(torch.bfloat16) else None
+    )
 
 
 class Denoiser:

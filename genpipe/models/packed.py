@@ -28,9 +28,17 @@ _OPERATORS = (
 )
 
 
-def can_pack() -> bool:
-    """Whether this torch has oneDNN and the private operators."""
-    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether weights of this dtype can be packed here: torch needs oneDNN and the private operators, bf16 the processor too."""
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and multiplies_bf16())
+
+
+def multiplies_bf16() -> bool:
+    """Whether oneDNN takes bf16 on this processor: it wants AVX512 (BW, VL, DQ) or AVX-NE-CONVERT. As torch itself asks."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is not None and bool(supported())
 
 
 def kind_of(layer: nn.Module) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from genpipe.models.packed import SIDE, PackedGatedFeedForward, PackedLayer, kind_of
+from genpipe.models.packed import SIDE, PackedGatedFeedForward, PackedLayer, kind_of, multiplies_bf16
 
 ZERO = 128  # what stands for zero in the input: oneDNN's convolutions take unsigned numbers alone
 # The fewest channels, in and out, that int8 pays for: of Stable Diffusion's layers all but the first and the last
@@ -25,10 +25,10 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 def can_quantise() -> bool:
-    """Whether this torch has oneDNN and the private operators, and this CPU multiplies int8 natively."""
+    """Whether this torch has oneDNN and the private operators, and this CPU multiplies int8 and bf16 natively."""
     vnni = getattr(torch.cpu, "_is_vnni_supported", lambda: False)
     operators = all(hasattr(torch.ops.onednn, name) for name in _OPERATORS)
-    return torch.backends.mkldnn.is_available() and operators and vnni()
+    return torch.backends.mkldnn.is_available() and operators and vnni() and multiplies_bf16()
 
 
 def worth_quantising(layer: nn.Module) -> bool:

@@ -7,6 +7,12 @@ import torch
 from torch import nn
 
 from genpipe.checkpoints.layout import Layout
+from genpipe.models.packed import can_pack
+
+# For tests of forms that the processor, or this build of torch, may lack.
+packs_fp32 = pytest.mark.skipif(not can_pack(torch.float32), reason="this torch lacks oneDNN or its private operators")
+packs_bf16 = pytest.mark.skipif(not can_pack(torch.bfloat16), reason="oneDNN does not take bf16 on this processor")
+BOTH = [pytest.param(torch.float32, marks=packs_fp32), pytest.param(torch.bfloat16, marks=packs_bf16)]
 
 Copy = Callable[[nn.Module, nn.Module, Layout], None]
 

@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from genpipe.models import cpu_attention
 from genpipe.models.attention import Attention, FusedSelfAttention
 from genpipe.models.cpu_attention import blocked_attention
-from genpipe.models.packed import can_pack
+from tests.models.conftest import packs_bf16
 
-pytestmark = pytest.mark.skipif(not can_pack(), reason="this torch lacks oneDNN or its private operators")
+pytestmark = packs_bf16
 
 
 def inputs(rows: int, keys: int, width: int, *, spread: float = 1.0, heads: int = 3) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,10 +12,11 @@ from genpipe.models import packed
 from genpipe.models.attention import GatedFeedForward, SpatialTransformer
 from genpipe.models.forms import PACKABLE, Forms
 from genpipe.models.inference import prepare
-from genpipe.models.packed import PackedGatedFeedForward, can_pack, pack
-from genpipe.vision.blocks import ResidualBlock
+from genpipe.models.packed import PackedGatedFeedForward, can_pack, multiplies_bf16, pack
+from genpipe.vision.blocks import PhaseUpsample, ResidualBlock, Upsample
+from tests.models.conftest import BOTH, packs_bf16, packs_fp32
 
-pytestmark = pytest.mark.skipif(not can_pack(), reason="this torch lacks oneDNN or its private operators")
+pytestmark = packs_fp32
 
 LAYERS = {
     "linear": (lambda: nn.Linear(20, 48), (2, 7, 20)),
@@ -31,7 +32,7 @@ LAYERS = {
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", BOTH)
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_packed_layer_computes_what_the_plain_one_computes(name: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
@@ -60,7 +61,25 @@ def test_what_cannot_be_packed_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -
     for layer in (nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 3, padding_mode="circular"), nn.GroupNorm(2, 8)):
         assert pack(layer) is layer
     monkeypatch.setattr(packed, "_OPERATORS", (*packed._OPERATORS, "_of_another_release"))
-    assert not can_pack()
+    assert not can_pack(torch.float32)
+
+
+def test_bf16_is_packed_only_where_the_processor_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert can_pack(torch.bfloat16) == multiplies_bf16() and not can_pack(torch.float16)
+    monkeypatch.setattr(packed, "multiplies_bf16", lambda: False)
+    assert can_pack(torch.float32) and not can_pack(torch.bfloat16)
+
+
+@torch.inference_mode()
+def test_a_processor_without_bf16_runs_the_plain_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "multiplies_bf16", lambda: False)
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(256, 256, 3, padding=1), Upsample(256), nn.Conv2d(256, 8, 1)).bfloat16()
+    forms = Forms(packed=PACKABLE, phases=True, winograd=True, blocked={512: 1})
+    ready = prepare(copy.deepcopy(plain), device=torch.device("cpu"), dtype=torch.bfloat16, forms=forms)
+    assert [type(module) for module in ready] == [nn.Conv2d, PhaseUpsample, nn.Conv2d]
+    x = torch.randn(1, 256, 16, 16).bfloat16()
+    assert torch.allclose(ready(x), plain(x), atol=2e-2)
 
 
 def test_weights_that_are_not_finite_are_named_in_their_packing() -> None:
@@ -71,7 +90,7 @@ def test_weights_that_are_not_finite_are_named_in_their_packing() -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", BOTH)
 def test_a_packed_feed_forward_computes_what_the_plain_one_computes(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     layer, x = GatedFeedForward(24).to(dtype), torch.randn(2, 9, 24).to(dtype)
@@ -84,6 +103,7 @@ def test_a_packed_feed_forward_computes_what_the_plain_one_computes(dtype: torch
     assert all(torch.equal(copied.state_dict()[key], tensor) for key, tensor in layer.state_dict().items())
 
 
+@packs_bf16
 @torch.inference_mode()
 @pytest.mark.parametrize("widths", [(32, 64), (64, 64)], ids=["projected", "as it is"])
 @pytest.mark.parametrize("embedded", [True, False])
@@ -107,6 +127,7 @@ def test_a_packed_residual_block_rounds_less_than_the_plain_one(widths: tuple[in
     assert list(again.state_dict()) == list(plain.state_dict())
 
 
+@packs_bf16
 @torch.inference_mode()
 @pytest.mark.parametrize("linear", [True, False])
 def test_a_packed_transformer_rounds_less_than_the_plain_one(linear: bool) -> None:

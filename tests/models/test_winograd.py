@@ -9,12 +9,12 @@ from torch import nn
 from genpipe.models import inference, winograd
 from genpipe.models.forms import PACKABLE, Forms
 from genpipe.models.inference import prepare
-from genpipe.models.packed import can_pack
 from genpipe.models.vae import VAE, VAEConfig
 from genpipe.models.winograd import DifferenceUpsample, WinogradConv, suits_difference, suits_winograd
 from genpipe.vision.blocks import ResidualBlock, Upsample
+from tests.models.conftest import packs_bf16, packs_fp32
 
-pytestmark = pytest.mark.skipif(not can_pack(), reason="this torch lacks oneDNN or its private operators")
+pytestmark = packs_fp32
 
 
 def conv(dtype: torch.dtype = torch.float32, *, bias: bool = True) -> nn.Conv2d:
@@ -57,6 +57,7 @@ def test_strips_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.allclose(fast(x, plus=plus), whole, atol=1e-6) and calls == [3, 3, 1]
 
 
+@packs_bf16
 @torch.inference_mode()
 def test_in_bf16_it_rounds_less_than_three_times_as_much() -> None:
     exact = nn.Conv2d(320, 320, 3, padding=1).double().requires_grad_(False)
@@ -125,6 +126,7 @@ def test_upsampling_by_differences_is_upsampling_and_convolution(height: int, wi
     assert torch.allclose(last, fast(x, size), atol=1e-6) and last.is_contiguous(memory_format=torch.channels_last)
 
 
+@packs_bf16
 @torch.inference_mode()
 def test_upsampling_by_differences_rounds_little_more_than_twice_as_much_in_bf16() -> None:
     exact = upsample(320).double()
