@@ -18,40 +18,43 @@ ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "diffusers", "transformers", "accelerate"}
 
 # Dependencies point one way: what is in an area may import what is in it and in these, and nothing else of ours.
-_LOW = {"vision.blocks", "models", "sampling", "request", "files", "images", "hardware", "checkpoints"}
-_HIGH = _LOW | {"denoising", "pipeline", "scenes", "vision"}
+_LOW = {"blocks", "models", "sampling", "request", "files", "images", "filenames", "metadata", "dialects"}
+_LOW |= {"hardware", "checkpoints", "embedded"}
+_PIPELINE = _LOW | {"prompts", "judge", "pipeline"}
+_ALL = _PIPELINE | {"scenes", "vision"}
 ALLOWED: dict[str, set[str]] = {
-    "vision.blocks": set(),
+    "blocks": set(),
+    "vision": {"blocks", "files", "hardware", "embedded"},
     # The judge says whether a picture shows what a prompt of the scenes' world asks for.
-    "vision": {"vision.blocks", "files", "hardware", "scenes"},
-    "models": {"vision.blocks"},
+    "judge": {"vision", "blocks", "files", "hardware", "scenes", "embedded"},
+    "models": {"blocks"},
     "sampling": set(),
     "request": {"sampling"},
     "files": set(),
-    "images": {"request", "sampling", "files"},
+    "images": {"files"},
+    "filenames": {"images"},
+    "dialects": {"request", "sampling"},
+    "metadata": {"request", "dialects"},
     "hardware": set(),
-    "checkpoints": {"models"},
+    "embedded": set(),
+    "checkpoints": {"models", "files"},
     "scenes": {"images"},
-    "preview": {"models", "images", "hardware"},
-    "denoising": {"models", "sampling", "request", "hardware", "checkpoints"},
-    "prompt_encoder": {"models", "denoising", "hardware"},
-    "best_of": {"images", "request", "vision"},
-    "pipeline": _LOW | {"preview", "denoising", "prompt_encoder", "best_of", "vision"},
-    "training": _HIGH,
-    "render": _LOW | {"denoising", "pipeline", "vision"},
-    "cli": _HIGH | {"training", "render"},
-    "scripts": _HIGH | {"training", "render", "cli"},
+    "prompts": {"models", "hardware"},
+    "pipeline": _PIPELINE,
+    "training": _ALL,
+    "workers": _PIPELINE,
+    "render": _LOW | {"workers"},
+    "cli": _ALL | {"training", "workers", "render"},
+    "scripts": _ALL | {"training", "workers", "render", "cli"},
 }
 # The areas of the package that may import these; scripts and tests may import all of them.
-GUESTS: dict[str, set[str]] = {"diffusers": {"sampling"}, "transformers": {"vision"}, "accelerate": {"training"}}
+GUESTS: dict[str, set[str]] = {"diffusers": {"sampling"}, "transformers": {"judge"}, "accelerate": {"training"}}
 
 
 def sources() -> Iterator[tuple[str, Path]]:
-    for path in sorted((ROOT / "genpipe").rglob("*.py")):
+    for path in sorted([*(ROOT / "genpipe").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]):
         parts = path.relative_to(ROOT).with_suffix("").parts
         yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
-    for path in sorted((ROOT / "scripts").glob("*.py")):
-        yield f"scripts.{path.stem}", path
 
 
 def imports(module: str, path: Path) -> Iterator[str]:
@@ -73,8 +76,7 @@ def area(name: str) -> str | None:
         return top
     if top != "genpipe" or not rest or rest.split(".")[0] in {"__version__", "__main__"}:
         return None
-    rest = genpipe._HOMES.get(rest, name).removeprefix("genpipe.")
-    return "vision.blocks" if f"{rest}.".startswith("vision.blocks.") else rest.split(".")[0]
+    return genpipe._HOMES.get(rest, name).removeprefix("genpipe.").split(".")[0]
 
 
 def test_dependencies_point_one_way():
@@ -95,7 +97,7 @@ def test_the_import_rules_see_every_form_of_import(tmp_path):
     assert sorted(imports("p.q.x", tmp_path / "x.py")) == ["a.b", "a.c", "i", "p.g.h", "p.q.d", "p.q.e.f"]
     (tmp_path / "__init__.py").write_text("from .e import f")
     assert list(imports("p.q", tmp_path / "__init__.py")) == ["p.q.e.f"]
-    assert area("genpipe.vision.blocks.conv3x3") == "vision.blocks" and area("genpipe.vision.resnet") == "vision"
+    assert area("genpipe.blocks.conv3x3") == "blocks" and area("genpipe.vision.resnet") == "vision"
     assert area("genpipe.generate") == "pipeline" and area("torch.nn") is area("genpipe") is None
 
 

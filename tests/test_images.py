@@ -15,19 +15,10 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 import genpipe
-from genpipe.images import (
-    Picture,
-    annotate,
-    file_stem,
-    from_pil,
-    grid,
-    parameters_text,
-    read_metadata,
-    read_request,
-    save_image,
-    save_new,
-    to_pil,
-)
+from genpipe.dialects.a1111 import parameters_text
+from genpipe.filenames import file_stem
+from genpipe.images import Picture, from_pil, grid, save_image, save_new, to_pil
+from genpipe.metadata import annotate, read_metadata, read_request
 from genpipe.request import Request
 
 REQUEST = Request("pirate ship", seed=2**64 - 1, steps=20, guidance_scale=7.0, height=4, width=6, sampler="euler_a")
@@ -277,7 +268,7 @@ def test_files_get_the_usual_mode(tmp_path):
 
 
 def test_new_files_never_replace_others(tmp_path):
-    names = [save_new(picture(k), tmp_path, "Pirate ship!").name for k in range(3)]
+    names = [save_new(picture(k), tmp_path, "pirate-ship").name for k in range(3)]
     assert names == ["pirate-ship.png", "pirate-ship-2.png", "pirate-ship-3.png"]
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 3
 

@@ -158,15 +158,6 @@ def _mapped(path: Path) -> Iterator[tuple[str, Tensor]]:
         yield key, tensor.view(dtype).reshape(entry["shape"])
 
 
-def nonfinite_weights(network: nn.Module) -> list[str]:
-    """Names of the tensors of `network` that hold a NaN or an infinity."""
-    return [
-        name
-        for name, tensor in network.state_dict().items()
-        if tensor.is_floating_point() and not bool(tensor.to_dense().isfinite().all())  # dense: some may be packed
-    ]
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:

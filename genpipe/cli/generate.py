@@ -88,7 +88,9 @@ def generate_command(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from genpipe.images import NOT_REQUESTED, read_metadata, save_image, save_new
+    from genpipe.filenames import file_stem
+    from genpipe.images import save_image, save_new
+    from genpipe.metadata import NOT_REQUESTED, read_metadata
     from genpipe.request import Request, check_best_of, random_seed, seeds_for
 
     if args.prompt is not None and args.prompt_option is not None:
@@ -150,7 +152,7 @@ def _generate(args: argparse.Namespace) -> int:
         for index, image in enumerate(images, start):
             if paths:
                 save_image(image, paths[index])
-            report(paths[index] if paths else save_new(image, args.outdir or ".", prompt))
+            report(paths[index] if paths else save_new(image, args.outdir or ".", file_stem(prompt)))
     return 0
 
 

@@ -7,33 +7,20 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import genpipe
+from genpipe.cli.classify import classify_command
 from genpipe.cli.generate import generate_command
 from genpipe.cli.info import info_command
+from genpipe.cli.render import render_command
+from genpipe.cli.train import train_command
+from genpipe.cli.vision import vision_command
 from genpipe.cli.vocabulary import vocabulary_command
-from genpipe.render.command import render_command
-from genpipe.training.command import train_command
-from genpipe.vision.command import classify_command, inspect_command
-
-
-def vision_command(parser: argparse.ArgumentParser) -> None:
-    """train a classifier on your own pictures, or look inside one"""
-    parser.usage = "%(prog)s COMMAND ..."
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, add in (("train", train_command), ("inspect", inspect_command)):
-        line = add.__doc__ or ""
-        prog = f"{parser.prog} {name}"
-        add(
-            commands.add_parser(
-                name, prog=prog, help=line, description=f"{line[:1].upper()}{line[1:]}.", allow_abbrev=False
-            )
-        )
-
 
 # A command is a function that adds its arguments and sets `run`; its docstring is its line in the help.
 COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "generate": generate_command,
     "render": render_command,
     "classify": classify_command,
+    "train": train_command,
     "vision": vision_command,
     "info": info_command,
     "vocabulary": vocabulary_command,

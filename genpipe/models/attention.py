@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genpipe.models.cpu_attention import blocked_attention
-from genpipe.vision.blocks import conv1x1, layer_plus
+from genpipe.blocks import conv1x1, layer_plus
+from genpipe.models.cpu.attention import blocked_attention
 
 
 class Attention(nn.Module):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genpipe.vision.blocks import conv1x1, conv3x3
+from genpipe.blocks import conv1x1, conv3x3
 
 # Keys of a diffusers config.json that change the network, with the only value this one implements.
 _REQUIRED = {"act_fn": "relu", "upsample_fn": "nearest", "upsampling_scaling_factor": 2, "scaling_factor": 1.0}

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genpipe.blocks import Downsample, ResidualBlock, Upsample, conv3x3, silu
 from genpipe.models.attention import KeysValues, SpatialTransformer, matched
 from genpipe.models.unet_config import UNetConfig
-from genpipe.vision.blocks import Downsample, ResidualBlock, Upsample, conv3x3, silu
 
 # What the timestep adds in each residual block, (B or 1, C_out).
 Shifts = Mapping[ResidualBlock, Tensor]

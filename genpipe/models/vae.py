@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from genpipe.blocks import Downsample, ResidualBlock, Upsample, conv1x1, conv3x3, silu
 from genpipe.models.attention import SpatialAttention
-from genpipe.vision.blocks import Downsample, ResidualBlock, Upsample, conv1x1, conv3x3, silu
 
 _EPS = 1e-6  # of every norm in the autoencoder; the denoiser's residual blocks use 1e-5
 

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from genpipe.render.api import render
-    from genpipe.render.engines import Engine, LocalEngine
     from genpipe.render.options import Options
     from genpipe.render.rendered import Rendered
     from genpipe.render.run import Run
+    from genpipe.workers.engines import Engine, LocalEngine
 
 __all__ = ["Engine", "LocalEngine", "Options", "Rendered", "Run", "render"]
 
 _HOMES = {
-    "Engine": "genpipe.render.engines",
-    "LocalEngine": "genpipe.render.engines",
+    "Engine": "genpipe.workers.engines",
+    "LocalEngine": "genpipe.workers.engines",
     "Options": "genpipe.render.options",
     "Rendered": "genpipe.render.rendered",
     "Run": "genpipe.render.run",

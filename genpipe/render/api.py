@@ -5,10 +5,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from genpipe.render.engines import Engine, LocalEngine
 from genpipe.render.options import Options
 from genpipe.render.rendered import Rendered
 from genpipe.render.run import Run
+from genpipe.workers.engines import Engine, LocalEngine
 
 
 def render(
@@ -58,7 +58,7 @@ def make_engine(engine: str | Engine, devices: str, address: str | None) -> Engi
             raise ValueError(f"address {address!r} is for the ray engine: give engine ray, or leave it out")
         return LocalEngine(devices)
     if engine == "ray":
-        from genpipe.render.ray_engine import RayEngine
+        from genpipe.workers.ray_engine import RayEngine
 
         return RayEngine(address, devices)
     raise ValueError(f"engine {engine!r} is not one: use local or ray")

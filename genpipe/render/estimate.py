@@ -5,12 +5,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from genpipe.render.engines import Engine
 from genpipe.render.journal import Journal
-from genpipe.render.messages import Task
 from genpipe.render.options import Options
 from genpipe.render.packing import Batch, Packer
 from genpipe.render.run import BATCH, Run, request_of
+from genpipe.workers.engines import Engine
+from genpipe.workers.messages import Task
 
 # Solver steps of the pictures that are drawn to see how fast it goes.
 STEPS = 2

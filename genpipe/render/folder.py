@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 
 from genpipe.render.journal import DONE, Entry, Journal
-from genpipe.render.storage import Folder, open_storage
+from genpipe.workers.storage import Folder, open_storage
 
 # What a run writes; a folder that has one of them and no journal is somebody else's.
 OUTPUTS = ("images", "metadata.jsonl", "failures.jsonl", "report.json", "index.html")

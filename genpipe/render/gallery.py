@@ -11,8 +11,8 @@ from typing import Any
 
 from genpipe.render.folder import image_path
 from genpipe.render.journal import DONE, FAILED, Entry, Journal
-from genpipe.render.messages import THUMBNAIL, thumbnail_path
 from genpipe.render.results import write_lines
+from genpipe.workers.messages import THUMBNAIL, thumbnail_path
 
 # A page of more is slow to open.
 LIMIT = 50_000

@@ -2,32 +2,24 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from genpipe.files import atomic_write
-
 # Seeds that are derived stay below this, so that every reader of JSON keeps them whole.
 DERIVED_SEEDS = 1 << 53
 
-# json.dumps with ensure_ascii=False, sort_keys=True and no blanks makes such an encoder anew for every value.
-_encode: Any = json.encoder.c_make_encoder(  # pyright: ignore[reportAttributeAccessIssue]
-    None, json.JSONEncoder().default, json.encoder.encode_basestring, None, ":", ",", True, False, True
-)
+_encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
 
 
 def canonical_json(value: Any) -> str:
     """The one text that equal values share.
 
     Raises:
-        TypeError, RecursionError: it is no JSON.
+        TypeError, ValueError, RecursionError: it is not JSON.
     """
-    return "".join(_encode(value, 0))
+    return _encode(value)
 
 
 class Identity:
@@ -80,46 +72,3 @@ class Ordinals:
             keys = np.sort(np.concatenate([self._before.pop(), keys]), kind="stable")
         self._before.append(keys)
         return ordinals.tolist()
-
-
-def fingerprint(files: Iterable[tuple[str, Path]], cache: Path | None = None) -> str:
-    """SHA-256, in hex, of a model's files, given as (name, path).
-
-    Args:
-        files: the same names with the same bytes give the same fingerprint, wherever they lie.
-        cache: a JSON file that keeps each file's hash by path, size and time; by default in the user's cache folder.
-    """
-    cache = _cache_file() if cache is None else cache
-    known = _read_cache(cache)
-    entries, changed = [], False
-    for name, path in sorted(files):
-        stat = path.stat()
-        key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-        if key not in known:
-            with path.open("rb") as file:
-                known[key] = hashlib.file_digest(file, "sha256").hexdigest()
-            changed = True
-        entries.append([name, known[key]])
-    if changed:
-        _write_cache(cache, known)
-    return hashlib.sha256(canonical_json(entries).encode()).hexdigest()
-
-
-def _cache_file() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "genpipe" / "fingerprints.json"
-
-
-def _read_cache(path: Path) -> dict[str, str]:
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
-def _write_cache(path: Path, known: dict[str, str]) -> None:
-    with suppress(OSError):  # it only saves time
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as part:
-            part.write_text(json.dumps(known), encoding="utf-8")

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from genpipe.filenames import numbered
 from genpipe.render.identity import canonical_json
-from genpipe.render.names import numbered
 
 SCHEMA = 1
 PENDING, DONE, FAILED = range(3)

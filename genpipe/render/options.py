@@ -8,7 +8,7 @@ from genpipe.render.planning import SETTINGS
 from genpipe.request import MAX_PICTURES, Request
 
 MAX_BATCH = 1024
-JUDGE = "genpipe.vision.judge:score"
+JUDGE = "genpipe.judge.scene_judge:score"
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
+from genpipe.filenames import safe_name
 from genpipe.render.identity import DERIVED_SEEDS, Identity, Ordinals, canonical_json, content_hash, derived_seed
 from genpipe.render.journal import Journal, Planned
-from genpipe.render.messages import Model
-from genpipe.render.names import safe_name
 from genpipe.render.rows import Row
 from genpipe.request import MAX_PICTURES, MAX_SEED, Request, check_size
+from genpipe.workers.messages import Model
 
 SETTINGS = (
     *("negative_prompt", "steps", "guidance_scale", "guidance_rescale"),

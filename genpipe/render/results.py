@@ -11,7 +11,7 @@ import genpipe
 from genpipe.files import atomic_write
 from genpipe.render.folder import image_path
 from genpipe.render.journal import DONE, FAILED, Entry, Journal
-from genpipe.render.messages import Result
+from genpipe.workers.messages import Result
 
 # What a worker's time goes to; "measure" finds out how large a batch should be.
 STAGES = ("measure", "text", "denoise", "decode", "judge", "encode", "write")

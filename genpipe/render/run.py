@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import genpipe
-from genpipe.render.engines import Engine, Event, LocalEngine
 from genpipe.render.folder import OutputFolder, image_path
 from genpipe.render.gallery import write_gallery
 from genpipe.render.identity import canonical_json
 from genpipe.render.journal import DONE, FAILED, PENDING, Entry, Journal
-from genpipe.render.messages import Job, Model, Result, Task
 from genpipe.render.options import Options
 from genpipe.render.packing import Batch, Packer
 from genpipe.render.planning import Planner
 from genpipe.render.rendered import Rendered
 from genpipe.render.results import Report, write_failures, write_metadata, write_report
 from genpipe.render.rows import Row, read_rows
+from genpipe.workers.engines import Engine, Event, LocalEngine
+from genpipe.workers.messages import Job, Model, Result, Task
 
 # Pictures a batch where nothing was measured.
 BATCH = 8

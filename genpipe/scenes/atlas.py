@@ -1,4 +1,4 @@
-"""The sprites: one shipped picture holding a square per sprite, written by scripts/build_sprites.py."""
+"""The sprites: one shipped picture holding a square per sprite, written by scripts/make/sprites.py."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The things that the procedural world can show: one row of `concepts.tsv` each.
 
-A sprite's recipe is an emoji, `@drawing` for one of our own, or `@costume:emoji` (scripts/build_sprites.py); several
+A sprite's recipe is an emoji, `@drawing` for one of our own, or `@costume:emoji` (scripts/make/sprites.py); several
 recipes, separated by spaces, are variants of one concept, the canonical one first.
 """
 

@@ -1,4 +1,4 @@
-"""Costumes to put on an emoji's head: pirate, king, wizard, astronaut, Santa. Used by scripts/build_sprites.py only."""
+"""Costumes to put on an emoji's head: pirate, king, wizard, astronaut, Santa. Used by scripts/make/sprites.py only."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Pictures that no emoji shows, drawn as shapes in the emoji's flat style, and costumes for those that one does.
 
-Used by scripts/build_sprites.py only; what is drawn here ends up in the atlas.
+Used by scripts/make/sprites.py only; what is drawn here ends up in the atlas.
 """
 
 from collections.abc import Callable

@@ -7,12 +7,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from genpipe.blocks import ResidualBlock, zero_init
 from genpipe.models.attention import SpatialTransformer
 from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.tokenizer import Tokenizer
 from genpipe.models.unet import UNet
 from genpipe.training.loop import Draw, quick_attention
-from genpipe.vision.blocks import ResidualBlock, zero_init
 
 
 class TextToImage(nn.Module):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genpipe.judge.scene_segmentation import CATEGORIES
 from genpipe.scenes import COLOURS, SETTINGS, Placed, Scene, concepts, names, sample
 from genpipe.scenes.atlas import variants
 from genpipe.scenes.compose import Composer, Truth
@@ -15,7 +16,6 @@ from genpipe.scenes.places import LOOK
 from genpipe.scenes.world import ROWS
 from genpipe.training.loop import Draw
 from genpipe.vision.scene_model import SIDE, STRIDE, SceneModel, Seen, centres, shrink
-from genpipe.vision.scene_segmentation import CATEGORIES
 
 MOST = 4  # objects in a picture
 HELD_SHARE = 0.15  # of what is drawn, of combinations that no generator is trained on: a judge has to know them too

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from genpipe.checkpoints.loading import Checkpoint, load_checkpoint
+from genpipe.checkpoints.diffusers_layout import Checkpoint, load_checkpoint
 from genpipe.checkpoints.saving import save_checkpoint
 from genpipe.hardware import choose_device, choose_dtype
 from genpipe.images import grid, save_image, to_pil

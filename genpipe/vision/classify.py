@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from genpipe.hardware import choose_device
-from genpipe.vision.judge import scene_classifier
 from genpipe.vision.pictures import pictures_in, read_picture
+from genpipe.vision.scene_model import scene_classifier
 from genpipe.vision.weights import Classifier, load_classifier
 
 BATCH = 32  # pictures in memory at a time

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genpipe.vision.blocks import conv1x1, conv3x3, conv_unit
+from genpipe.blocks import conv1x1, conv3x3, conv_unit
 from genpipe.vision.metrics import box_iou
 from genpipe.vision.resnet import ResNetEncoder
 

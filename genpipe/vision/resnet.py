@@ -6,7 +6,7 @@ Bottlenecks take their stride on the 3×3 convolution, as in torchvision and unl
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genpipe.vision.blocks import conv1x1, conv3x3
+from genpipe.blocks import conv1x1, conv3x3
 
 
 class BasicUnit(nn.Module):

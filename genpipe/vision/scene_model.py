@@ -4,19 +4,25 @@ One trunk and a dense head, after "FCOS" (Tian et al., 2019): every cell of a 6Ã
 object lies near it, where that object ends, what it is and in which colour; the setting is told from the whole picture.
 """
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genpipe.vision.blocks import conv1x1, conv_unit
+from genpipe.blocks import conv1x1, conv_unit
+from genpipe.embedded import JUDGES
 from genpipe.vision.detection import suppress
+from genpipe.vision.preprocess import Preprocess
 from genpipe.vision.resnet import ResNetEncoder
+from genpipe.vision.weights import Classifier, read_tensors
 
 SIDE = 96  # pixels a side of what the models look at: pictures of 128 made smaller
 STRIDE = 16  # pixels a side of a cell
 CHANNELS = 128  # of what the heads read
+PREPROCESS = Preprocess(resize=SIDE, crop=SIDE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 class ResNetTrunk(nn.Module):
@@ -181,3 +187,28 @@ def find_objects(model: SceneModel, seen: Seen, *, threshold: float = 0.5, overl
             )
         )
     return found
+
+
+def load_scene_model(path: str | Path) -> tuple[SceneModel, dict[str, tuple[str, ...]]]:
+    """The scene model in a file, in fp32 on the CPU, and what its "concepts", "colours" and "settings" stand for.
+
+    Raises:
+        ValueError: the file is damaged or holds something else.
+        OSError: there is no such file.
+    """
+    tensors, metadata = read_tensors(path)
+    try:
+        known = {key: tuple(json.loads(metadata[key])) for key in ("concepts", "colours", "settings")}
+        counts = {key: len(value) for key, value in known.items()}
+        with torch.random.fork_rng(devices=[]):  # the first weights are drawn only to be replaced
+            model = SceneModel(metadata["trunk"], **counts, width=int(metadata["width"]))
+        model.load_state_dict(tensors)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} is no judge of scenes: {' '.join(str(error).split())}") from None
+    return model, known
+
+
+def scene_classifier() -> Classifier:
+    """The embedded judge as a classifier of what is surest to be in a picture."""
+    model, known = load_scene_model(JUDGES / "model.safetensors")
+    return Classifier(SurestConcept(model).eval(), "scene", known["concepts"], PREPROCESS)

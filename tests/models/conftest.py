@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from genpipe.checkpoints.layout import Layout
-from genpipe.models.packed import can_pack
+from genpipe.models.cpu.packed import can_pack
 
 # For tests of forms that the processor, or this build of torch, may lack.
 packs_fp32 = pytest.mark.skipif(not can_pack(torch.float32), reason="this torch lacks oneDNN or its private operators")

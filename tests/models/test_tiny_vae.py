@@ -9,8 +9,8 @@ import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 
 from genpipe.checkpoints import CheckpointError, load_tiny_vae
-from genpipe.models.forms import PACKABLE, Forms
-from genpipe.models.inference import prepare
+from genpipe.models.cpu.forms import PACKABLE, Forms
+from genpipe.models.prepare import prepare
 from genpipe.models.tiny_vae import TinyVAE, TinyVAEConfig
 
 SETTINGS: dict[str, Any] = {

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from genpipe.render import Options, Run
-from genpipe.render.engines import Event
-from genpipe.render.messages import Job, Model, Task
-from genpipe.render.renderer import Renderer
+from genpipe.workers.engines import Event
+from genpipe.workers.messages import Job, Model, Task
+from genpipe.workers.renderer import Renderer
 
 DEFAULTS = {"height": 32, "width": 32, "steps": 2, "guidance_scale": 4.0, "guidance_rescale": 0.0}
 MODEL = Model("tiny", "f" * 64, "float32", {"": DEFAULTS, "lcm": DEFAULTS}, 4, 3)

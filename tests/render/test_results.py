@@ -6,8 +6,8 @@ import os
 import pytest
 
 from genpipe.render.journal import DONE, Entry
-from genpipe.render.messages import Result
 from genpipe.render.results import Report, as_line, picture_row, write_lines
+from genpipe.workers.messages import Result
 
 
 def entry(**changes) -> Entry:

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 import genpipe
-from genpipe.images import read_request
+from genpipe.metadata import read_request
 from genpipe.render import Options, Run
-from genpipe.render.engines import Event
-from genpipe.render.messages import Result
+from genpipe.workers.engines import Event
+from genpipe.workers.messages import Result
 from tests.render.conftest import MODEL, Inline
 
 PROMPTS = ["a red cat", "a blue dog", "a pirate ship", "a red cat", "a ship"]
@@ -223,7 +223,7 @@ def test_a_full_disk_ends_the_run_and_the_same_command_goes_on(run, tmp_path, mo
         return fsync(file)
 
     with monkeypatch.context() as patch:
-        patch.setattr("genpipe.render.storage.os.fsync", full)
+        patch.setattr("genpipe.workers.storage.os.fsync", full)
         with pytest.raises(OSError, match="No space left on device"):
             run(PROMPTS, batch=1)
     assert not (tmp_path / "out/.genpipe/parts").exists()

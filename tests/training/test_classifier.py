@@ -8,11 +8,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from genpipe.blocks import conv_unit
 from genpipe.scenes import sample
 from genpipe.scenes.compose import Composer
 from genpipe.training.classifier import classification_loss, train_classifier
 from genpipe.training.loop import Budget, Draw
-from genpipe.vision.blocks import conv_unit
 from genpipe.vision.metrics import top_k_error
 from genpipe.vision.transfer import freeze
 

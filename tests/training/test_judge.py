@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from genpipe.judge.scene_segmentation import CATEGORIES, MaskHead
 from genpipe.scenes import COLOURS, SETTINGS, canonical, concepts, held_out, names
 from genpipe.scenes.compose import Composer
 from genpipe.training.judge import (
@@ -24,7 +25,6 @@ from genpipe.training.judge import (
 )
 from genpipe.training.loop import Budget, Draw, fit
 from genpipe.vision.scene_model import CHANNELS, SIDE, STRIDE, SceneModel, Seen, find_objects
-from genpipe.vision.scene_segmentation import CATEGORIES, MaskHead
 
 
 @cache

@@ -1,10 +1,9 @@
-import importlib.util
+import importlib
 import random
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from genpipe import Pipeline
 from genpipe.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from genpipe.cli import main
 from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
 from genpipe.models.tokenizer import train_tokenizer
 from genpipe.models.unet import UNet
@@ -274,25 +274,15 @@ def test_a_new_model_keeps_the_tokenizer_of_the_training_it_continues(tmp_path: 
         new_model(tmp_path, [], size=100)
 
 
-def script(name: str) -> ModuleType:
-    path = Path(__file__).parents[2] / "scripts" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_script_trains_on_a_folder_and_says_what_it_skipped(
+def test_the_command_trains_on_a_folder_and_says_what_it_skipped(
     tmp_path: Path, folder: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = script("train_text_to_image")
-    monkeypatch.setattr(module, "choose_accelerator", lambda: Accelerator(cpu=True))
+    monkeypatch.setattr(text_to_image, "choose_accelerator", lambda: Accelerator(cpu=True))
     (folder / "bad.png").write_bytes(b"")
     (folder / "bad.txt").write_text("x")
     out = tmp_path / "out"
     settings = ["--size", "32", "--init", str(trained), "--minutes", "0.004"]
-    module.main([str(folder), "--out", str(out), *settings])
+    assert main(["train", str(folder), "--out", str(out), *settings]) == 0
     printed = capsys.readouterr().out
     assert "4 pictures, 1 skipped\n  skipped, not a picture: bad.png\n" in printed
     assert printed.endswith(f'genpipe "a blue square" --model {out / "checkpoint"}\n')
@@ -303,28 +293,31 @@ def test_the_script_trains_on_a_folder_and_says_what_it_skipped(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "error: nowhere is not a folder: give one that holds pictures and their captions"),
-        (["nowhere", "--minutes", "-1"], "error: a training budget of -0.3 is out of range: use more"),
-        (["nowhere", "--size", "100"], "error: height must be a multiple of 8 for this model, not 100: the nearest is"),
-        (["nowhere", "--init", "nothing"], "error: "),
+        (["nowhere"], "nowhere is not a folder: give one that holds pictures and their captions"),
+        (["nowhere", "--minutes", "-1"], "a training budget of -0.3 is out of range: use more"),
+        (["nowhere", "--size", "100"], "height must be a multiple of 8 for this model, not 100: the nearest is"),
+        (["nowhere", "--init", "nothing"], ""),
     ],
 )
-def test_the_scripts_mistakes_are_one_line(
-    tmp_path: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+def test_the_commands_mistakes_are_one_line(
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    module = script("train_text_to_image")
-    monkeypatch.setattr(module, "choose_accelerator", lambda: Accelerator(cpu=True))
+    monkeypatch.setattr(text_to_image, "choose_accelerator", lambda: Accelerator(cpu=True))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(SystemExit) as error:
-        module.main([*arguments, "--out", str(tmp_path / "out")])
-    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+    assert main(["train", *arguments, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"genpipe: error: {message}") and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
 def test_a_training_of_the_embedded_model_goes_on_from_a_checkpoint(
     tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = script("train_embedded")
+    module = importlib.import_module("scripts.train.embedded")
     monkeypatch.setattr(module, "choose_accelerator", lambda: Accelerator(cpu=True))
     monkeypatch.setattr(module, "SAMPLES", ("cat",))
     settings = [
@@ -358,7 +351,7 @@ def test_mistakes_in_training_the_embedded_model(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    module = script("train_embedded")
+    module = importlib.import_module("scripts.train.embedded")
     monkeypatch.setattr(module, "choose_accelerator", lambda: Accelerator(cpu=True))
     with pytest.raises(SystemExit) as error:
         module.main([*arguments, "--out", str(tmp_path / "out")])
@@ -366,7 +359,7 @@ def test_mistakes_in_training_the_embedded_model(
 
 
 def test_the_embedded_models_pictures_are_a_function_of_the_seed() -> None:
-    module = script("train_embedded")
+    module = importlib.import_module("scripts.train.embedded")
     scenes = module.Scenes(torch.device("cpu"), concepts=("cat", "pirate ship"), seed=3)
     pixels, captions = scenes.sequence(5, 7)
     assert pixels.shape == (2, 3, module.SIZE, module.SIZE)

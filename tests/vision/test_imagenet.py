@@ -3,6 +3,7 @@ from typing import Any
 
 from genpipe.vision.architectures import ARCHITECTURES
 from genpipe.vision.imagenet import PUBLISHED, imagenet_classes
+from scripts.evaluate.imagenet import PUBLISHED as ACCURACIES
 
 
 def test_the_classes_are_in_the_challenges_order() -> None:
@@ -26,3 +27,12 @@ def test_published_weights_are_torchvisions(torchvision_models: Any) -> None:
         for weights in torchvision_models.get_model_weights(name)
     }
     assert theirs == PUBLISHED
+
+
+def test_published_accuracies_are_torchvisions(torchvision_models: Any) -> None:
+    theirs = {}
+    for architecture in {architecture for architecture, _ in PUBLISHED.values()}:
+        for weights in torchvision_models.get_model_weights(architecture):
+            metrics = weights.meta["_metrics"]["ImageNet-1K"]
+            theirs[PurePosixPath(weights.url).stem] = (metrics["acc@1"], metrics["acc@5"])
+    assert theirs == ACCURACIES

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from genpipe.blocks import conv_unit
 from genpipe.vision.architectures import ARCHITECTURES, build, find_head
-from genpipe.vision.blocks import conv_unit
 from genpipe.vision.lenet import LeNet5
 from genpipe.vision.resnet import ResNet
 from genpipe.vision.transfer import features, freeze, replace_head

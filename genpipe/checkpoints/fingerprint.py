@@ -1,0 +1,68 @@
+"""What a model is by content: a hash of its files, whatever they are called and wherever they lie."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from genpipe.checkpoints.hub import open_source
+from genpipe.files import atomic_write
+
+
+def checkpoint_files(path_or_id: str | Path, revision: str | None) -> list[tuple[str, Path]]:
+    """(name, path) of the files that a checkpoint is made of, those on this machine."""
+    source = open_source(path_or_id, revision)
+    names = [
+        f"{folder}/{name}"
+        for folder in ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
+        for name in source.listing(folder)
+        if name.endswith((".json", ".txt", ".safetensors"))
+    ]
+    root = getattr(source, "root", None)
+    paths = [(name, Path(root) / name) for name in ("model_index.json", "genpipe.json", *names)] if root else []
+    return [(name, path) for name, path in paths if path.is_file()]
+
+
+def fingerprint(files: Iterable[tuple[str, Path]], cache: Path | None = None) -> str:
+    """SHA-256, in hex, of a model's files, given as (name, path).
+
+    Args:
+        files: the same names with the same bytes give the same fingerprint, wherever they lie.
+        cache: a JSON file that keeps each file's hash by path, size and time; by default in the user's cache folder.
+    """
+    cache = _cache_file() if cache is None else cache
+    known = _read_cache(cache)
+    entries, changed = [], False
+    for name, path in sorted(files):
+        stat = path.stat()
+        key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+        if key not in known:
+            with path.open("rb") as file:
+                known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+            changed = True
+        entries.append([name, known[key]])
+    if changed:
+        _write_cache(cache, known)
+    return hashlib.sha256(json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
+
+
+def _cache_file() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "genpipe" / "fingerprints.json"
+
+
+def _read_cache(path: Path) -> dict[str, str]:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _write_cache(path: Path, known: dict[str, str]) -> None:
+    with suppress(OSError):  # it only saves time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as part:
+            part.write_text(json.dumps(known), encoding="utf-8")

@@ -1,0 +1,69 @@
+"""`genpipe classify`: its arguments, and how results are printed."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from genpipe.vision.classify import Prediction
+
+
+def classify_command(parser: argparse.ArgumentParser) -> None:
+    """say what pictures show"""
+    parser.usage = "%(prog)s FILE... [options]"
+    parser.set_defaults(run=_classify)
+    group = parser.add_argument_group("pictures")
+    group.add_argument("files", nargs="+", metavar="FILE", help="pictures, or folders of them")
+    group.add_argument("--top", type=int, default=5, metavar="N", help="labels a picture (default: 5)")
+    group.add_argument("--json", action="store_true", help="print one JSON array")
+    group = parser.add_argument_group("model")
+    group.add_argument("--weights", metavar="FILE",
+                       help="a .safetensors file or its URL (default: the embedded scene classifier)")  # fmt: skip
+    group.add_argument("-m", "--model", metavar="NAME",
+                       help="resnet50, alexnet, ... where the weights do not say it")  # fmt: skip
+    group.add_argument("--allow-pickle", action="store_true", help="read weights that are not safetensors (.pth)")
+    group.add_argument("--device", metavar="NAME", help="cuda, cuda:1, mps or cpu (default: the best there is)")
+
+
+def _classify(args: argparse.Namespace) -> int:
+    if args.model is not None and args.weights is None:
+        raise ValueError(f"no weights given for {args.model}: pass --weights FILE, for example resnet50.safetensors")
+    if len(args.files) == 1:
+        Path(args.files[0]).stat()  # raises before torch is loaded
+    from genpipe.vision.classify import classify
+
+    predictions = classify(
+        # One alone is refused before the weights are read.
+        args.files if len(args.files) > 1 else args.files[0],
+        model=args.model,
+        weights=args.weights,
+        top=args.top,
+        device=args.device,
+        allow_pickle=args.allow_pickle,
+    )
+    print(as_json(predictions) if args.json else as_text(predictions))
+    unread = [prediction for prediction in predictions if prediction.error is not None]
+    for prediction in unread:
+        print(f"genpipe: error: {prediction.error}", file=sys.stderr)
+    if unread:
+        print(f"genpipe: {len(unread)} of {len(predictions)} pictures could not be read", file=sys.stderr)
+    return 2 if unread else 0
+
+
+def as_text(predictions: "list[Prediction]") -> str:
+    """A line a picture and, below it, a line a label; pictures that could not be read are left out."""
+    lines: list[str] = []
+    for prediction in predictions:
+        if prediction.error is None:
+            lines.append(prediction.source)
+            lines += (f"  {label.probability:6.1%}  {label.name}" for label in prediction.labels)
+    return "\n".join(lines)
+
+
+def as_json(predictions: "list[Prediction]") -> str:
+    """An array of {"source", "labels": [{"index", "name", "probability"}, …], "error"}."""
+    from dataclasses import asdict
+
+    return json.dumps([asdict(prediction) for prediction in predictions], ensure_ascii=False, indent=2)

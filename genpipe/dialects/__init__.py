@@ -1,0 +1,1 @@
+"""Other programs' spellings of what a request says, read and written."""

@@ -1,0 +1,50 @@
+"""Which form of an operation a CPU runs: looked up in a table that ships, so that no picture depends on a timing."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# By instruction set and dtype; `scripts/benchmark/step.py --tune` measures and writes it.
+TABLE = Path(__file__).with_name("cpu_forms.json")
+# What can be packed: see `kind_of`.
+PACKABLE = ("linear", "convolution 1x1", "convolution 3x3", "upsampling")
+
+
+@dataclass(frozen=True)
+class Forms:
+    """The forms of one instruction set in one dtype. By default, and where the table lacks them, all is plain torch.
+
+    Attributes:
+        packed: the kinds of layers whose weights are packed, of `PACKABLE`.
+        phases: whether upsampling and its convolution become one transposed convolution.
+        winograd: whether a 3×3 convolution that `suits_winograd` is a `WinogradConv`, and an upsampling that
+            `suits_difference` a `DifferenceUpsample`.
+        blocked: from how many keys on self-attention is blocked, by the widest head that this holds for.
+        int8: whether wide layers are quantised. Not of the table: it changes pictures, and is for the caller to say.
+    """
+
+    packed: tuple[str, ...] = ()
+    phases: bool = False
+    winograd: bool = False
+    blocked: Mapping[int, int] = field(default_factory=dict)
+    int8: bool = False
+
+    def blocked_from(self, head_channels: int) -> int | None:
+        """From how many keys on attention with heads of this width is blocked; None for never."""
+        return next((self.blocked[width] for width in sorted(self.blocked) if head_channels <= width), None)
+
+
+PLAIN = Forms()
+
+
+def forms_for(instruction_set: str, dtype: torch.dtype) -> Forms:
+    """The table's forms."""
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    row: dict[str, Any] = table.get(instruction_set, {}).get(str(dtype).removeprefix("torch."), {})
+    blocked = {int(width): keys for width, keys in row.get("blocked", {}).items()}
+    phases, winograd = row.get("phases", False), row.get("winograd", False)
+    return Forms(packed=tuple(row.get("packed", ())), phases=phases, winograd=winograd, blocked=blocked)

@@ -1,0 +1,216 @@
+"""Linear and convolution layers whose weights lie in the order that oneDNN works in, packed once and not at every call.
+
+Packing and the operators that take packed weights are torch's own but private: `can_pack` tests for them, and layers that
+cannot be packed stay as they are. A copy (`copy.deepcopy`) of a packed layer is the plain layer that it was made of.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from genpipe.blocks import layer_plus
+from genpipe.models.attention import GatedFeedForward
+
+# The order that oneDNN prefers depends on the input's size. Without one it may guess an order that makes a
+# convolution ten times slower, and with another one it may reorder the weights at every call.
+SIDE = 64
+
+_OPERATORS = (
+    "_reorder_linear_weight",
+    "_linear_pointwise",
+    "_reorder_convolution_weight",
+    "_convolution_pointwise",
+    "_reorder_convolution_transpose_weight",
+    "_convolution_transpose_pointwise",
+)
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether weights of this dtype can be packed here: torch needs oneDNN and the private operators, bf16 the processor too."""
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and multiplies_bf16())
+
+
+def multiplies_bf16() -> bool:
+    """Whether oneDNN takes bf16 on this processor: it wants AVX512 (BW, VL, DQ) or AVX-NE-CONVERT. As torch itself asks."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is not None and bool(supported())
+
+
+def kind_of(layer: nn.Module) -> str | None:
+    """What a layer is to `Forms.packed`; None if it cannot be packed."""
+    if type(layer) is nn.Linear:
+        return "linear"
+    if type(layer) not in (nn.Conv2d, nn.ConvTranspose2d):
+        return None
+    assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+    if layer.groups != 1 or layer.padding_mode != "zeros":
+        return None
+    if type(layer) is nn.ConvTranspose2d:
+        return "upsampling"
+    return "convolution 1x1" if layer.kernel_size == (1, 1) else "convolution 3x3"
+
+
+def pack(layer: nn.Module, side: int = SIDE) -> nn.Module:
+    """The packed form of a linear layer or of an ungrouped convolution, plain or transposed; another layer as it is.
+
+    `side` is the height and width of the maps that it will mostly be given; others are right too, but may take longer.
+    """
+    if kind_of(layer) is None:
+        return layer
+    if isinstance(layer, nn.Conv2d) and (layer.kernel_size, layer.stride, layer.padding) == ((1, 1), (1, 1), (0, 0)):
+        return PackedConv1x1(layer, side)
+    packed: dict[type, Callable[[Any, int], nn.Module]] = {
+        nn.Linear: PackedLinear,
+        nn.Conv2d: PackedConv,
+        nn.ConvTranspose2d: PackedConvTranspose,
+    }
+    return packed[type(layer)](layer, side)
+
+
+class PackedLayer(nn.Module):
+    """A layer without its weight, and the weight packed."""
+
+    arguments: tuple[str, ...]  # of the plain layer
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: nn.Module, weight: Tensor) -> None:
+        super().__init__()
+        self.bias = cast(Tensor | None, layer.bias)
+        self.register_buffer("weight", weight)
+        self._plain = (type(layer), {name: getattr(layer, name) for name in self.arguments})
+
+    def _dense_weight(self) -> Tensor:
+        return self.weight.to_dense()
+
+    def _shifted(self, shift: Tensor | None) -> Tensor | None:
+        """The bias, and what is to be added to it."""
+        return shift if self.bias is None else self.bias if shift is None else self.bias + shift
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        kind, arguments = self._plain
+        with torch.device("meta"):
+            layer = kind(**arguments, bias=self.bias is not None)
+        layer.weight = nn.Parameter(self._dense_weight(), requires_grad=False)
+        layer.bias = cast(Any, copy.deepcopy(self.bias, memo))
+        return layer
+
+
+class PackedLinear(PackedLayer):
+    """A packed `nn.Linear`."""
+
+    arguments = ("in_features", "out_features")
+    adds = True
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, side: int = SIDE) -> None:
+        weight = layer.weight.detach().flatten(1)
+        super().__init__(layer, torch.ops.mkldnn._reorder_linear_weight(weight, side**2))
+
+    def forward(self, x: Tensor, *, shift: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
+        """(..., C_in) -> (..., C_out); `shift` (C_out) and `plus`, of the result's shape, are added in fp32."""
+        product, bias = torch.ops.mkldnn._linear_pointwise, self._shifted(shift)
+        if plus is None:
+            return product(x, self.weight, bias, "none", [], "")
+        return product.binary(x, plus.contiguous(), self.weight, bias, "add")
+
+
+class PackedConv1x1(PackedLinear):
+    """A packed `nn.Conv2d` of kernel and stride 1: a linear layer of each pixel, whatever the size of the map, where oneDNN's
+    convolutions reorder weights that were packed for larger ones. Works in channels_last, and gives it."""
+
+    arguments = ("in_channels", "out_channels", "kernel_size")
+
+    def _dense_weight(self) -> Tensor:
+        return self.weight.to_dense()[..., None, None]
+
+    def forward(self, x: Tensor, *, shift: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H, W); `shift` (C_out) and `plus`, of the result's shape, are added in fp32."""
+        plus = None if plus is None else plus.movedim(1, -1)
+        return super().forward(x.movedim(1, -1).contiguous(), shift=shift, plus=plus).movedim(-1, 1)
+
+
+class PackedGatedFeedForward(nn.Module):
+    """A packed `GatedFeedForward`: value and gate are two products, into which oneDNN fuses GELU and the multiplication."""
+
+    linear: Callable[[nn.Linear, int], PackedLayer] = PackedLinear
+
+    def __init__(self, layer: GatedFeedForward, side: int = SIDE) -> None:
+        super().__init__()
+        self.value, self.gate = (self.linear(half, side) for half in _halves(layer.project))
+        self.out = self.linear(layer.out, side)
+
+    def forward(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
+        """(B, N, C) -> (B, N, C), `plus` added."""
+        product = torch.ops.mkldnn._linear_pointwise
+        gate = product(x, self.gate.weight, self.gate.bias, "gelu", [], "none")
+        h = product.binary(x, gate, self.value.weight, self.value.bias, "mul")
+        return layer_plus(self.out, h, plus)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GatedFeedForward:
+        value, gate, out = (cast(Any, copy.deepcopy(layer, memo)) for layer in (self.value, self.gate, self.out))
+        with torch.device("meta"):
+            layer = GatedFeedForward(out.out_features, expansion=out.in_features // out.out_features)
+        layer.project.weight, layer.project.bias = (
+            nn.Parameter(torch.cat(parts), requires_grad=False)
+            for parts in ((value.weight, gate.weight), (value.bias, gate.bias))
+        )
+        layer.out = out
+        return layer
+
+
+def _halves(layer: nn.Linear) -> Iterator[nn.Linear]:
+    """A linear layer as two, of the first and of the second half of its outputs."""
+    for weight, bias in zip(layer.weight.detach().chunk(2), layer.bias.detach().chunk(2), strict=True):
+        with torch.device("meta"):
+            half = nn.Linear(layer.in_features, len(weight))
+        half.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+        half.bias = nn.Parameter(bias.contiguous(), requires_grad=False)
+        yield half
+
+
+class PackedConv(PackedLayer):
+    """A packed `nn.Conv2d`. Works in channels_last, and gives it."""
+
+    arguments = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
+    adds = True
+
+    def __init__(self, layer: nn.Conv2d, side: int = SIDE) -> None:
+        self._settings = (layer.padding, layer.stride, layer.dilation, 1)
+        weight = layer.weight.detach().to(memory_format=torch.channels_last)
+        size = [1, layer.in_channels, side, side]
+        super().__init__(layer, torch.ops.mkldnn._reorder_convolution_weight(weight, *self._settings, size))
+
+    def forward(self, x: Tensor, *, shift: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H', W'); `shift` (C_out) and `plus`, of the result's shape, are added in fp32."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        convolve, bias = torch.ops.mkldnn._convolution_pointwise, self._shifted(shift)
+        if plus is None:
+            return convolve(x, self.weight, bias, *self._settings, "none", [], "")
+        plus = plus.contiguous(memory_format=torch.channels_last)
+        return convolve.binary(x, plus, self.weight, bias, *self._settings, "add", 1.0, None, [], None)
+
+
+class PackedConvTranspose(PackedLayer):
+    """A packed `nn.ConvTranspose2d`. Works in channels_last, and gives it."""
+
+    arguments = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "output_padding", "dilation")
+
+    def __init__(self, layer: nn.ConvTranspose2d, side: int = SIDE) -> None:
+        self._settings = (layer.padding, layer.output_padding, layer.stride, layer.dilation, 1)
+        reorder = torch.ops.mkldnn._reorder_convolution_transpose_weight
+        size = [1, layer.in_channels, side, side]
+        super().__init__(layer, reorder(layer.weight.detach(), *self._settings, size))
+
+    def _dense_weight(self) -> Tensor:
+        return self.weight.to_dense().transpose(0, 1)  # oneDNN has the channels of a transposed convolution in turn
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H', W')."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        convolve = torch.ops.mkldnn._convolution_transpose_pointwise
+        return convolve(x, self.weight, self.bias, *self._settings, "none", [], "")

@@ -1,0 +1,162 @@
+"""Linear and convolution layers in int8 (W8A8), for CPUs that multiply it faster than bf16 (VNNI).
+
+Weights have a scale for each output channel, symmetric around zero. What they are multiplied with is quantised at every
+call, with one scale for each picture, from its largest magnitude: nothing is calibrated, and no picture depends on the
+others of its batch. Products are summed exactly, in int32, and come out in bf16.
+
+The operators are torch's own but private: `can_quantise` tests for them. A copy (`copy.deepcopy`) of a quantised layer
+is the plain layer of the weights that it multiplies with, in bf16.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from genpipe.models.cpu.packed import SIDE, PackedGatedFeedForward, PackedLayer, kind_of, multiplies_bf16
+
+ZERO = 128  # what stands for zero in the input: oneDNN's convolutions take unsigned numbers alone
+# The fewest channels, in and out, that int8 pays for: of Stable Diffusion's layers all but the first and the last
+# convolution, of the embedded model's none, where quantising takes longer than it saves.
+FEWEST = 320
+
+_OPERATORS = ("qlinear_prepack", "qlinear_pointwise", "qconv_prepack", "qconv_pointwise", "qconv2d_pointwise")
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def can_quantise() -> bool:
+    """Whether this torch has oneDNN and the private operators, and this CPU multiplies int8 and bf16 natively."""
+    vnni = getattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    operators = all(hasattr(torch.ops.onednn, name) for name in _OPERATORS)
+    return torch.backends.mkldnn.is_available() and operators and vnni() and multiplies_bf16()
+
+
+def worth_quantising(layer: nn.Module) -> bool:
+    """Whether int8 pays for a layer: linear, or an ungrouped convolution, of at least `FEWEST` channels in and out."""
+    if kind_of(layer) in (None, "upsampling"):
+        return False
+    return min(cast(Tensor, layer.weight).shape[:2]) >= FEWEST
+
+
+def quantise(layer: nn.Module, side: int = SIDE) -> nn.Module:
+    """The int8 form of an `nn.Linear` or `nn.Conv2d`; `side` as in `genpipe.models.cpu.packed.pack`."""
+    return QuantisedLinear(layer, side) if isinstance(layer, nn.Linear) else QuantisedConv(cast(nn.Conv2d, layer), side)
+
+
+def to_uint8(x: Tensor) -> tuple[Tensor, float]:
+    """x as round(x / scale) + `ZERO`, and the scale, which takes the largest magnitude to 127."""
+    low, high = (float(bound) for bound in x.aminmax())
+    # Where x is not finite neither is the scale (`max` keeps a NaN that comes first), nor then the product.
+    scale = max(high, -low, 127 * _TINY) / 127
+    signed = x.float().mul_(1 / scale).round_().to(torch.int8)
+    return signed.bitwise_xor_(-ZERO).view(torch.uint8), scale  # flipping the sign bit adds 128
+
+
+def weight_to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight (C_out, ...) as integers -127 … 127, and what each output channel's stand for, (C_out) in fp32."""
+    weight = weight.float()
+    scales = weight.flatten(1).abs().amax(1).div_(127).clamp_(min=_TINY)
+    return (weight / scales.view(-1, *[1] * (weight.ndim - 1))).round_().to(torch.int8), scales
+
+
+class QuantisedLayer(PackedLayer):
+    """A packed layer whose weight is int8."""
+
+    scales: Tensor
+    zeros: Tensor
+
+    def __init__(self, layer: nn.Module, packed: Tensor, scales: Tensor) -> None:
+        super().__init__(layer, packed)
+        self.register_buffer("scales", scales)
+        self.register_buffer("zeros", torch.zeros(len(scales), dtype=torch.int64), persistent=False)
+        if self.bias is not None:
+            self.bias = nn.Parameter(self.bias.detach().bfloat16(), requires_grad=False)
+
+    def _dense_weight(self) -> Tensor:
+        weight = self._integers()
+        return (weight * self.scales.view(-1, *[1] * (weight.ndim - 1))).bfloat16()
+
+    def _integers(self) -> Tensor:
+        return self.weight.to_dense()
+
+
+class QuantisedLinear(QuantisedLayer):
+    """An int8 `nn.Linear`."""
+
+    arguments = ("in_features", "out_features")
+
+    def __init__(self, layer: nn.Linear, side: int = SIDE) -> None:
+        weight, scales = weight_to_int8(layer.weight.detach())
+        super().__init__(layer, torch.ops.onednn.qlinear_prepack(weight, [side**2, layer.in_features]), scales)
+
+    def _integers(self) -> Tensor:
+        return self.weight.to_dense().t()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ..., C_in) -> (B, ..., C_out) in bf16."""
+        return _joined([self.product(*to_uint8(picture)) for picture in x.split(1)])
+
+    def product(self, x: Tensor, scale: float, activation: str = "none") -> Tensor:
+        """Of what `to_uint8` gives, (..., C_in) -> (..., C_out); `activation`, such as "gelu", is fused."""
+        output: tuple[Any, ...] = (1.0, 0, torch.bfloat16, activation, [], "none")
+        given = (x, scale, ZERO, self.weight, self.scales, self.zeros)
+        return torch.ops.onednn.qlinear_pointwise(*given, self.bias, *output)
+
+
+class QuantisedGatedFeedForward(PackedGatedFeedForward):
+    """An int8 `GatedFeedForward`: value and gate are two products of one quantised input, the gate's with GELU."""
+
+    linear = QuantisedLinear
+
+    def forward(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
+        """(B, N, C) -> (B, N, C) in bf16, `plus` added."""
+        value, gate = cast(QuantisedLinear, self.value), cast(QuantisedLinear, self.gate)
+        results = []
+        for picture in x.split(1):
+            given = to_uint8(picture)
+            results.append(self.out(value.product(*given).mul_(gate.product(*given, "gelu"))))
+        return _joined(results) if plus is None else plus + _joined(results)
+
+
+class QuantisedConv(QuantisedLayer):
+    """An int8 `nn.Conv2d`. Works in channels_last, and gives it."""
+
+    arguments = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
+    adds = True
+
+    def __init__(self, layer: nn.Conv2d, side: int = SIDE) -> None:
+        self._settings = (layer.stride, layer.padding, layer.dilation, 1)
+        weight, scales = weight_to_int8(layer.weight.detach())
+        size = [1, layer.in_channels, side, side]
+        # Weights are packed for any scale but one, which could be left out.
+        packed = torch.ops.onednn.qconv_prepack(weight, scales, 0.5, ZERO, *self._settings, size)
+        super().__init__(layer, packed, scales)
+
+    def forward(self, x: Tensor, *, shift: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H', W'); `shift` (C_out) and `plus`, of the result's shape, are added in fp32.
+
+        The result is in bf16.
+        """
+        pictures = x.movedim(1, -1).contiguous().split(1)  # (1, H, W, C_in) each
+        bias = None if self.bias is None else self.bias.float()
+        bias = shift if bias is None else bias if shift is None else bias + shift
+        if plus is None:
+            return _joined([self._convolve(picture, bias) for picture in pictures])
+        result = plus.clone(memory_format=torch.channels_last)
+        for picture, sum_ in zip(pictures, result.split(1), strict=True):
+            self._convolve(picture, bias, sum_)
+        return result
+
+    def _convolve(self, picture: Tensor, bias: Tensor | None, onto: Tensor | None = None) -> Tensor:
+        """Of one picture, added in place to `onto` if there is one."""
+        x, scale = to_uint8(picture)
+        given = (x.movedim(-1, 1), scale, ZERO, self.weight, self.scales, self.zeros)
+        output: tuple[Any, ...] = (*self._settings, 1.0, 0, torch.bfloat16)
+        if onto is None:
+            return torch.ops.onednn.qconv_pointwise(*given, bias, *output, "none", [], "")
+        fused = (1.0, 0, "sum", 1.0, None, [], None)
+        return torch.ops.onednn.qconv2d_pointwise.binary(*given, onto, bias, *output, *fused)
+
+
+def _joined(pictures: list[Tensor]) -> Tensor:
+    return pictures[0] if len(pictures) == 1 else torch.cat(pictures)

@@ -1,0 +1,26 @@
+"""NaN and infinity: whether weights hold them, and the error where a network gave them."""
+
+from torch import nn
+
+
+def nonfinite_weights(network: nn.Module) -> list[str]:
+    """Names of the tensors of `network` that hold a NaN or an infinity."""
+    return [
+        name
+        for name, tensor in network.state_dict().items()
+        if tensor.is_floating_point() and not bool(tensor.to_dense().isfinite().all())  # dense: some may be packed
+    ]
+
+
+class NonFiniteError(RuntimeError):
+    """The networks gave NaN or infinity, in fp32 too."""
+
+    @classmethod
+    def of(cls, part: str, network: nn.Module, model: str) -> "NonFiniteError":
+        """The error that blames the weights where they are not finite, and else the draw."""
+        values = f"the {part} of {model} gave values that are not finite"
+        bad = nonfinite_weights(network)
+        if not bad:
+            return cls(f"{values}, in fp32 too: try another sampler or seed")
+        listed = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+        return cls(f"{values}: its weights hold NaN or infinity in {listed}")

@@ -1,0 +1,169 @@
+"""The networks made ready to run: what training and checkpoints do not need, done once after the weights are loaded."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from genpipe.blocks import PhaseUpsample, Upsample
+from genpipe.models.attention import Attention, FusedSelfAttention, GatedFeedForward, SpatialAttention, TransformerBlock
+from genpipe.models.cpu.forms import PLAIN, Forms
+from genpipe.models.cpu.packed import SIDE, PackedGatedFeedForward, can_pack, kind_of, pack
+from genpipe.models.cpu.quantised import QuantisedGatedFeedForward, quantise, worth_quantising
+from genpipe.models.cpu.winograd import (
+    FEWEST,
+    FEWEST_OF_A_VAE,
+    DifferenceUpsample,
+    WinogradConv,
+    suits_difference,
+    suits_winograd,
+)
+from genpipe.models.unet import UNet
+from genpipe.models.vae import VAE
+
+Network = TypeVar("Network", bound=nn.Module)
+
+# The parts of a U-Net that a `Denoiser` asks once for all steps: int8 would save nothing there.
+_ONCE = {"time_embedding", "added_embedding", "embedding", "key", "value"}
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What a network is prepared for: arguments of `prepare`, the sides of its parts' maps by `id`, and the fewest channels
+    that a `WinogradConv` is to have."""
+
+    device: torch.device
+    dtype: torch.dtype
+    forms: Forms
+    sides: Mapping[int, int]
+    fewest: int
+
+
+def prepare(network: Network, *, device: torch.device, dtype: torch.dtype, forms: Forms = PLAIN) -> Network:
+    """Put a network in place into the form in which it runs fastest, computing the same to rounding; returns it.
+
+    Queries, keys and values become one product; `forms` says what else changes, and int8, where it asks for it, rounds
+    more. The old weights are let go leaf by leaf, so memory holds the network once. It can then neither be trained nor
+    saved.
+
+    Args:
+        network: with its weights, best of the type that the file has, since sums of weights are then rounded once.
+        device, dtype: where and in what to run.
+        forms: those of the processor, for a CPU.
+    """
+    sides = {id(module): side for module, side in _sides(network)}
+    fewest = FEWEST_OF_A_VAE if isinstance(network, VAE) else FEWEST
+    _prepare(network.eval().requires_grad_(False), _Target(device, dtype, forms, sides, fewest), SIDE)
+    return network
+
+
+def _sides(network: nn.Module) -> Iterator[tuple[nn.Module, int]]:
+    """The parts of a network, with the height and width of their maps at the size that it was trained on."""
+    if isinstance(network, UNet):
+        yield network, network.config.sample_size
+        levels = [(network.down, network.up, network.middle, network.config.sample_size)]
+    elif isinstance(network, VAE):
+        size = network.config.sample_size
+        latent = size // network.config.factor
+        yield from ((network.encoder, size), (network.decoder, size), (network.moments, latent))
+        yield from ((network.unmoments, latent), (network.decoder.conv_in, latent))
+        levels = [(network.encoder.down, (), network.encoder.middle, size)]
+        levels += [((), network.decoder.up, network.decoder.middle, size)]
+    else:
+        levels = []
+    for down, up, middle, size in levels:
+        deepest = max(len(down), len(up)) - 1
+        yield from ((level, max(1, size >> depth)) for depth, level in enumerate(down))
+        yield from ((level, max(1, size >> (deepest - depth))) for depth, level in enumerate(up))
+        yield middle, max(1, size >> deepest)
+
+
+def _prepare(module: nn.Module, target: _Target, side: int) -> nn.Module:
+    device, dtype, forms, side = target.device, target.dtype, target.forms, target.sides.get(id(module), side)
+    if isinstance(module, Upsample) and forms.winograd and can_pack(dtype) and suits_difference(module):
+        return DifferenceUpsample(module, dtype, side)
+    if isinstance(module, Upsample) and forms.phases:
+        module = PhaseUpsample(module)
+    elif isinstance(module, TransformerBlock) and not module.only_cross:
+        module.register_module("attention1", _fused(module.attention1, forms))
+    elif isinstance(module, SpatialAttention):
+        module.register_module("attention", _fused(module.attention, forms))
+    elif isinstance(module, GatedFeedForward) and forms.int8 and worth_quantising(module.out):
+        return QuantisedGatedFeedForward(module, side)
+    elif isinstance(module, GatedFeedForward) and can_pack(dtype) and "linear" in forms.packed:
+        return PackedGatedFeedForward(module.to(device=device, dtype=dtype), side)
+    children = dict(module.named_children())
+    if not children:
+        if isinstance(module, nn.Embedding) and device.type == "cpu":
+            return module  # mapped from its file: few of its rows are ever read
+        if forms.int8 and worth_quantising(module):
+            return quantise(module, side)  # of the file's own type: its weights are rounded once
+        if forms.winograd and can_pack(dtype) and suits_winograd(module, side, target.fewest):
+            return WinogradConv(cast(nn.Conv2d, module), dtype, side)
+        module = module.to(device=device, dtype=dtype)
+        return pack(module, side) if can_pack(dtype) and kind_of(module) in forms.packed else module
+    for name, child in children.items():
+        chosen = target
+        if name in _ONCE:
+            chosen = replace(target, forms=replace(forms, int8=False))
+        elif isinstance(module, UNet) and name in ("norm_out", "conv_out") and device.type == "cpu":
+            # In fp32 the last layers cost next to nothing on a CPU, and a rounding there goes into the latents.
+            chosen = replace(target, dtype=torch.float32)
+        module.register_module(name, _prepare(child, chosen, side))
+    return module
+
+
+def _fused(attention: Attention, forms: Forms) -> FusedSelfAttention:
+    return FusedSelfAttention(
+        attention, forms.blocked_from(attention.head_channels) if can_pack(torch.bfloat16) else None
+    )
+
+
+class Denoiser:
+    """A U-Net, given what stays the same over the steps of a batch, computed once.
+
+    That is the keys and values of the prompts, and what each timestep of the schedule adds in each residual block.
+
+    Args:
+        unet: plain or prepared.
+        timesteps: those that it will be asked at.
+        context: (k · B, T, D): k prompts a picture, the B pictures of the first prompts first.
+        guidance: the scale that distilled networks take as an input.
+        refresh: compute the deep features at one of so many of the timesteps, and keep them for those that follow.
+    """
+
+    def __init__(
+        self,
+        unet: UNet,
+        timesteps: Sequence[float],
+        context: Tensor,
+        *,
+        guidance: float | None = None,
+        refresh: int = 1,
+    ) -> None:
+        distinct = list(dict.fromkeys(timesteps))
+        times = torch.tensor(distinct, device=context.device)
+        scale = None if guidance is None else torch.full_like(times, guidance)
+        self._unet = unet
+        self._rows = {timestep: row for row, timestep in enumerate(distinct)}
+        self._shifts = unet.shifts(unet.embed(times, guidance=scale))  # (steps, C_out) each
+        self._prompts = unet.keys_values(context)
+        self._refresh = refresh
+        self._kept: Tensor | None = None
+
+    def __call__(self, latents: Tensor, timestep: float, *, last: bool = False) -> Tensor:
+        """The model output (k · B, C, h, w) for latents (B, C, h, w); `last`: of the last prompts alone (B, C, h, w)."""
+        row, prompts = self._rows[timestep], self._prompts
+        if last:
+            prompts = {reader: (k[-len(latents) :], v[-len(latents) :]) for reader, (k, v) in prompts.items()}
+        shifts = {block: shift[row : row + 1] for block, shift in self._shifts.items()}
+        kept = None if row % self._refresh == 0 or self._kept is None else self._kept
+        if kept is not None and last:
+            kept = kept[-len(latents) :]
+        elif kept is not None and len(kept) != len(next(iter(prompts.values()))[0]):
+            kept = None  # of the last prompts alone
+        output, deep = self._unet.denoise(latents, shifts, prompts, kept)
+        self._kept = deep if self._refresh > 1 else None
+        return output

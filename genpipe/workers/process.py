@@ -1,0 +1,102 @@
+"""A worker's process: `python -m genpipe.workers.process`, spoken to over its standard input and output.
+
+Messages are JSON objects, one a line. In: {"job", "device"}, then {"draw", "tasks", "shape", "measure"} and {"drain"}.
+Out: {"opened", "device", "cards"} or {"refused"}; then {"begun"}, {"done", "result"}, {"returned"} and {"stop"}, which
+names the error that ends the run. When its input ends, so does the process: it never outlives its coordinator.
+"""
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from genpipe.workers.messages import Job, Task
+
+
+def main(renderer: Callable[[Job, str | None], Any] | None = None) -> None:
+    """Serve until the input ends. `renderer` makes what draws, by default a `Renderer`."""
+    # What libraries print must not get between the messages.
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    # Ctrl-C reaches the whole group; the coordinator says when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.showwarning = _show_warning
+    lock = threading.Lock()
+
+    def send(**message: Any) -> None:
+        with lock:
+            channel.write(json.dumps(message) + "\n")
+            channel.flush()
+
+    todo: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(todo, send), daemon=True).start()
+    opening = todo.get()
+    job = Job(**opening["job"])
+    try:
+        if renderer is None:
+            from genpipe.workers.renderer import Renderer as renderer
+        made = renderer(job, opening["device"])
+        import torch
+
+        send(opened=asdict(made.model()), device=str(made.pipeline.device), cards=torch.cuda.device_count())
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        send(refused=_line(error), usage=isinstance(error, ValueError))
+        return
+    # Two, so that one's files are written while the other's networks run.
+    turn = threading.Lock()
+    threading.Thread(target=_serve, args=(made, turn, todo, send), daemon=True).start()
+    _serve(made, turn, todo, send)
+
+
+def _listen(todo: "queue.SimpleQueue[dict[str, Any]]", send: Callable[..., None]) -> None:
+    for line in sys.stdin.buffer:
+        message = json.loads(line)
+        if "drain" not in message:
+            todo.put(message)
+            continue
+        while True:
+            try:
+                send(returned=todo.get_nowait()["draw"])
+            except queue.Empty:
+                break
+    os._exit(0)
+
+
+def _serve(
+    renderer: Any, turn: threading.Lock, todo: "queue.SimpleQueue[dict[str, Any]]", send: Callable[..., None]
+) -> None:
+    while True:
+        try:
+            with turn:
+                message = todo.get()
+                send(begun=message["draw"])
+                tasks = [Task(**task) for task in message["tasks"]]
+                begun = renderer.begin(tasks, message["shape"], message["measure"])
+            send(done=message["draw"], result=asdict(renderer.finish(begun)))
+        except BrokenPipeError:
+            os._exit(1)
+        except OSError as error:
+            send(stop=_line(error), errno=error.errno)
+        except BaseException:  # noqa: BLE001 - what state the device is in nobody knows: a new process takes over
+            traceback.print_exc()
+            os._exit(1)
+
+
+def _line(error: Exception) -> str:
+    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print("genpipe: warning:", " ".join(str(message).split()), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

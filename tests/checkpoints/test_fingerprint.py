@@ -1,0 +1,41 @@
+"""A model's fingerprint is its files' bytes."""
+
+import json
+import os
+
+from genpipe.checkpoints.fingerprint import fingerprint
+
+
+def test_a_fingerprint_is_of_names_and_bytes_alone(tmp_path):
+    cache = tmp_path / "cache.json"
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "w").write_bytes(b"weights")
+    first = fingerprint([("unet/w", tmp_path / "one" / "w")], cache)
+    assert first == fingerprint([("unet/w", tmp_path / "two" / "w")], cache)
+    assert first != fingerprint([("vae/w", tmp_path / "two" / "w")], cache)
+    (tmp_path / "two" / "w").write_bytes(b"weightz")
+    assert first != fingerprint([("unet/w", tmp_path / "two" / "w")], cache)
+
+
+def test_a_file_is_hashed_again_only_when_size_or_time_change(tmp_path):
+    cache, file = tmp_path / "deep" / "cache.json", tmp_path / "w"
+    file.write_bytes(b"weights")
+    os.utime(file, ns=(1, 1))
+    first = fingerprint([("w", file)], cache)
+    (key,) = json.loads(cache.read_text())
+    assert str(file) in key
+    file.write_bytes(b"changed")
+    os.utime(file, ns=(1, 1))
+    assert fingerprint([("w", file)], cache) == first
+    os.utime(file, ns=(2, 2))
+    assert fingerprint([("w", file)], cache) != first
+
+
+def test_a_damaged_cache_is_no_harm(tmp_path):
+    cache, file = tmp_path / "cache.json", tmp_path / "w"
+    file.write_bytes(b"weights")
+    first = fingerprint([("w", file)], cache)
+    cache.write_text("{")
+    assert fingerprint([("w", file)], cache) == first
+    assert json.loads(cache.read_text())

@@ -1,0 +1,34 @@
+import json
+
+import pytest
+import torch
+
+from genpipe.models.cpu import forms
+from genpipe.models.cpu.forms import PACKABLE, PLAIN, Forms, forms_for
+
+
+def test_the_table_that_ships_is_sound() -> None:
+    table = json.loads(forms.TABLE.read_text())
+    assert "avx512_bf16" in table
+    for rows in table.values():
+        assert rows.keys() <= {"bfloat16", "float32"}
+        for row in rows.values():
+            assert row.keys() == {"packed", "phases", "winograd", "blocked"}
+            assert set(row["packed"]) <= set(PACKABLE)
+            assert isinstance(row["phases"], bool) and isinstance(row["winograd"], bool)
+            assert all(int(width) > 0 and keys > 0 for width, keys in row["blocked"].items())
+
+
+def test_what_the_table_lacks_is_plain(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    row = {"packed": ["linear"], "phases": True, "winograd": True, "blocked": {"64": 512, "256": 1024}}
+    (tmp_path / "forms.json").write_text(json.dumps({"some": {"bfloat16": row}}))
+    monkeypatch.setattr(forms, "TABLE", tmp_path / "forms.json")
+    expected = Forms(packed=("linear",), phases=True, winograd=True, blocked={64: 512, 256: 1024})
+    assert forms_for("some", torch.bfloat16) == expected
+    assert forms_for("some", torch.float32) == forms_for("other", torch.bfloat16) == PLAIN
+
+
+def test_blocks_are_looked_up_by_the_width_of_the_heads() -> None:
+    found = Forms(blocked={256: 1024, 64: 512})
+    assert [found.blocked_from(width) for width in (1, 64, 65, 256, 257)] == [512, 512, 1024, 1024, None]
+    assert PLAIN.blocked_from(64) is None

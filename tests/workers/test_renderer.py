@@ -1,0 +1,267 @@
+"""What a worker makes of a batch: the pictures that the pipeline draws, and what happens when something fails."""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from genpipe import Pipeline, Request
+from genpipe.checkpoints.fingerprint import checkpoint_files
+from genpipe.metadata import read_request
+from genpipe.models.finite import NonFiniteError
+from genpipe.workers.messages import Job, Task, thumbnail_path
+from genpipe.workers.renderer import Renderer
+
+PROMPTS = ["a red cat", "a blue dog", "a pirate ship", "a red cat", "", "a ship"]
+
+
+@pytest.fixture
+def job(tiny_checkpoint: Path, tmp_path: Path) -> Job:
+    return Job(out=str(tmp_path), model=str(tiny_checkpoint), dtype="fp32")
+
+
+def task(number: int, prompt: str = "a red cat", **changes) -> Task:
+    settings = {"steps": 2, "guidance_scale": 4.0, "height": 32, "width": 32, **changes}
+    request = Request(prompt, seed=settings.pop("seed", number), **settings)
+    return Task(number, f"{number:032x}", f"images/{number}.png", request.to_dict())
+
+
+def draw(renderer: Renderer, tasks: list[Task], **options):
+    return renderer.finish(renderer.begin(tasks, **options))
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_batch_of_different_prompts_is_what_the_pipeline_draws_one_by_one(job, tmp_path, deterministic):
+    renderer = Renderer(Job(**{**job.__dict__, "deterministic": deterministic}), "cpu")
+    tasks = [task(number, prompt, guidance_scale=3.0 + number) for number, prompt in enumerate(PROMPTS)]
+    result = draw(renderer, tasks)
+    assert sorted(number for number, *_ in result.drawn) == list(range(len(PROMPTS))) and not result.failed
+    pipe = Pipeline.from_pretrained(job.model, dtype="fp32", device="cpu")
+    for number, one in enumerate(tasks):
+        request = {key: value for key, value in one.request.items()}
+        alone = pipe(request.pop("prompt"), **request, progress=False, deterministic=True)
+        difference = np.abs(np.asarray(alone).astype(int) - pixels(tmp_path / one.path)).max()
+        assert difference <= (0 if deterministic else 1), number
+
+
+def test_the_pipeline_refuses_to_mix_guided_and_unguided_pictures(job):
+    pipe = Pipeline.from_pretrained(job.model, dtype="fp32", device="cpu")
+    requests = [
+        Request.from_dict(task(number, guidance_scale=scale).request) for number, scale in enumerate((1.0, 4.0))
+    ]
+    with pytest.raises(ValueError, match=r"guided.*1\.0, 4\.0"):
+        next(pipe.stream(requests))
+
+
+def test_a_file_says_what_made_it_and_has_the_size_and_hash_that_are_told(job, tmp_path):
+    one = task(7, "a pirate ship")
+    ((number, size, digest, detail),) = draw(Renderer(job, "cpu"), [one]).drawn
+    data = (tmp_path / one.path).read_bytes()
+    assert (number, size, digest, detail) == (7, len(data), hashlib.sha256(data).hexdigest(), None)
+    assert read_request(tmp_path / one.path) == Request.from_dict(one.request)
+
+
+def test_each_distinct_prompt_is_encoded_once(job, monkeypatch):
+    renderer = Renderer(job, "cpu")
+    encoded: list[int] = []
+    encoder = renderer.pipeline.text_encoder
+    forward = encoder.forward
+    monkeypatch.setattr(encoder, "forward", lambda ids, **k: encoded.append(len(ids)) or forward(ids, **k))
+    draw(renderer, [task(number, prompt) for number, prompt in enumerate(PROMPTS)])
+    draw(renderer, [task(number, prompt, seed=99) for number, prompt in enumerate(PROMPTS)])
+    assert sum(encoded) == len(set(PROMPTS))  # the empty one is every picture's negative prompt, too
+
+
+def test_one_picture_that_is_not_finite_fails_alone(job, monkeypatch, tmp_path):
+    renderer = Renderer(job, "cpu")
+    stream = renderer.pipeline.stream
+
+    def poisoned(requests):
+        if any(request.seed == 2 for request in requests):
+            raise NonFiniteError("it is not finite")
+        return stream(requests)
+
+    monkeypatch.setattr(renderer.pipeline, "stream", poisoned)
+    result = draw(renderer, [task(number) for number in range(5)])
+    assert result.failed == [(2, "it is not finite")]
+    assert sorted(number for number, *_ in result.drawn) == [0, 1, 3, 4]
+    assert not (tmp_path / "images/2.png").exists()
+
+
+def test_out_of_memory_halves_the_batch_and_loses_nothing(job, monkeypatch):
+    renderer = Renderer(job, "cpu")
+    stream, sizes = renderer.pipeline.stream, []
+
+    def small(requests):
+        sizes.append(len(requests))
+        if len(requests) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return stream(requests)
+
+    monkeypatch.setattr(renderer.pipeline, "stream", small)
+    result = draw(renderer, [task(number) for number in range(8)], shape="s")
+    assert (len(result.drawn), result.failed, result.size) == (8, [], 2)
+    assert sizes == [8, 4, 2, 2, 2, 2]
+    draw(renderer, [task(number) for number in range(8)], shape="s")
+    assert sizes[6:] == [2, 2, 2, 2]
+
+
+def test_out_of_memory_with_one_picture_is_its_failure(job, monkeypatch):
+    renderer = Renderer(job, "cpu")
+
+    def never(latents, requests):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(renderer.pipeline, "decode", never)
+    result = draw(renderer, [task(1), task(2)])
+    assert [number for number, _ in result.failed] == [1, 2]
+    assert "out of memory" in result.failed[0][1]
+
+
+def test_out_of_memory_for_a_moment_fails_no_picture(job, monkeypatch):
+    renderer = Renderer(job, "cpu")
+    stream, calls = renderer.pipeline.stream, []
+
+    def once(requests):
+        calls.append(len(requests))
+        if len(calls) == 1:
+            raise MemoryError
+        return stream(requests)
+
+    monkeypatch.setattr(renderer.pipeline, "stream", once)
+    assert len(draw(renderer, [task(1)]).drawn) == 1 and calls == [1, 1]
+
+
+def test_a_fault_of_the_device_is_not_taken_for_one_of_the_picture(job, monkeypatch):
+    renderer = Renderer(job, "cpu")
+
+    def broken(requests):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(renderer.pipeline, "stream", broken)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        draw(renderer, [task(1), task(2)])
+
+
+def test_large_pictures_get_a_thumbnail_and_small_ones_none(job, tmp_path):
+    renderer = Renderer(job, "cpu")
+    small, large = task(1), task(2, width=288, height=32, steps=1)
+    draw(renderer, [small])
+    draw(renderer, [large])
+    assert not (tmp_path / thumbnail_path(small.id)).exists()
+    with Image.open(tmp_path / thumbnail_path(large.id)) as image:
+        assert image.format == "WEBP" and image.size == (256, 28)
+
+
+@pytest.mark.parametrize(("suffix", "format"), [(".jpg", "JPEG"), (".webp", "WEBP")])
+def test_other_formats(job, tmp_path, suffix, format):
+    one = task(1)
+    draw(Renderer(job, "cpu"), [Task(1, one.id, f"images/a{suffix}", one.request)])
+    with Image.open(tmp_path / f"images/a{suffix}") as image:
+        assert image.format == format
+
+
+def brightness(image: Image.Image, prompt: str):
+    """A judge: the brighter the better."""
+    total = float(np.asarray(image).mean()) / 255
+
+    class Score:
+        def __init__(self) -> None:
+            self.total = total
+
+        def to_dict(self) -> dict:
+            return {"prompt": prompt}
+
+    return Score()
+
+
+def test_the_best_of_several_is_kept(job, tmp_path):
+    judged = Job(**{**job.__dict__, "best_of": 3, "judge": f"{__name__}:brightness"})
+    one = task(5, "a ship")
+    ((_, _, _, detail),) = draw(Renderer(judged, "cpu"), [one]).drawn
+    pipe = Pipeline.from_pretrained(job.model, dtype="fp32", device="cpu")
+    request = dict(one.request)
+    images = {seed: pipe(**{**request, "seed": seed}, progress=False) for seed in (5, 6, 7)}
+    totals = {seed: brightness(image, "").total for seed, image in images.items()}
+    best = max(totals, key=lambda seed: totals[seed])
+    assert detail is not None and detail["seed"] == best and detail["total"] == pytest.approx(totals[best], abs=0.01)
+    assert detail["score"] == {"prompt": "a ship"}
+    assert read_request(tmp_path / one.path).seed == best
+    json.dumps(detail)
+
+
+def broken(image: Image.Image, prompt: str):
+    raise KeyError(prompt)
+
+
+def test_a_judge_that_fails_fails_its_pictures(job):
+    judged = Job(**{**job.__dict__, "judge": f"{__name__}:broken"})
+    result = draw(Renderer(judged, "cpu"), [task(1, "a ship")])
+    assert result.failed == [(1, "the judge failed: KeyError: 'a ship'")]
+
+
+def test_a_judge_that_is_not_there_is_refused(job):
+    with pytest.raises(ValueError, match="the judge nowhere:score is not there"):
+        Renderer(Job(**{**job.__dict__, "judge": "nowhere:score"}), "cpu")
+
+
+def test_the_best_size_is_the_fastest_that_fits(job, monkeypatch):
+    renderer = Renderer(job, "cpu")
+    clock = [0.0]
+    seconds = {1: 1.0, 2: 1.5, 4: 2.8, 8: 5.6}
+    monkeypatch.setattr("genpipe.workers.renderer.time.perf_counter", lambda: clock[0])
+
+    def timed(requests):
+        if len(requests) > 8:
+            raise MemoryError
+        clock[0] += seconds[len(requests)]
+        return iter(())
+
+    monkeypatch.setattr(renderer.pipeline, "stream", timed)
+    assert renderer._best_size(Request.from_dict(task(1).request)) == 4
+    seconds[8] = 4.0
+    assert renderer._best_size(Request.from_dict(task(1).request)) == 8
+
+
+def test_a_full_disk_is_an_error_of_the_run_and_leaves_no_part(job, monkeypatch, tmp_path):
+    renderer = Renderer(job, "cpu")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("genpipe.workers.storage.os.fsync", full)
+    with pytest.raises(OSError, match=r"No space left.*images/1.png"):
+        draw(renderer, [task(1)])
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_checkpoint_is_its_weights_configs_and_vocabulary(tiny_checkpoint):
+    names = {name for name, _ in checkpoint_files(str(tiny_checkpoint), None)}
+    present = {path.relative_to(tiny_checkpoint).as_posix() for path in tiny_checkpoint.rglob("*") if path.is_file()}
+    assert {"model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"} <= names <= present
+
+
+def test_the_model_says_what_planning_needs(job):
+    model = Renderer(job, "cpu").model()
+    assert (model.dtype, model.factor, model.layers, model.distilled) == ("float32", 4, 3, False)
+    assert (model.defaults[""]["steps"], model.defaults["lcm"]["steps"]) == (30, 4)
+    assert len(model.fingerprint) == 64
+
+
+def test_bytes_are_those_of_the_pipelines_own_files(job, tmp_path):
+    one = task(3, "a ship")
+    draw(Renderer(Job(**{**job.__dict__, "deterministic": True}), "cpu"), [one])
+    pipe = Pipeline.from_pretrained(job.model, dtype="fp32", device="cpu")
+    data = io.BytesIO()
+    pipe(**dict(one.request), progress=False, deterministic=True).save(data, "PNG")
+    assert (tmp_path / one.path).read_bytes() == data.getvalue()

@@ -1,0 +1,47 @@
+"""Files appear whole or not at all, here and by fsspec."""
+
+import os
+
+import pytest
+
+from genpipe.workers.storage import Folder, Remote, open_storage
+
+
+def test_a_file_is_written_whole_with_its_folders(tmp_path):
+    storage = open_storage(str(tmp_path))
+    storage.write("a/b.png", b"one")
+    storage.write("a/b.png", b"two")
+    assert (storage.read("a/b.png"), storage.size("a/b.png"), storage.size("c")) == (b"two", 3, None)
+    assert [path for path in (tmp_path / ".genpipe/parts").iterdir()] == []
+
+
+def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch):
+    storage = Folder(tmp_path)
+    storage.write("a.png", b"old")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match=r"a\.png"):
+        storage.write("a.png", b"new")
+    monkeypatch.undo()
+    assert storage.read("a.png") == b"old" and not list((tmp_path / ".genpipe/parts").iterdir())
+
+
+def test_what_a_killed_process_left_is_swept_away(tmp_path):
+    storage = Folder(tmp_path)
+    storage.write("a.png", b"x")
+    (tmp_path / ".genpipe/parts/half").write_bytes(b"ha")
+    storage.sweep()
+    storage.write("b.png", b"y")
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"a.png", "b.png"}
+
+
+def test_storage_by_url():
+    pytest.importorskip("fsspec")
+    storage = open_storage("memory://renders")
+    storage.write("images/a.png", b"abc")
+    assert isinstance(storage, Remote)
+    assert (storage.read("images/a.png"), storage.size("images/a.png"), storage.size("b")) == (b"abc", 3, None)
+
+
+def test_an_unknown_url_is_refused():
+    with pytest.raises(ValueError, match="storage nonsense://x cannot be used"):
+        open_storage("nonsense://x")
