@@ -1,39 +1,47 @@
-"""Drawing several pictures for one that is asked for, and keeping the one that a judge says shows the prompt best."""
+"""Drawing several images for one that is asked for, and keeping the one that a judge says shows the prompt best."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from genpipe.images import Picture
-from genpipe.judge import Scorer, choose_judge
+from genpipe.judge import Scorer, Unscored, best_index, choose_judge, judged
 from genpipe.metadata import annotate_choice
 from genpipe.request import Request
 
 
-def choose_scorer(judge: str | Path | Scorer | None, requests: Sequence[Request], *, embedded: bool) -> Scorer:
-    """The judge to choose by, once it has said that it can judge the prompts.
+def choose_scorer(judge: str | Path | Scorer | None, *, embedded: bool) -> Scorer:
+    """Return the judge to choose by.
 
     Args:
-        judge: one, or what `genpipe.judge.scene_judge.choose_judge` makes one of.
-        embedded: whether the pictures are the embedded model's.
+        judge: one, or the name of one, see `genpipe.judge.choose_judge`.
+        embedded: whether the images are the embedded model's.
 
     Raises:
-        ValueError: the judge does not know what is to be drawn.
+        ValueError: there is no such judge, or it does not know what is to be drawn.
     """
     if judge is None and not embedded:
         raise ValueError("the embedded judge knows only what the embedded model draws: give a CLIP model as judge")
-    scorer = choose_judge(judge) if judge is None or isinstance(judge, str | Path) else judge
-    for prompt in dict.fromkeys(request.prompt for request in requests):
-        scorer.check_prompt(prompt)
-    return scorer
+    return choose_judge(judge) if judge is None or isinstance(judge, str | Path) else judge
 
 
 def best(images: Sequence[Picture], requests: Sequence[Request], best_of: int, scorer: Scorer) -> list[Picture]:
-    """Of every `best_of` pictures the one with the highest score, the first of equals, with all scores in its info."""
-    scores = scorer.scores(images, [request.prompt for request in requests])
-    chosen = []
+    """Return of every `best_of` images the one with the highest score, the first of equals, with all scores in its info.
+
+    Where the judge scores none of them, as of a prompt that it cannot read, the first is kept and one warning says why.
+    """
+    scores = judged(images, [request.prompt for request in requests], scorer)
+    chosen, unscored = [], {}
     for start in range(0, len(images), best_of):
-        group = range(start, start + best_of)
-        image = images[max(group, key=lambda i: scores[i].total)]
-        annotate_choice(image, [{"seed": requests[i].seed, **scores[i].to_dict()} for i in group])
+        group = scores[start : start + best_of]
+        image = images[start + best_index(group)]
+        seeds = [request.seed for request in requests[start : start + best_of]]
+        annotate_choice(image, [{"seed": seed, **one.to_dict()} for seed, one in zip(seeds, group, strict=True)])
+        if (reasons := [one.reason for one in group if isinstance(one, Unscored)]) and len(reasons) == len(group):
+            unscored[reasons[0]] = None
         chosen.append(image)
+    for reason in unscored:
+        warnings.warn(
+            f"the first of {best_of} images is kept, as the judge scores none of them: {reason}", stacklevel=3
+        )
     return chosen

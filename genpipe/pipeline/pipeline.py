@@ -217,7 +217,7 @@ class Pipeline:
             deterministic: bitwise the same picture in any batch, at some cost: one picture at a time, on one thread.
             best_of: draw so many for each picture, with seeds from its own on, and keep the one that shows the prompt
                 best. `image.info` holds the scores of all of them.
-            judge: who says so, see `genpipe.judge.scene_judge.score`; None is the embedded judge, for the embedded model.
+            judge: who says so, see `genpipe.judge.choose_judge`; None is the embedded judge, for the embedded model.
             progress: show a bar on stderr.
             callback: called with the `Progress` of every step.
 
@@ -250,7 +250,7 @@ class Pipeline:
         if best_of > 1:
             from genpipe.pipeline.best_of import best, choose_scorer
 
-            scorer = choose_scorer(judge, requests, embedded=self.name == "embedded")
+            scorer = choose_scorer(judge, embedded=self.name == "embedded")
         size = 1 if deterministic else BATCH
         images: list[Picture] = []
         with one_thread(deterministic):

@@ -5,10 +5,10 @@ from typing import Any
 
 from genpipe.images import FORMATS
 from genpipe.render.planning import SETTINGS
-from genpipe.request import MAX_PICTURES, Request
+from genpipe.request import MAX_BEST_OF, MAX_PICTURES, Request
 
 MAX_BATCH = 1024
-JUDGE = "genpipe.judge.scene_judge:score"
+JUDGE = "genpipe.judge:score"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Options:
             raise ValueError(f"render has no setting {', '.join(unknown)}: they are {', '.join(SETTINGS)}")
         if f".{self.format}" not in FORMATS:
             raise ValueError(f"format {self.format!r} is not one: use png, jpg or webp")
-        for name, high in (("n", MAX_PICTURES), ("best_of", 1000), ("batch", MAX_BATCH)):
+        for name, high in (("n", MAX_PICTURES), ("best_of", MAX_BEST_OF), ("batch", MAX_BATCH)):
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool)
             if value is not None and not (whole and 1 <= value <= high):

@@ -471,6 +471,16 @@ def test_the_best_of_several_is_kept_with_the_scores_of_all(pipe: Pipeline) -> N
         assert read_request(image) == read_request(drawn[best])
 
 
+def test_a_prompt_that_the_judge_cannot_read_keeps_its_first_picture_and_says_so(pipe: Pipeline) -> None:
+    with pytest.warns(UserWarning, match="the first of 3 images is kept.*: prompt 'justice' cannot be judged"):
+        images = draw(pipe, ["justice", "a cat"], n=1, best_of=3, seed=3, judge=Brightness(), steps=1)
+    made = [json.loads(image.info["genpipe"]) for image in images]
+    assert [one["seed"] for one in made[:1]] == [3] and made[1]["seed"] in (6, 7, 8)
+    assert [entry["total"] for entry in made[0]["best_of"]] == [None] * 3
+    assert made[0]["best_of"][0]["reason"] == "prompt 'justice' cannot be judged"
+    assert all(entry["total"] > 0 for entry in made[1]["best_of"])
+
+
 def test_given_seeds_are_where_each_choice_begins(pipe: Pipeline) -> None:
     images = draw(pipe, n=2, seed=None, seeds=[9, 2**64 - 1], best_of=2, judge=Brightness(), steps=1)
     seeds = [[entry["seed"] for entry in json.loads(image.info["genpipe"])["best_of"]] for image in images]
@@ -484,7 +494,6 @@ def test_given_seeds_are_where_each_choice_begins(pipe: Pipeline) -> None:
         ({"best_of": 0}, "best_of must be a whole number from 1 to 100, not 0"),
         ({"best_of": 2}, "the embedded judge knows only what the embedded model draws: give a CLIP model as judge"),
         ({"best_of": 2, "judge": "/no/such/folder"}, "judge '/no/such/folder' is not a CLIP model that can be loaded"),
-        ({"best_of": 2, "judge": Brightness(), "prompt": "justice"}, "prompt 'justice' cannot be judged"),
     ],
 )
 def test_a_choice_that_cannot_be_made_is_refused_before_drawing(
