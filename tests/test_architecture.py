@@ -19,18 +19,20 @@ HEAVY = {"torch", "diffusers", "transformers", "accelerate"}
 
 # Dependencies point one way: what is in an area may import what is in it and in these, and nothing else of ours.
 _LOW = {"blocks", "models", "sampling", "request", "files", "images", "filenames", "metadata", "dialects"}
-_LOW |= {"hardware", "checkpoints", "embedded"}
+_LOW |= {"hardware", "checkpoints", "embedded", "sizes", "progress"}
 _PIPELINE = _LOW | {"prompts", "judge", "pipeline"}
 _ALL = _PIPELINE | {"scenes", "vision"}
 ALLOWED: dict[str, set[str]] = {
     "blocks": set(),
-    "vision": {"blocks", "files", "hardware", "embedded"},
+    "vision": {"blocks", "files", "hardware", "embedded", "progress"},
     # The judge says whether a picture shows what a prompt of the scenes' world asks for.
-    "judge": {"vision", "blocks", "files", "hardware", "scenes", "embedded"},
+    "judge": {"vision", "blocks", "files", "hardware", "scenes", "embedded", "progress"},
     "models": {"blocks"},
     "sampling": set(),
     "request": {"sampling"},
     "files": set(),
+    "progress": set(),
+    "sizes": {"request"},
     "images": {"files"},
     "filenames": {"images"},
     "dialects": {"request", "sampling"},
