@@ -63,12 +63,71 @@ def tiny_parts(*, length: int = 16, width: int = 32) -> dict[str, Any]:
     with torch.no_grad():
         vae.decoder.conv_out.weight.mul_(8)  # contrast: a grey picture would agree with anything
     return {
-        "tokenizer": tokenizer,
-        "text_encoder": text_encoder,
+        "tokenizers": (tokenizer,),
+        "text_encoders": (text_encoder,),
         "unet": unet,
         "vae": vae,
         "scheduler_config": SCHEDULER,
     }
+
+
+def tiny_xl_parts(*, refiner: bool = False) -> dict[str, Any]:
+    """The same of Stable Diffusion XL: two text encoders, the second projected, and a U-Net that takes sizes.
+
+    Args:
+        refiner: the refiner's: the second encoder alone, and one number (a score) in place of the target's size.
+    """
+    parts = tiny_parts(width=32)
+    (tokenizer,) = parts["tokenizers"]
+    torch.manual_seed(1)
+    second = TextEncoder(
+        TextEncoderConfig(
+            vocab_size=tokenizer.vocab_size,
+            hidden_size=48,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=3,
+            max_position_embeddings=tokenizer.length,
+            hidden_act="gelu",
+            eos_token_id=tokenizer.eos_id,
+            projection_dim=40,
+        )
+    )
+    unet = UNet(
+        UNetConfig(
+            sample_size=8,
+            channels=(16, 32),
+            attention=(False, True),
+            attention_up=(False, True),
+            layers=(1, 1),
+            depth=(1, 2),
+            heads=(2, 4),
+            only_cross=(False, False),
+            context_channels=48 if refiner else 32 + 48,
+            linear_projection=True,
+            norm_groups=8,
+            added_time_channels=8,
+            added_channels=40 + (5 if refiner else 6) * 8,
+        )
+    )
+    encoders = (second,) if refiner else (*parts["text_encoders"], second)
+    return {**parts, "text_encoders": encoders, "tokenizers": (tokenizer,) * len(encoders), "unet": unet}
+
+
+@pytest.fixture(scope="session")
+def tiny_xl_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a whole checkpoint in the form of Stable Diffusion XL, in fp32. Do not write to it."""
+    directory = tmp_path_factory.mktemp("tiny") / "xl"
+    save_checkpoint(directory, **tiny_xl_parts())
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_refiner_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a whole checkpoint in the form of Stable Diffusion XL's refiner, in fp32. Do not write to it."""
+    directory = tmp_path_factory.mktemp("tiny") / "refiner"
+    save_checkpoint(directory, **tiny_xl_parts(refiner=True))
+    return directory
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Reading and writing checkpoints in the diffusers layout: the one place where foreign names are known."""
 
-from genpipe.checkpoints.diffusers_layout import Checkpoint, load_checkpoint, load_tiny_vae
+from genpipe.checkpoints.checkpoint import Checkpoint
+from genpipe.checkpoints.diffusers_layout import load_checkpoint, load_tiny_vae
 from genpipe.checkpoints.errors import CheckpointError
 from genpipe.checkpoints.saving import save_checkpoint
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from genpipe.checkpoints.families import PARTS
 from genpipe.checkpoints.hub import open_source
 from genpipe.files import atomic_write
 
@@ -16,7 +17,7 @@ def checkpoint_files(path_or_id: str | Path, revision: str | None) -> list[tuple
     source = open_source(path_or_id, revision)
     names = [
         f"{folder}/{name}"
-        for folder in ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
+        for folder in PARTS
         for name in source.listing(folder)
         if name.endswith((".json", ".txt", ".safetensors"))
     ]

@@ -6,7 +6,7 @@ have the same tree as the files, so reading and writing is pure renaming, and th
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 Names = tuple[tuple[str, str], ...]
@@ -184,6 +184,12 @@ TEXT_ENCODER = Layout(
     # A buffer that transformers saved before 4.31.
     harmless=("text_model.embeddings.position_ids", "embeddings.position_ids"),
 )
+
+
+def text_encoder(folder: str) -> Layout:
+    """A text encoder's: "text_encoder", or "text_encoder_2" for the second of Stable Diffusion XL."""
+    return replace(TEXT_ENCODER, folder=folder)
+
 
 _TINY: Names = tuple(
     (name, name)

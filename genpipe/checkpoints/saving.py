@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from genpipe.checkpoints import layout
+from genpipe.checkpoints.families import SDXL, SDXL_REFINER, TEXT_ENCODERS, Family, family_of, tokenizer_of
 from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.tokenizer import Tokenizer
 from genpipe.models.unet import UNet
@@ -21,28 +22,35 @@ from genpipe.models.vae import VAE
 def save_checkpoint(
     directory: str | Path,
     *,
-    text_encoder: TextEncoder,
+    text_encoders: Sequence[TextEncoder],
+    tokenizers: Sequence[Tokenizer],
     unet: UNet,
     vae: VAE,
-    tokenizer: Tokenizer,
     scheduler_config: Mapping[str, Any],
     defaults: Mapping[str, Any] | None = None,
+    zero_empty_negative: bool | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Write a checkpoint, whole or not at all: it is written beside `directory` and then put in its place.
 
     Args:
         directory: made if need be; a checkpoint that is there already is replaced.
+        text_encoders: in the order in which their vectors are joined.
+        tokenizers: one per text encoder.
         scheduler_config: `scheduler_config.json`; its `_class_name` is diffusers' name of the scheduler.
         defaults: `genpipe.json`, how the model likes to be run (steps, guidance_scale, height, …).
+        zero_empty_negative: whether no negative prompt at all means vectors of zeros; None is as the family's published
+            model has it.
         dtype: of the stored weights, such as `torch.float16`; None keeps the networks' own.
 
     Raises:
-        ValueError: `directory` holds something other than a checkpoint, `scheduler_config` lacks `_class_name`, or
-            weights are not finite in `dtype`.
+        ValueError: the networks do not fit each other, `directory` holds something other than a checkpoint,
+            `scheduler_config` lacks `_class_name`, or weights are not finite in `dtype`.
         OSError: the files cannot be written; none is left behind.
     """
     directory = Path(directory).absolute()
+    family = family_of(unet.config, [encoder.config for encoder in text_encoders])
+    zeros = family is SDXL if zero_empty_negative is None else zero_empty_negative
     if "_class_name" not in scheduler_config:
         raise ValueError("scheduler_config has no _class_name: name a diffusers scheduler, such as 'DDIMScheduler'")
     if directory.exists() and not (directory / "model_index.json").is_file() and any(directory.iterdir()):
@@ -51,36 +59,42 @@ def save_checkpoint(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        marks = {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
-        text_config = {**text_encoder.config.to_dict(), **marks}
-        _write_network(partial, layout.TEXT_ENCODER, text_encoder, text_config, dtype)
+        index = _index(family, scheduler_config["_class_name"], zeros)
+        for name, encoder, tokenizer in zip(family.text_encoders, text_encoders, tokenizers, strict=True):
+            marks = {f"{mark}_token_id": getattr(tokenizer, f"{mark}_id") for mark in ("bos", "eos", "pad")}
+            text_config = {**encoder.config.to_dict(), **marks}
+            _write_network(partial, layout.text_encoder(name), encoder, text_config, dtype)
+            tokenizer.save(partial / tokenizer_of(name))
+            index[name] = ["transformers", text_config["architectures"][0]]
+            index[tokenizer_of(name)] = ["transformers", "CLIPTokenizer"]
         _write_network(partial, layout.UNET, unet, unet.config.to_dict(), dtype)
         _write_network(partial, layout.VAE, vae, vae.config.to_dict(), dtype)
-        tokenizer.save(partial / "tokenizer")
         _write_json(partial / "scheduler" / "scheduler_config.json", scheduler_config)
         if defaults:
             _write_json(partial / "genpipe.json", defaults)
-        _write_json(
-            partial / "model_index.json", _index(text_config["architectures"][0], scheduler_config["_class_name"])
-        )
+        _write_json(partial / "model_index.json", index)
         _replace(partial, directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _index(text_encoder: str, scheduler: str) -> dict[str, Any]:
-    return {
-        "_class_name": "StableDiffusionPipeline",
+def _index(family: Family, scheduler: str, zero_empty_negative: bool) -> dict[str, Any]:
+    """`model_index.json` before its text encoders are entered."""
+    index: dict[str, Any] = {
+        "_class_name": family.pipeline,
         "_diffusers_version": "0.32.0",  # the oldest that genpipe is meant to go with
         "feature_extractor": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
+        **{name: [None, None] for part in TEXT_ENCODERS for name in (part, tokenizer_of(part))},
         "scheduler": ["diffusers", scheduler],
-        "text_encoder": ["transformers", text_encoder],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
+    if family.added_numbers:
+        aesthetics = {"requires_aesthetics_score": True} if family.added_numbers == SDXL_REFINER.added_numbers else {}
+        return {**index, "force_zeros_for_empty_prompt": zero_empty_negative, **aesthetics}
+    for name in (TEXT_ENCODERS[1], tokenizer_of(TEXT_ENCODERS[1])):
+        del index[name]
+    return {**index, "requires_safety_checker": False, "safety_checker": [None, None]}
 
 
 def _write_network(

@@ -82,10 +82,11 @@ class Pipeline:
         int8: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
-        self.text_encoder = checkpoint.text_encoder.eval().requires_grad_(False)
+        _check_drawable(checkpoint)
+        self.text_encoders = tuple(each.eval().requires_grad_(False) for each in checkpoint.text_encoders)
         self.unet = checkpoint.unet.eval().requires_grad_(False)
         self.vae = checkpoint.vae.eval().requires_grad_(False)
-        self.tokenizer = checkpoint.tokenizer
+        self.tokenizers = checkpoint.tokenizers
         self.device = device
         self.dtype = dtype
         self.tiny_vae = tiny_vae
@@ -97,7 +98,7 @@ class Pipeline:
             else lambda latents: to_pil(tiny_vae.decode(latents))
         )
         self._prompt_encoder = PromptEncoder(
-            self.tokenizer, lambda: self._in_memory(self.text_encoder), device=device, model=self.name
+            self.tokenizers[0], lambda: self._in_memory(self.text_encoders[0]), device=device, model=self.name
         )
 
     @classmethod
@@ -148,7 +149,7 @@ class Pipeline:
             config = checkpoint.vae.config
             tiny = load_tiny_vae(tiny_vae, latent_channels=config.latent_channels, factor=config.factor)
         pipeline = cls(checkpoint, device=chosen, dtype=chosen_dtype, tiny_vae=tiny, low_memory=low_memory, int8=int8)
-        kept = (checkpoint.unet, tiny, *(() if low_memory else (checkpoint.text_encoder, checkpoint.vae)))
+        kept = (checkpoint.unet, tiny, *(() if low_memory else (*checkpoint.text_encoders, checkpoint.vae)))
         for network in kept:
             if network is not None:
                 pipeline._prepare(network)
@@ -289,7 +290,7 @@ class Pipeline:
         settings |= {key: value for key, value in defaults.items() if settings.get(key) is None}
         check_size(settings["height"], settings["width"], self.vae.config.factor)
         requests = [Request(prompt=text, seed=own, **settings) for text, own in pictures]
-        layers = len(self.text_encoder.layers)
+        layers = min(len(each.layers) for each in self.text_encoders)
         if requests[0].clip_skip >= layers:
             raise ValueError(f"clip_skip {requests[0].clip_skip} is out of range: 0 to {layers - 1} for this model")
         if seed is None and seeds is None:
@@ -366,6 +367,18 @@ class Pipeline:
             if not pixels.isfinite().all():
                 raise NonFiniteError.of("decoder", self.vae, self.name)
         return pixels
+
+
+def _check_drawable(checkpoint: Checkpoint) -> None:
+    """Check that the U-Net takes noisy latents and one text, nothing else."""
+    unet, latents = checkpoint.unet.config, checkpoint.vae.config.latent_channels
+    if (unet.in_channels, unet.out_channels) != (latents, latents):
+        raise ValueError(
+            f"{checkpoint.source}: its U-Net takes {unet.in_channels} channels and gives {unet.out_channels} where the VAE "
+            f"has {latents}: inpainting, depth and other image-conditioned checkpoints cannot be drawn yet"
+        )
+    if unet.added_channels is not None:
+        raise ValueError(f"{checkpoint.source}: {checkpoint.family.title} cannot be drawn yet")
 
 
 def _check_int8(device: torch.device, dtype: torch.dtype) -> None:

@@ -134,7 +134,7 @@ def new_model(
         TextEncoder(shape), UNet(replace(UNET_CONFIG, sample_size=size // VAE_CONFIG.factor))
     ).initialise()
     defaults = {**DEFAULTS, "height": size, "width": size}
-    return Checkpoint(networks.text_encoder, tokenizer, networks.unet, vae, dict(SCHEDULER), defaults, source="")
+    return Checkpoint((networks.text_encoder,), (tokenizer,), networks.unet, vae, dict(SCHEDULER), defaults, source="")
 
 
 def trained_model(out: Path, init: str | Path, *, size: int = SIZE) -> Checkpoint:
@@ -147,11 +147,13 @@ def trained_model(out: Path, init: str | Path, *, size: int = SIZE) -> Checkpoin
 
     Raises:
         CheckpointError: the checkpoint is not there, not whole, or not one that genpipe can run.
-        ValueError: it does not predict the velocity, cannot draw `size`, or the training in `out` began without it.
+        ValueError: it does not predict the velocity, has two text encoders, cannot draw `size`, or the training in `out` began without it.
     """
     if _state(out, "vae").exists():
         raise ValueError(f"{out} holds a training that began without --init: leave it out, or give another --out")
     model = load_checkpoint(init, dtype=torch.float32)
+    if len(model.text_encoders) > 1 or model.unet.config.added_channels is not None:
+        raise ValueError(f"{init} is of {model.family.title}: --init takes checkpoints with one text encoder only")
     predicted = model.scheduler_config.get("prediction_type", "epsilon")
     if predicted != "v_prediction":
         raise ValueError(f"{init} was trained to predict {predicted}: --init takes checkpoints of v_prediction only")
@@ -203,11 +205,11 @@ def train(
             part.requires_grad_(True)
         vae = _train_vae(vae, pictures, out / "decoder", decoder, accelerator, VAE_RATE / 2, seed, decoder_only=True)
     model = replace(model, vae=vae.requires_grad_(False))
-    networks = TextToImage(model.text_encoder.requires_grad_(not freeze_text), model.unet).to(device)
+    networks = TextToImage(model.text_encoders[0].requires_grad_(not freeze_text), model.unet).to(device)
 
     def save(averaged: nn.Module) -> None:
         assert isinstance(averaged, TextToImage)
-        _save(replace(model, text_encoder=averaged.text_encoder, unet=averaged.unet), out, prompts)
+        _save(replace(model, text_encoders=(averaged.text_encoder,), unet=averaged.unet), out, prompts)
 
     if denoiser is None:
         save(networks)
@@ -223,7 +225,7 @@ def train(
         networks,
         diffusion_loss(
             LatentPool(latents, period=pictures.period),
-            model.tokenizer,
+            model.tokenizers[0],
             _squared_alphas(model.scheduler_config),
             batch=BATCH,
         ),
@@ -275,10 +277,10 @@ def _save(model: Checkpoint, out: Path, prompts: Sequence[str]) -> None:
     """Write the checkpoint in fp16, and what it draws of the prompts."""
     save_checkpoint(
         out / "checkpoint",
-        text_encoder=model.text_encoder,
+        text_encoders=model.text_encoders,
         unet=model.unet,
         vae=model.vae,
-        tokenizer=model.tokenizer,
+        tokenizers=model.tokenizers,
         scheduler_config=model.scheduler_config,
         defaults=model.defaults,
         dtype=torch.float16,

@@ -108,7 +108,7 @@ class Renderer:
             dtype=str(pipeline.dtype).removeprefix("torch."),
             defaults={"": pipeline.defaults(), "lcm": pipeline.defaults("lcm")},
             factor=pipeline.vae.config.factor,
-            layers=len(pipeline.text_encoder.layers),
+            layers=min(len(each.layers) for each in pipeline.text_encoders),
             distilled=pipeline.unet.config.guidance_channels is not None,
         )
 

@@ -75,7 +75,7 @@ def genpipe(
     if compiled:
         pipe.unet.denoise, pipe.vae.decode = torch.compile(pipe.unet.denoise), torch.compile(pipe.vae.decode)
     if task.part == "text":
-        return lambda: pipe.text_encoder(ids).context
+        return lambda: pipe.text_encoders[0](ids).context
     if task.part == "step":
         denoiser = Denoiser(pipe.unet, [TIMESTEP], context)
         if captured:

@@ -220,7 +220,7 @@ def operations(folder: str | Path) -> float:
     """Billions of floating-point operations of one picture, counted in the plain form of the networks: the counter does
     not see into packed layers and fused attention."""
     checkpoint, device = load_checkpoint(folder), torch.device("cpu")
-    for network in (checkpoint.text_encoder, checkpoint.unet, checkpoint.vae):
+    for network in checkpoint.networks.values():
         prepare(network, device=device, dtype=torch.float32)
     pipeline = Pipeline(checkpoint, device=device, dtype=torch.float32)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):

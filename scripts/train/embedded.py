@@ -92,8 +92,10 @@ def run(arguments: argparse.Namespace) -> None:
         vae = load_checkpoint(arguments.vae, dtype=torch.float32).vae if arguments.vae is not None else None
         model = new_model(out, corpus(), tokens=TOKENS, vae=vae)
         if "text" in budgets:
-            encoder = teach(model.text_encoder, model.tokenizer, out / "text", budgets["text"], accelerator, seed)
-            model = replace(model, text_encoder=encoder)
+            encoder = teach(
+                model.text_encoders[0], model.tokenizers[0], out / "text", budgets["text"], accelerator, seed
+            )
+            model = replace(model, text_encoders=(encoder,))
     else:
         stages = {"decoder": arguments.decoder_minutes, "denoiser": minutes}
         budgets = {stage: Budget(minutes=time) for stage, time in stages.items() if time}

@@ -48,9 +48,19 @@ class Edited:
 
 
 @pytest.fixture
-def edited(tiny_checkpoint: Path, tmp_path: Path) -> Edited:
-    shutil.copytree(tiny_checkpoint, tmp_path / "edited")
-    return Edited(tmp_path / "edited")
+def edited_copy(tmp_path: Path) -> Callable[[Path], Edited]:
+    """A copy of any checkpoint's folder."""
+
+    def copy(folder: Path) -> Edited:
+        shutil.copytree(folder, tmp_path / "edited")
+        return Edited(tmp_path / "edited")
+
+    return copy
+
+
+@pytest.fixture
+def edited(edited_copy: Callable[[Path], Edited], tiny_checkpoint: Path) -> Edited:
+    return edited_copy(tiny_checkpoint)
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +68,6 @@ def tensors() -> Callable[[Checkpoint], dict[str, Tensor]]:
     """All weights of a checkpoint by name."""
 
     def all_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-        parts = ("text_encoder", "unet", "vae")
-        return {f"{p}.{k}": t for p in parts for k, t in getattr(checkpoint, p).state_dict().items()}
+        return {f"{p}.{k}": t for p, network in checkpoint.networks.items() for k, t in network.state_dict().items()}
 
     return all_tensors

@@ -107,9 +107,9 @@ def test_every_tensor_has_memory_and_the_dtype_asked_for(tiny_checkpoint: Path, 
     for dtype in (None, torch.float32, torch.float16, torch.bfloat16):
         checkpoint = load_checkpoint(tiny_checkpoint, dtype=dtype)
         assert {t.dtype for t in tensors(checkpoint).values()} == {dtype or torch.float32}
-        for network in (checkpoint.text_encoder, checkpoint.unet, checkpoint.vae):
+        for network in checkpoint.networks.values():
             assert not any(t.is_meta for t in [*network.parameters(), *network.buffers()])
-        assert torch.isfinite(checkpoint.text_encoder(torch.zeros(1, 16, dtype=torch.long)).context).all()
+        assert torch.isfinite(checkpoint.text_encoders[0](torch.zeros(1, 16, dtype=torch.long)).context).all()
 
 
 @pytest.mark.parametrize("shards", [False, True])
@@ -211,9 +211,18 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
         "model_index.json cannot be used: Expecting",
     ),
     "index not an object": (lambda e: (e.root / "model_index.json").write_text("[]"), "it is not a JSON object"),
-    "SDXL": (
-        lambda e: e.edit_json("model_index.json", _class_name="StableDiffusionXLPipeline"),
-        "cannot run StableDiffusionXLPipeline yet, only Stable Diffusion 1.x and 2.x",
+    "other parts": (
+        lambda e: e.edit_json(
+            "model_index.json",
+            _class_name="SomePipeline",
+            unet=[None, None],
+            transformer=["diffusers", "SomeTransformer2DModel"],
+        ),
+        r"cannot run SomePipeline: .*transformer \(SomeTransformer2DModel\)",
+    ),
+    "a second text encoder without its tokenizer": (
+        lambda e: e.edit_json("model_index.json", text_encoder_2=["transformers", "CLIPTextModelWithProjection"]),
+        "the checkpoint lacks a tokenizer_2",
     ),
     "no U-Net in the index": (
         lambda e: e.edit_json("model_index.json", unet=[None, None]),
@@ -243,9 +252,9 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
         "unet/config.json cannot be used",
     ),
     "no levels": (lambda e: e.edit_json("vae/config.json", block_out_channels=[]), "vae/config.json cannot be used"),
-    "inpainting": (
-        lambda e: e.edit_json("unet/config.json", in_channels=9),
-        "takes 9 channels and gives 4 where the VAE has 4: inpainting",
+    "odd channels": (
+        lambda e: e.edit_json("unet/config.json", in_channels=7),
+        "takes 7 channels and gives 4 where the VAE has 4",
     ),
     "SDXL U-Net": (
         lambda e: e.edit_json(
@@ -254,7 +263,7 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
             addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=40,
         ),
-        "SDXL",
+        "takes pooled text, which its last text encoder does not project",
     ),
     "other context": (
         lambda e: e.edit_json("unet/config.json", cross_attention_dim=64),

@@ -27,7 +27,7 @@ def status(key):
 
 def load(path, dtype):
     checkpoint = load_checkpoint(path, dtype=dtype)
-    networks = (checkpoint.text_encoder, checkpoint.unet, checkpoint.vae)
+    networks = tuple(checkpoint.networks.values())
     for network in networks:
         for tensor in network.state_dict().values():
             tensor.view(-1)[:: 4096 // tensor.element_size()].sum()  # one number of every page
@@ -50,7 +50,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of about 200 MB of fp16 weights."""
     tokenizer = train_tokenizer(["a"], 514, length=16)
     networks = {
-        "text_encoder": skeleton(
+        "text": skeleton(
             lambda: TextEncoder(TextEncoderConfig(vocab_size=8000, num_hidden_layers=2, max_position_embeddings=16))
         ),
         "unet": skeleton(lambda: UNet(UNetConfig(channels=(128, 256, 384, 512), heads=(4,) * 4, layers=(1,) * 4))),
@@ -63,7 +63,13 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
             parameter.data.uniform_(-0.1, 0.1, generator=generator)
     directory = tmp_path_factory.mktemp("large") / "checkpoint"
     scheduler_config = {"_class_name": "DDIMScheduler"}
-    save_checkpoint(directory, **networks, tokenizer=tokenizer, scheduler_config=scheduler_config)
+    save_checkpoint(
+        directory,
+        text_encoders=(networks.pop("text"),),
+        tokenizers=(tokenizer,),
+        **networks,
+        scheduler_config=scheduler_config,
+    )
     return directory
 
 

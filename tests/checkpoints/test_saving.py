@@ -15,12 +15,12 @@ from genpipe.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, sa
 @pytest.fixture
 def parts(tiny_checkpoint: Path) -> dict[str, Any]:
     checkpoint = load_checkpoint(tiny_checkpoint)
-    names = ("text_encoder", "unet", "vae", "tokenizer", "scheduler_config")
+    names = ("text_encoders", "unet", "vae", "tokenizers", "scheduler_config")
     return {name: getattr(checkpoint, name) for name in names}
 
 
 def weights(checkpoint: Checkpoint) -> list[torch.Tensor]:
-    return [t for part in ("text_encoder", "unet", "vae") for t in getattr(checkpoint, part).state_dict().values()]
+    return [t for network in checkpoint.networks.values() for t in network.state_dict().values()]
 
 
 @torch.inference_mode()
@@ -32,12 +32,12 @@ def test_diffusers_opens_it_and_computes_the_same(tmp_path: Path, parts: dict[st
     assert ours.defaults == {"steps": 5} and type(theirs.scheduler).__name__ == "DDIMScheduler"
 
     texts = ["a red cat", "a pirate ship at sea " * 9]
-    ids = torch.tensor(ours.tokenizer(texts).ids)
+    ids = torch.tensor(ours.tokenizers[0](texts).ids)
     settings = {"padding": "max_length", "truncation": True, "max_length": 16, "return_tensors": "pt"}
     assert torch.equal(ids, theirs.tokenizer(texts, **settings).input_ids)
     torch.manual_seed(0)
     latents, pixels = torch.randn(2, 4, 8, 8), torch.rand(2, 3, 32, 32) * 2 - 1
-    context = ours.text_encoder(ids).context
+    context = ours.text_encoders[0](ids).context
     time = torch.tensor([7.0, 800.0])
     pairs = {
         "text encoder": (context, theirs.text_encoder(ids)[0]),
@@ -53,8 +53,7 @@ def test_saving_and_loading_is_the_identity(tmp_path: Path, tiny_checkpoint: Pat
     save_checkpoint(tmp_path / "new" / "folder", **parts)
     saved, original = load_checkpoint(tmp_path / "new" / "folder"), load_checkpoint(tiny_checkpoint)
     assert all(torch.equal(a, b) for a, b in zip(weights(saved), weights(original), strict=True))
-    for part in ("text_encoder", "unet", "vae"):
-        assert getattr(saved, part).config == getattr(original, part).config
+    assert [n.config for n in saved.networks.values()] == [n.config for n in original.networks.values()]
     assert saved.scheduler_config == original.scheduler_config
     modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "new").rglob("*") if path.is_file()}
     assert len(modes) == 1  # whoever may read the configs may read the weights

@@ -104,12 +104,12 @@ def test_guidance_rescale_as_in_diffusers(pipe: Pipeline, reference: Any) -> Non
 
 
 def test_clip_skip_reaches_the_text_encoder(pipe: Pipeline) -> None:
-    assert torch.equal(pipe.encode(["a"], clip_skip=1), pipe.text_encoder(ids(pipe, "a"), clip_skip=1).context)
+    assert torch.equal(pipe.encode(["a"], clip_skip=1), pipe.text_encoders[0](ids(pipe, "a"), clip_skip=1).context)
     assert difference(draw(pipe), draw(pipe, clip_skip=1)) > 0
 
 
 def ids(pipe: Pipeline, prompt: str) -> torch.Tensor:
-    return torch.tensor(pipe.tokenizer([prompt]).ids)
+    return torch.tensor(pipe.tokenizers[0]([prompt]).ids)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "euler_a", "dpmpp_2m_sde"])
@@ -317,7 +317,7 @@ def test_a_decode_that_overflows_is_repeated_in_fp32(tiny_checkpoint: Path, monk
 
 @pytest.mark.parametrize("part", ["text_encoder", "unet", "vae"])
 def test_weights_that_are_not_finite_are_named(fresh: Pipeline, part: str) -> None:
-    module = getattr(fresh, part)
+    module = fresh.checkpoint.networks[part]
     name, weight = [item for item in module.named_parameters() if "encoder." not in item[0] or part == "text_encoder"][
         3
     ]
@@ -379,8 +379,8 @@ def test_a_distilled_network_takes_the_guidance_scale_as_an_input(tiny_checkpoin
     torch.manual_seed(1)
     save_checkpoint(
         tmp_path / "lcm",
-        text_encoder=tiny.text_encoder,
-        tokenizer=tiny.tokenizer,
+        text_encoders=tiny.text_encoders,
+        tokenizers=tiny.tokenizers,
         unet=UNet(replace(tiny.unet.config, guidance_channels=16)),
         vae=tiny.vae,
         scheduler_config={**tiny.scheduler_config, "_class_name": "LCMScheduler"},
@@ -414,7 +414,7 @@ def test_a_text_encoder_that_overflows_is_repeated_in_fp32(
 ) -> None:
     pipe = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="bf16")
     exact = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32").encode(["a red cat"])
-    overflowing(pipe.text_encoder.layers[0], monkeypatch, rows=slice(None))
+    overflowing(pipe.text_encoders[0].layers[0], monkeypatch, rows=slice(None))
     repeated = pipe.encode(["a red cat"])
     assert repeated.isfinite().all()
     assert (repeated - exact).abs().max() < 0.1
@@ -506,13 +506,13 @@ def test_a_choice_that_cannot_be_made_is_refused_before_drawing(
 
 def test_the_empty_prompt_is_encoded_once(fresh: Pipeline) -> None:
     encoded: list[torch.Tensor] = []
-    fresh.text_encoder.register_forward_hook(lambda module, inputs, output: encoded.append(inputs[0]))
+    fresh.text_encoders[0].register_forward_hook(lambda module, inputs, output: encoded.append(inputs[0]))
     first, again = draw(fresh), draw(fresh, "a blue dog")
     assert [ids.shape for ids in encoded] == [ids(fresh, "").shape] * 3
     assert sum(torch.equal(given, ids(fresh, "")) for given in encoded) == 1
     assert difference(draw(fresh), first) == 0 and difference(first, again) > 0
     draw(fresh, clip_skip=1)  # another context: it is not the one that was kept
-    assert torch.equal(fresh.encode([""], clip_skip=1), fresh.text_encoder(ids(fresh, ""), clip_skip=1).context)
+    assert torch.equal(fresh.encode([""], clip_skip=1), fresh.text_encoders[0](ids(fresh, ""), clip_skip=1).context)
 
 
 @pytest.mark.parametrize("speed", ["balanced", "draft"])
@@ -652,3 +652,12 @@ def test_int8_where_it_cannot_run_gets_one_clear_line(tiny_checkpoint: Path, mon
         with monkeypatch.context() as patch:
             patch.setattr(f"genpipe.pipeline.pipeline.{name}", lambda answer=answer: answer)
             assert "AVX512-BF16 or AMX" in refused(device="cpu", dtype="bf16")
+
+
+@pytest.mark.parametrize("channels", [5, 9])
+def test_a_network_that_takes_more_than_text_is_refused(tiny_checkpoint: Path, tmp_path: Path, channels: int) -> None:
+    tiny = load_checkpoint(tiny_checkpoint)
+    unet = UNet(replace(tiny.unet.config, in_channels=channels))
+    checkpoint = replace(tiny, unet=unet, source="somewhere")
+    with pytest.raises(ValueError, match=f"somewhere: its U-Net takes {channels} channels and gives 4"):
+        Pipeline(checkpoint, device=torch.device("cpu"), dtype=torch.float32)

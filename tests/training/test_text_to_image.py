@@ -80,7 +80,7 @@ def tiny_model(captions: list[str]) -> Checkpoint:
     vae = VAE(VAEConfig(channels=(8, 8, 8), layers=1, norm_groups=4, scaling_factor=1.0, middle_attention=False))
     networks = TextToImage(text_encoder, unet).initialise()
     defaults = {"height": SIZE, "width": SIZE, "steps": 2, "guidance_scale": 2.0, "guidance_rescale": 0.0}
-    return Checkpoint(networks.text_encoder, tokenizer, unet, vae, dict(SCHEDULER), defaults, source="")
+    return Checkpoint((networks.text_encoder,), (tokenizer,), unet, vae, dict(SCHEDULER), defaults, source="")
 
 
 def run(out: Path, model: Checkpoint, pictures: Any, **budgets: int) -> None:
@@ -95,7 +95,7 @@ def trained(tmp_path: Path, folder: Path) -> Path:
     model = tiny_model([f"a {name} square" for name in COLOURS])
     with torch.no_grad():
         model.unet.conv_out.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
-    parts = {key: getattr(model, key) for key in ("text_encoder", "unet", "vae", "tokenizer", "scheduler_config")}
+    parts = {key: getattr(model, key) for key in ("text_encoders", "unet", "vae", "tokenizers", "scheduler_config")}
     save_checkpoint(tmp_path / "trained", **parts, defaults=model.defaults)
     return tmp_path / "trained"
 
@@ -208,8 +208,8 @@ def test_a_warm_start_begins_at_the_loss_of_the_saved_weights(
     latents = model.vae.scale(model.vae.encode(batch[0])[0])
     pool = text_to_image.LatentPool(lambda start, stop: (latents[start:stop], batch[1][start:stop]), period=4)
     alphas = text_to_image._squared_alphas(SCHEDULER)
-    loss = text_to_image.diffusion_loss(pool, model.tokenizer, alphas, batch=256)
-    expected = loss(TextToImage(model.text_encoder, model.unet), 0, Draw.at(0, 0)).item()
+    loss = text_to_image.diffusion_loss(pool, model.tokenizers[0], alphas, batch=256)
+    expected = loss(TextToImage(model.text_encoders[0], model.unet), 0, Draw.at(0, 0)).item()
     assert warm[0] == pytest.approx(expected, rel=1e-5)
     assert (trained / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == before
 
@@ -264,12 +264,12 @@ def test_a_new_model_keeps_the_tokenizer_of_the_training_it_continues(tmp_path: 
     pictures = read_folder(folder, SIZE)
     model = new_model(tmp_path, pictures.captions, size=64)
     assert model.unet.config.sample_size == 8 and model.defaults["width"] == model.vae.config.sample_size == 64
-    model.tokenizer.save(tmp_path / "checkpoint" / "tokenizer")
+    model.tokenizers[0].save(tmp_path / "checkpoint" / "tokenizer")
     again = new_model(tmp_path, ["quite other words", "in other captions"], size=64)
     words = ["a red square"]
-    assert again.tokenizer(words).ids == model.tokenizer(words).ids
+    assert again.tokenizers[0](words).ids == model.tokenizers[0](words).ids
     other = new_model(tmp_path / "other", ["quite other words"], size=64)
-    assert other.tokenizer(words).ids != model.tokenizer(words).ids
+    assert other.tokenizers[0](words).ids != model.tokenizers[0](words).ids
     with pytest.raises(ValueError, match="height must be a multiple of 8 for this model, not 100"):
         new_model(tmp_path, [], size=100)
 

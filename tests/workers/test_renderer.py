@@ -74,7 +74,7 @@ def test_a_file_says_what_made_it_and_has_the_size_and_hash_that_are_told(job, t
 def test_each_distinct_prompt_is_encoded_once(job, monkeypatch):
     renderer = Renderer(job, "cpu")
     encoded: list[int] = []
-    encoder = renderer.pipeline.text_encoder
+    encoder = renderer.pipeline.text_encoders[0]
     forward = encoder.forward
     monkeypatch.setattr(encoder, "forward", lambda ids, **k: encoded.append(len(ids)) or forward(ids, **k))
     draw(renderer, [task(number, prompt) for number, prompt in enumerate(PROMPTS)])
