@@ -9,6 +9,8 @@ Importing this package loads neither torch nor diffusers: the names below are re
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from genpipe.moved import install
+
 if TYPE_CHECKING:
     from genpipe.pipeline import Pipeline, generate
     from genpipe.render import render
@@ -23,6 +25,8 @@ _HOMES = {
     "generate": "genpipe.pipeline",
     "render": "genpipe.render",
 }
+
+install()
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from genpipe.files import atomic_write
+from genpipe.moved import look_up
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -152,3 +153,7 @@ def _png_texts(info: Mapping[Any, Any]) -> PngInfo | None:
             # iTXt is the kind that holds Unicode. A model's path may hold bytes that are no text.
             texts.add_itxt(key, str(info[key]).encode("utf-8", "replace"))
     return texts if texts.chunks else None
+
+
+def __getattr__(name: str) -> Any:
+    return look_up(__name__, name)
