@@ -12,7 +12,7 @@ from genpipe.models.unet import UNet
 from genpipe.request import Request
 from genpipe.sampling.guidance import guided, x0_from_output
 from genpipe.sampling.noise import ImageNoise
-from genpipe.sampling.samplers import Sampler
+from genpipe.sampling.sampler import Sampler
 from genpipe.sampling.schedule import Schedule, Step
 from genpipe.sampling.speed import SPEEDS
 

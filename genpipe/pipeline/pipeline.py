@@ -35,7 +35,8 @@ from genpipe.pipeline.denoising import denoise, is_guided
 from genpipe.pipeline.preview import LatentPreview
 from genpipe.prompts.encoder import PromptEncoder
 from genpipe.request import Request, check_best_of, check_size, expand, seeds_for
-from genpipe.sampling.samplers import Sampler, make_sampler
+from genpipe.sampling.sampler import Sampler
+from genpipe.sampling.samplers import make_sampler
 from genpipe.sampling.speed import SPEEDS
 
 if TYPE_CHECKING:

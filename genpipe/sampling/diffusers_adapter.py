@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from genpipe.sampling.guidance import PREDICTION_TYPES, output_from_x0
-from genpipe.sampling.samplers import Sampler, refuse_zero_snr
+from genpipe.sampling.sampler import Sampler
 from genpipe.sampling.schedule import Schedule, Step
-from genpipe.sampling.settings import Settings
+from genpipe.sampling.settings import Settings, refuse_zero_snr
 from genpipe.sampling.solvers import Denoise, Noise
 
 

@@ -1,19 +1,16 @@
 """`make_sampler`: a name and a checkpoint's scheduler_config.json become a schedule and a solver."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
-
-from torch import Tensor
 
 from genpipe.sampling import schedule as schedules
 from genpipe.sampling import settings as rules
 from genpipe.sampling import solvers
 from genpipe.sampling.names import SOLVER_CLASSES, SPACINGS, canonical_name, split_name
+from genpipe.sampling.sampler import Sampler
 from genpipe.sampling.schedule import Schedule
 from genpipe.sampling.settings import Settings
-from genpipe.sampling.solvers import Denoise, Noise
 
 # What a canonical name insists on, whatever the file says.
 _INSISTED: dict[str, Settings] = {
@@ -21,35 +18,6 @@ _INSISTED: dict[str, Settings] = {
     "dpmpp_2m": {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"},
     "dpmpp_2m_sde": {"algorithm_type": "sde-dpmsolver++", "solver_order": 2, "solver_type": "midpoint"},
 }
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """A solver and the schedules it walks. Keeps nothing of a run.
-
-    name: canonical, or a diffusers class name where that class itself runs.
-    prediction_type: what the network is taken to put out; one of `guidance.PREDICTION_TYPES`.
-    train_steps: how many timesteps the network was trained at.
-    """
-
-    name: str
-    prediction_type: str
-    train_steps: int
-    make_schedule: Callable[[int], Schedule]
-    solver: Callable[[Denoise, Tensor, Schedule, Noise], Iterator[Tensor]]
-
-    def schedule(self, steps: int) -> Schedule:
-        """The noise levels of `steps` solver steps.
-
-        Raises ValueError if steps is below 1, or above what the checkpoint was trained (or distilled) at.
-        """
-        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= self.train_steps:
-            raise ValueError(f"steps must be a whole number from 1 to {self.train_steps}, not {steps!r}")
-        return self.make_schedule(steps)
-
-    def sample(self, denoise: Denoise, x: Tensor, schedule: Schedule, noise: Noise) -> Iterator[Tensor]:
-        """Yield x, (B, C, H, W), `len(schedule.steps) - 1` times; the last is the clean latents. See `solvers`."""
-        return self.solver(denoise, x, schedule, noise)
 
 
 def make_sampler(name: str | None, config: Mapping[str, Any]) -> Sampler:
@@ -81,23 +49,12 @@ def make_sampler(name: str | None, config: Mapping[str, Any]) -> Sampler:
     if class_name in _BUILDERS:
         settings = rules.completed(class_name, given)
         if given.get("rescale_betas_zero_snr"):
-            refuse_zero_snr(class_name, settings["prediction_type"], able="rescale_betas_zero_snr" in settings)
+            rules.refuse_zero_snr(class_name, settings["prediction_type"], able="rescale_betas_zero_snr" in settings)
         if rules.implemented(settings):
             return _BUILDERS[class_name](settings)
     from genpipe.sampling.diffusers_adapter import adapted_sampler  # imports diffusers: only now is it needed
 
     return adapted_sampler(class_name, given)
-
-
-def refuse_zero_snr(class_name: str, prediction_type: str, *, able: bool) -> None:
-    """Raise ValueError unless `class_name` (`able`: it has the setting) can start from alpha = 0 with this prediction."""
-    if prediction_type == "epsilon":
-        raise ValueError(
-            "zero terminal SNR (rescale_betas_zero_snr) does not go with prediction_type epsilon: of pure noise the noise "
-            "says nothing; it takes a checkpoint with v_prediction or sample"
-        )
-    if not able:
-        raise ValueError(f"{class_name} cannot start from zero terminal SNR: use ddim, euler, euler_a or dpmpp_2m")
 
 
 def _refuse_other_kind(class_name: str, source: object) -> None:

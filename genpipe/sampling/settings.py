@@ -141,3 +141,14 @@ def completed(class_name: str, given: Settings) -> Settings:
 def implemented(settings: Settings) -> bool:
     """Whether genpipe's own solvers do what these settings say."""
     return all(settings[key] in values for key, values in _IMPLEMENTED.items() if key in settings)
+
+
+def refuse_zero_snr(class_name: str, prediction_type: str, *, able: bool) -> None:
+    """Raise ValueError unless `class_name` (`able`: it has the setting) can start from alpha = 0 with this prediction."""
+    if prediction_type == "epsilon":
+        raise ValueError(
+            "zero terminal SNR (rescale_betas_zero_snr) does not go with prediction_type epsilon: of pure noise the noise "
+            "says nothing; it takes a checkpoint with v_prediction or sample"
+        )
+    if not able:
+        raise ValueError(f"{class_name} cannot start from zero terminal SNR: use ddim, euler, euler_a or dpmpp_2m")
