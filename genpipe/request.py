@@ -7,12 +7,12 @@ import dataclasses
 import math
 import operator
 import os
-import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
 from typing import Any
 
+from genpipe.messages import listed, quoted
 from genpipe.sampling.names import canonical_name
 from genpipe.sampling.speed import SPEEDS
 
@@ -91,7 +91,7 @@ class Request:
         """
         fields = {field.name: field for field in dataclasses.fields(cls)}
         if unknown := [str(key) for key in values if key not in fields]:
-            raise ValueError(f"a request has no {', '.join(sorted(unknown))}: its keys are {', '.join(fields)}")
+            raise ValueError(f"a request has no {listed(sorted(unknown))}: its keys are {', '.join(fields)}")
         required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
         if missing := [name for name in required if name not in values]:
             raise ValueError(f"the request lacks {', '.join(missing)}: it needs at least {', '.join(required)}")
@@ -141,11 +141,11 @@ def expand(
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, list | tuple) else None
     if prompts is None or not all(isinstance(text, str) for text in prompts):
-        raise ValueError(f"prompt {prompt!r:.80} is not text: give a string or a list of strings")
+        raise ValueError(f"prompt {quoted(prompt)} is not text: give a string or a list of strings")
     if not prompts:
         raise ValueError("prompt [] is an empty list: give at least one prompt")
     if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_PICTURES:
-        raise ValueError(f"n {n!r} is out of range: give a whole number of pictures, 1 to {MAX_PICTURES}")
+        raise ValueError(f"n {quoted(n)} is out of range: give a whole number of pictures, 1 to {MAX_PICTURES}")
     texts = [text for text in prompts for _ in range(n)]
     if seeds is None:
         seeds = seeds_for(random_seed() if seed is None else seed, len(texts))
@@ -168,7 +168,7 @@ def random_seed() -> int:
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{name} must be text, not {_shown(value)} ({type(value).__name__}): give a str")
+        raise ValueError(f"{name} must be text, not {quoted(value)} ({type(value).__name__}): give a str")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -180,7 +180,7 @@ def _text(name: str, value: Any) -> str:
 
 def _one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
     if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {_shown(value)}")
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {quoted(value)}")
     return value
 
 
@@ -191,7 +191,7 @@ def _whole(name: str, value: Any, low: int, high: int | None, fix: str) -> int:
     except TypeError:
         number = None
     if number is None or number < low or (high is not None and number > high):
-        raise ValueError(f"{name} must be {allowed}, not {_shown(value)}: {fix}")
+        raise ValueError(f"{name} must be {allowed}, not {quoted(value)}: {fix}")
     return number
 
 
@@ -201,12 +201,5 @@ def _number(name: str, value: Any, high: float, fix: str) -> float:
     except OverflowError:
         number = math.inf
     if not 0 <= number <= high:
-        raise ValueError(f"{name} must be a number from 0 to {high:g}, not {_shown(value)}: {fix}")
+        raise ValueError(f"{name} must be a number from 0 to {high:g}, not {quoted(value)}: {fix}")
     return number
-
-
-def _shown(value: Any) -> str:
-    """A value for an error message: one short line, whatever it is."""
-    if isinstance(value, int) and value.bit_length() > 256:
-        return "a number of more than 77 digits"
-    return " ".join(reprlib.repr(value).split())[:80]

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from genpipe.cli.output import report
+from genpipe.cli.values import as_number, as_whole
 from genpipe.cli.vocabulary import name_unknown_words
+from genpipe.messages import quoted
 from genpipe.sampling.speed import SPEEDS
 
 EXAMPLES = """\
@@ -39,28 +41,30 @@ def generate_command(parser: argparse.ArgumentParser) -> None:
     group.add_argument("prompt", nargs="?", metavar="PROMPT", help="what to draw, in quotes")
     group.add_argument("-p", "--prompt", dest="prompt_option", help=argparse.SUPPRESS)
     _option(group, "-N", "--negative-prompt", "--neg", metavar="TEXT", help="what to keep out of it")
-    _option(group, "-n", "--num-images", "--n", "--n-samples", "-b", "--batch-count", dest="n", type=int, default=1,
+    _option(group, "-n", "--num-images", "--n", "--n-samples", "-b", "--batch-count", dest="n", type=as_whole, default=1,
             metavar="N", help="how many pictures (default: 1)")  # fmt: skip
-    _option(group, "--best-of", type=int, default=1, metavar="N",
+    _option(group, "--best-of", type=as_whole, default=1, metavar="N",
             help="draw N for each picture and keep the one that shows the prompt best (default: 1)")  # fmt: skip
     _option(group, "--judge", metavar="NAME",
             help="a CLIP model to choose by, a folder or a hub id (default: the embedded model's own judge)")  # fmt: skip
-    _option(group, "-s", "--seed", type=int, metavar="N",
+    _option(group, "-s", "--seed", type=as_whole, metavar="N",
             help="0 to 2^64-1: the same seed draws the same picture; picture k takes N + k (default: drawn and shown)")  # fmt: skip
     _option(group, "--size", type=_size, metavar="WxH", help="in pixels (default: what the model was trained on)")
-    _option(group, "-H", "--height", "--H", type=int, metavar="PX", help="the height alone")
-    _option(group, "-W", "--width", "--W", type=int, metavar="PX", help="the width alone")
+    _option(group, "-H", "--height", "--H", type=as_whole, metavar="PX", help="the height alone")
+    _option(group, "-W", "--width", "--W", type=as_whole, metavar="PX", help="the width alone")
     _option(group, "--from-image", metavar="PNG",
             help="draw again what this file says made it; the other options change it")  # fmt: skip
 
     group = parser.add_argument_group("sampling (default: what suits the model)")
-    _option(group, "--steps", "--ddim-steps", type=int, metavar="N", help="solver steps, 1 to 1000")
-    _option(group, "--guidance-scale", "--scale", "--cfg-scale", type=float, metavar="X",
+    _option(group, "--steps", "--ddim-steps", type=as_whole, metavar="N", help="solver steps, 1 to 1000")
+    _option(group, "--guidance-scale", "--scale", "--cfg-scale", type=as_number, metavar="X",
             help="how closely to follow the prompt; 1 turns guidance off")  # fmt: skip
-    _option(group, "--guidance-rescale", type=float, metavar="X", help="0 to 1, against over-exposure at high scales")
+    _option(
+        group, "--guidance-rescale", type=as_number, metavar="X", help="0 to 1, against over-exposure at high scales"
+    )
     _option(group, "--sampler", "--sampling-method", metavar="NAME",
             help="ddim, euler_a, dpmpp_2m_karras, ...; the names of diffusers and A1111 work too")  # fmt: skip
-    _option(group, "--clip-skip", type=int, metavar="N", help="last layers of the text encoder to leave out")
+    _option(group, "--clip-skip", type=as_whole, metavar="N", help="last layers of the text encoder to leave out")
     _option(group, "--speed", metavar="NAME", choices=tuple(SPEEDS),
             help="exact (default), or balanced and draft: faster, and not quite the same picture")  # fmt: skip
     _option(group, "--deterministic", action="store_true", help="bitwise the same whatever -n is; slower")
@@ -192,7 +196,7 @@ def _numbered(pattern: str, seed: int, index: int) -> str:
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,9})[xX×](\d{1,9})", text, re.ASCII)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write it as WxH, for example 512x768")
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is not a size: write it as WxH, for example 512x768")
     return int(match[1]), int(match[2])
 
 

@@ -14,6 +14,7 @@ from genpipe.cli.render import render_command
 from genpipe.cli.train import train_command
 from genpipe.cli.vision import vision_command
 from genpipe.cli.vocabulary import vocabulary_command
+from genpipe.messages import quoted
 
 # A command is a function that adds its arguments and sets `run`; its docstring is its line in the help.
 COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
@@ -28,10 +29,10 @@ COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """What was given to a command; its `run` carries it out.
+    """Read the arguments of a command; the `run` of what is returned carries it out.
 
     Raises:
-        ValueError: it cannot be understood.
+        ValueError: they cannot be understood.
         SystemExit: the help or the version was asked for and printed; or nothing was given, with status 2.
     """
     name = arguments[0] if arguments and arguments[0] in COMMANDS else None
@@ -63,9 +64,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         if word.startswith("-"):
             known = [spelling for action in parser._actions for spelling in action.option_strings]
             near = difflib.get_close_matches(word.partition("=")[0], known, n=1)
-            raise ValueError(f"unknown option {word}: {f'did you mean {near[0]}?' if near else 'see genpipe --help'}")
+            raise ValueError(
+                f"unknown option {quoted(word)}: {f'did you mean {near[0]}?' if near else 'see genpipe --help'}"
+            )
     if rest:
-        raise ValueError(f'unexpected {rest[0]!r}: put the prompt in quotes, as in genpipe "pirate ship"')
+        raise ValueError(f'unexpected {quoted(rest[0])}: put the prompt in quotes, as in genpipe "pirate ship"')
     return args
 
 

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from genpipe.cli.values import as_number, as_whole
+from genpipe.messages import quoted
+
 if TYPE_CHECKING:
     from genpipe.render.run import Run
 
@@ -33,22 +36,22 @@ def render_command(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_render)
     group = parser.add_argument_group("pictures")
     group.add_argument("source", metavar="FILE", help="prompts: .txt (one a line), .jsonl or .csv; - is standard input")
-    group.add_argument("-n", type=int, default=1, metavar="N", help="pictures a row (default: 1)")
+    group.add_argument("-n", type=as_whole, default=1, metavar="N", help="pictures a row (default: 1)")
     group.add_argument("--seeds", metavar="LIST",
                        help="draw every row with each of these, as in 0-63,70 (default: seeds made of the rows)")  # fmt: skip
     group.add_argument(
-        "--best-of", type=int, default=1, metavar="N", help="draw N for each, keep the best by the judge"
+        "--best-of", type=as_whole, default=1, metavar="N", help="draw N for each, keep the best by the judge"
     )
     group.add_argument("--score", action="store_true", help="have the judge score every picture")
 
     group = parser.add_argument_group("settings of rows that do not say otherwise (default: what suits the model)")
     group.add_argument("-N", "--negative-prompt", metavar="TEXT", help="what to keep out of the pictures")
     group.add_argument("--size", metavar="WxH", help="in pixels")
-    group.add_argument("--steps", type=int, metavar="N", help="solver steps, 1 to 1000")
-    group.add_argument("--guidance-scale", type=float, metavar="X", help="how closely to follow the prompt")
-    group.add_argument("--guidance-rescale", type=float, metavar="X", help="0 to 1, against over-exposure")
+    group.add_argument("--steps", type=as_whole, metavar="N", help="solver steps, 1 to 1000")
+    group.add_argument("--guidance-scale", type=as_number, metavar="X", help="how closely to follow the prompt")
+    group.add_argument("--guidance-rescale", type=as_number, metavar="X", help="0 to 1, against over-exposure")
     group.add_argument("--sampler", metavar="NAME", help="ddim, euler_a, dpmpp_2m_karras, ...")
-    group.add_argument("--clip-skip", type=int, metavar="N", help="last layers of the text encoder to leave out")
+    group.add_argument("--clip-skip", type=as_whole, metavar="N", help="last layers of the text encoder to leave out")
 
     group = parser.add_argument_group("model and devices")
     group.add_argument("-m", "--model", metavar="NAME", help="a folder in the diffusers layout or a hub id")
@@ -159,13 +162,8 @@ def _interruptible(run: "Run") -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _batch(text: str) -> int | None:
-    if text == "auto":
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a batch: give auto or a number") from None
+def _batch(text: str) -> int | str | None:
+    return None if text == "auto" else as_whole(text)
 
 
 def _size(text: str | None) -> tuple[int | None, int | None]:
@@ -173,5 +171,5 @@ def _size(text: str | None) -> tuple[int | None, int | None]:
         return None, None
     width, cross, height = text.lower().replace("×", "x").partition("x")
     if not (cross and width.isascii() and width.isdecimal() and height.isascii() and height.isdecimal()):
-        raise ValueError(f"{text!r} is not a size: write it as WxH, for example 512x768")
+        raise ValueError(f"{quoted(text)} is not a size: write it as WxH, for example 512x768")
     return int(width[:9]), int(height[:9])

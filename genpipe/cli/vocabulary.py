@@ -5,6 +5,8 @@ import json
 import warnings
 from importlib.resources import files
 
+from genpipe.messages import quoted
+
 
 def vocabulary_command(parser: argparse.ArgumentParser) -> None:
     """list what the embedded model can draw"""
@@ -21,7 +23,7 @@ def _vocabulary(args: argparse.Namespace) -> int:
     if not entries:
         others = near(args.word, learned)
         hint = f"did you mean {' or '.join(others)}?" if others else "genpipe vocabulary lists what it does"
-        raise ValueError(f"the embedded model does not know {args.word!r}: {hint}")
+        raise ValueError(f"the embedded model does not know {quoted(args.word)}: {hint}")
     for name, others in entries.items():
         print(f"{name}: {', '.join(others)}" if others else name)
     return 0

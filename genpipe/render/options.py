@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from genpipe.images import FORMATS
+from genpipe.messages import quoted
 from genpipe.render.planning import SETTINGS
 from genpipe.request import MAX_BEST_OF, MAX_PICTURES, Request
 
@@ -57,12 +58,12 @@ class Options:
         if unknown := sorted(set(self.settings) - set(SETTINGS)):
             raise ValueError(f"render has no setting {', '.join(unknown)}: they are {', '.join(SETTINGS)}")
         if f".{self.format}" not in FORMATS:
-            raise ValueError(f"format {self.format!r} is not one: use png, jpg or webp")
+            raise ValueError(f"format {quoted(self.format)} is not one: use png, jpg or webp")
         for name, high in (("n", MAX_PICTURES), ("best_of", MAX_BEST_OF), ("batch", MAX_BATCH)):
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool)
             if value is not None and not (whole and 1 <= value <= high):
-                raise ValueError(f"{name} must be a whole number from 1 to {high}, not {value!r:.60}")
+                raise ValueError(f"{name} must be a whole number from 1 to {high}, not {quoted(value)}")
         stand_ins = {"steps": 1, "guidance_scale": 1.0, "height": 8, "width": 8}
         given = {key: value for key, value in self.settings.items() if value is not None}
         Request("", seed=0, **{**stand_ins, **given})

@@ -234,6 +234,9 @@ def test_sizes(draw):
 
 
 GIVEN = "genpipe: error: "
+RIGHT = "give yourself the right to it, or choose another place"
+SPACE = "free some space, or choose another place"
+MEMORY = "out of memory: ask for a smaller size or for fewer images at once, or use --low-memory"
 
 
 @pytest.mark.usefixtures("no_model")
@@ -310,7 +313,7 @@ def test_a_folder_that_cannot_be_written_is_found_first(command, monkeypatch):
     for option in (["--outdir", "out"], ["--output", "out/a.png"]):
         Path("out").mkdir(exist_ok=True)
         status, out, err = command("ship", *option)
-        assert (status, err) == (1, f"{GIVEN}out: cannot write into this folder: Permission denied\n")
+        assert (status, err) == (1, f"{GIVEN}out: cannot write into this folder: Permission denied; {RIGHT}\n")
     assert files() == {"file"}
 
 
@@ -321,7 +324,7 @@ def test_a_full_disk_is_a_line_and_leaves_nothing(draw, monkeypatch, output):
 
     monkeypatch.setattr(os, "fsync", full)
     status, out, err = draw("ship", "--quiet", *output)
-    assert (status, out, err) == (1, "", f"{GIVEN}ship.png: No space left on device\n")
+    assert (status, out, err) == (1, "", f"{GIVEN}ship.png: No space left on device; {SPACE}\n")
     assert not files()
 
 
@@ -337,7 +340,7 @@ def test_what_was_saved_before_the_disk_was_full_is_reported(draw, monkeypatch):
     [
         (KeyboardInterrupt(), 130, "\ngenpipe: interrupted\n"),
         (RuntimeError("the GPU\n  is on fire"), 1, f"{GIVEN}the GPU is on fire\n"),
-        (MemoryError(), 1, f"{GIVEN}out of memory\n"),
+        (MemoryError(), 1, f"{GIVEN}{MEMORY}\n"),
         (ConnectionError("no network"), 1, f"{GIVEN}no network\n"),
     ],
 )

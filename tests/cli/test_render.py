@@ -67,7 +67,7 @@ def test_a_dry_run_shows_the_plan_and_leaves_nothing(command, tmp_path):
         (["p.txt"], 2, "say where the pictures go with --out DIR"),
         (["p.txt", "--out", "p.txt"], 2, "p.txt is a file"),
         (["p.txt", "--out", "o", "--seeds", "3-1"], 2, "write them as 0-63,70"),
-        (["p.txt", "--out", "o", "--batch", "many"], 2, "give auto or a number"),
+        (["p.txt", "--out", "o", "--batch", "many"], 2, "batch must be a whole number from 1 to 1024, not 'many'"),
         (["p.txt", "--out", "o", "--batch", "0"], 2, "batch must be a whole number from 1"),
         (["p.txt", "--out", "o", "--size", "big"], 2, "write it as WxH"),
         (["p.txt", "--out", "o", "--sampler", "eulr"], 2, "did you mean"),
