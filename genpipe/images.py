@@ -2,7 +2,9 @@
 
 import io
 import math
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,21 +131,16 @@ def save_new(image: Image.Image, folder: str | Path, stem: str) -> Path:
     Raises:
         OSError: the file cannot be written.
     """
-    number = 1
+    data, number = encode_image(image, ".png"), 1
     while True:
         path = Path(folder) / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
-        try:
-            # Takes the name, so that another process cannot choose it too.
-            path.open("xb").close()
-        except FileExistsError:
-            number += 1
+        number += 1
+        if os.path.lexists(path):
             continue
-        try:
-            save_image(image, path)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-        return path
+        # Another process may take the name in the meantime.
+        with suppress(FileExistsError), atomic_write(path, durable=True, replace=False) as part:
+            part.write_bytes(data)
+            return path
 
 
 def _png_texts(info: Mapping[Any, Any]) -> PngInfo | None:

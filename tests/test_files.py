@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from genpipe.files import atomic_write, write_safetensors
+from genpipe.files import atomic_write, sweep, write_safetensors
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX modes and signals")
 # By default, and with a place of its own for what is half-written.
@@ -126,17 +126,73 @@ def test_files_get_the_usual_mode_however_they_are_written(path, private):
     assert path.stat().st_mode & 0o777 == 0o640
 
 
-@posix
-def test_what_a_killed_writer_left_is_overwritten_where_the_name_is_fixed(path):
-    part = path.with_name("a.part")
+def write_and_be_killed(path: Path, arguments: str) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path; from genpipe.files import atomic_write\n"
-        "with atomic_write(Path(sys.argv[1]), part=Path(sys.argv[2])) as part:\n"
+        f"with atomic_write(Path(sys.argv[1]), {arguments}) as part:\n"
         "    part.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", code, str(path), str(part)], env=environment, check=False)
+    done = subprocess.run([sys.executable, "-c", code, str(path)], env=environment, check=False)
     assert done.returncode == -signal.SIGKILL
+
+
+@posix
+@pytest.mark.parametrize("replace", [True, False])
+def test_what_a_killed_writer_left_is_swept_and_what_others_write_is_not(path, replace):
+    write_and_be_killed(path if replace else path.with_name("b.txt"), f"replace={replace}")
+    left = [found for found in path.parent.iterdir() if found != path]
+    assert [found.read_text() for found in left] == ["half"] and path.read_text() == "old"
+    elsewhere = left[0].with_name(left[0].name.replace(left[0].name[9:17], "00000000"))
+    elsewhere.touch()  # of another machine, perhaps still at work
+    with atomic_write(path) as part:
+        sweep(path.parent)
+        assert part.exists() and elsewhere.exists() and not left[0].exists()
+    os.utime(elsewhere, (0, 0))
+    (path.parent / ".genpipe-mine.part").touch()
+    sweep(path.parent)
+    assert sorted(found.name for found in path.parent.iterdir()) == [".genpipe-mine.part", "a.txt"]
+    sweep(path.parent / "missing")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_name_that_is_taken_is_never_written_over(path, monkeypatch, links):
+    if not links:
+
+        def refuse(*_):
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+    new = path.with_name("b.txt")
+    with atomic_write(new, replace=False) as part:
+        part.write_text("new")
+        assert not new.exists()
+    with pytest.raises(FileExistsError, match=rf"'{new}'$"), atomic_write(new, replace=False) as part:
+        part.write_text("newer")
+    (path.parent / "link.txt").symlink_to("nowhere")
+    with pytest.raises(FileExistsError), atomic_write(path.parent / "link.txt", replace=False):
+        pass
+    assert new.read_text() == "new" and sorted(os.listdir(path.parent)) == ["a.txt", "b.txt", "link.txt"]
+
+
+def test_one_of_many_that_want_a_name_gets_it(path):
+    def take(text: str) -> bool:
+        try:
+            with atomic_write(path.with_name("b.txt"), replace=False) as part:
+                part.write_text(text)
+        except FileExistsError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(take, "abcdefgh")) == 1
+    assert sorted(os.listdir(path.parent)) == ["a.txt", "b.txt"]
+
+
+@posix
+def test_what_a_killed_writer_left_is_overwritten_where_the_name_is_fixed(path):
+    part = path.with_name("a.part")
+    write_and_be_killed(path, f"part=Path({str(part)!r})")
     assert (path.read_text(), part.read_text()) == ("old", "half")
     with atomic_write(path, part=part):
         assert part.read_text() == ""

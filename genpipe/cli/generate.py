@@ -162,6 +162,7 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _output_paths(output: str | None, outdir: str | None, seeds: Sequence[int]) -> list[Path] | None:
     """Where each picture goes, None for names after the prompt; refused here if it cannot be written."""
+    from genpipe.files import sweep
     from genpipe.images import check_suffix
 
     folder = Path(outdir or ".")
@@ -181,6 +182,7 @@ def _output_paths(output: str | None, outdir: str | None, seeds: Sequence[int]) 
             if not path.parent.is_dir():
                 raise ValueError(f"--output {path} is in a folder that does not exist: make it, or use --outdir")
     for parent in {path.parent for path in paths} if paths else {folder}:
+        sweep(parent)
         try:
             tempfile.TemporaryFile(dir=parent).close()
         except OSError as error:
