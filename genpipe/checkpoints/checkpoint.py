@@ -7,6 +7,8 @@ from typing import Any, cast
 
 from genpipe.checkpoints import layout
 from genpipe.checkpoints.families import SD1, Family, family_of
+from genpipe.checkpoints.patches import Patch
+from genpipe.checkpoints.tensors import Safetensors
 from genpipe.checkpoints.weights import Network, read_weights, skeleton
 from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
 from genpipe.models.tokenizer import Tokenizer
@@ -20,7 +22,7 @@ class Stored:
     """Where the weights of one network are.
 
     Attributes:
-        files: safetensors files: one, or all shards.
+        files: one, or all shards.
         names: what the files call the network's tensors.
     """
 
@@ -42,6 +44,7 @@ class Checkpoint:
         source: the folder, the file or the hub id that it was read from.
         family: its row in the table of families.
         zero_empty_negative: whether no negative prompt at all means vectors of zeros (`force_zeros_for_empty_prompt`).
+        patches: what changed the weights as they were read.
         stored: where the weights of each network are, by its name in `networks`; empty if they were not read from files.
     """
 
@@ -55,6 +58,7 @@ class Checkpoint:
     family: Family = SD1
     zero_empty_negative: bool = False
     stored: Mapping[str, Stored] = field(default_factory=dict)
+    patches: tuple[Patch, ...] = ()
 
     @property
     def networks(self) -> dict[str, TextEncoder | UNet | VAE]:
@@ -71,7 +75,8 @@ class Checkpoint:
         kind, config = type(network), cast(Any, network).config
         copy = skeleton(lambda: kind(config))
         stored = self.stored[name]
-        read_weights(copy, stored.names, stored.files, device="cpu", dtype=None)
+        files = [Safetensors(path) for path in stored.files]
+        read_weights(copy, stored.names, files, device="cpu", dtype=None, patches=self.patches)
         return copy
 
 

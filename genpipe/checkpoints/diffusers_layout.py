@@ -12,6 +12,7 @@ from genpipe.checkpoints.checkpoint import Checkpoint, Stored, check_fit
 from genpipe.checkpoints.errors import CheckpointError
 from genpipe.checkpoints.families import SDXL, text_encoders_in, tokenizer_of
 from genpipe.checkpoints.hub import Folder, Source, open_source, read_json
+from genpipe.checkpoints.tensors import Safetensors
 from genpipe.checkpoints.weights import Network, explain_missing, find_weights, read_weights, skeleton
 from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
 from genpipe.models.tiny_vae import TinyVAE, TinyVAEConfig
@@ -74,7 +75,7 @@ def load_checkpoint(
         paths = found[each.folder] or find_weights(source, each, None)
         if paths is None:
             raise explain_missing(source, each)
-        read_weights(network, each, paths, device=device, dtype=dtype)
+        read_weights(network, each, [Safetensors(path) for path in paths], device=device, dtype=dtype)
         stored[each.folder] = Stored(tuple(paths), each)
     return Checkpoint(
         text_encoders=tuple(texts),
@@ -113,7 +114,7 @@ def load_tiny_vae(folder: str | Path, *, latent_channels: int, factor: int) -> T
     paths = find_weights(source, names, None)
     if paths is None:
         raise explain_missing(source, names)
-    read_weights(network, names, paths, device="cpu", dtype=None)
+    read_weights(network, names, [Safetensors(path) for path in paths], device="cpu", dtype=None)
     return network
 
 

@@ -2,6 +2,10 @@
 
 Each network has a table of (our name, their name), in which `{}` stands for a number, "weight" or "bias". The networks
 have the same tree as the files, so reading and writing is pure renaming, and the tables work both ways.
+
+Where a file's tensor is not ours as it is, its name bears a mark: `#T` for a matrix that is stored transposed, `#C` for
+one that is stored as a 1 × 1 convolution, and `#0`, `#1`, `#2` for the thirds of one that holds three of ours, one under
+the other.
 """
 
 import re
@@ -10,23 +14,28 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 Names = tuple[tuple[str, str], ...]
-# A name with all its fields left blank -> the fields that the table fixes ("{}" for a free one), the other name.
-Rules = dict[str, tuple[list[str], str]]
+# A name with all its fields left blank -> for each row of the table that is like it, the fields that the row fixes ("{}"
+# for a free one) and the other name.
+Rules = dict[str, list[tuple[list[str], str]]]
+_MARK = re.compile(r"#\w")
 
 _FIELD = re.compile(r"\{\}|\d+|\bweight\b|\bbias\b")
 
 
 def _rules(names: Iterable[tuple[str, str]]) -> Rules:
-    return {_FIELD.sub("{}", source): (_FIELD.findall(source), target) for source, target in names}
+    rules: Rules = {}
+    for source, target in names:
+        rules.setdefault(_FIELD.sub("{}", source), []).append((_FIELD.findall(source), target))
+    return rules
 
 
 def _rename(key: str, rules: Rules) -> str | None:
     """The other name of `key`, None if the rules lack it."""
-    wanted, target = rules.get(_FIELD.sub("{}", key), ([], ""))
     fields = _FIELD.findall(key)
-    if not target or any(want not in ("{}", field) for want, field in zip(wanted, fields, strict=True)):
-        return None
-    return target.format(*(field for want, field in zip(wanted, fields, strict=True) if want == "{}"))
+    for wanted, target in rules.get(_FIELD.sub("{}", key), ()):
+        if all(want in ("{}", field) for want, field in zip(wanted, fields, strict=True)):
+            return target.format(*(field for want, field in zip(wanted, fields, strict=True) if want == "{}"))
+    return None
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,8 @@ class Layout:
         stem: its weights' file name up to the first dot or dash.
         names: (our name, their name), one for one.
         aliases: (their name, another name it goes by in some files), for reading alone.
-        harmless: names in older files of tensors that the network does not need.
+        harmless: names of tensors in some files that the network does not need.
+        prefix: what their names begin with in the file; tensors whose names do not are another network's.
     """
 
     folder: str
@@ -46,13 +56,25 @@ class Layout:
     names: Names
     aliases: Names = ()
     harmless: tuple[str, ...] = ()
+    prefix: str = ""
 
     def ours(self, key: str) -> str | None:
         """Our name of the file's tensor `key`, aliases included; None for a tensor that is not in the table."""
+        if not key.startswith(self.prefix):
+            return None
+        key = key.removeprefix(self.prefix)
         return _rename(_rename(key, self._canonical) or key, self._read)
 
+    def all_ours(self, key: str) -> list[tuple[str, str]]:
+        """(our name, mark) of each of our tensors that the file's tensor `key` holds; [] if it is not in the table."""
+        return [(name, mark) for mark in self._marks if (name := self.ours(key + mark)) is not None]
+
+    def is_harmless(self, key: str) -> bool:
+        """Whether the file's tensor `key` is one that the network does not need."""
+        return key.startswith(self.prefix) and key.removeprefix(self.prefix) in self.harmless
+
     def theirs(self, key: str) -> str:
-        """The file's name of our tensor `key`.
+        """The file's name of our tensor `key`, with its mark if it bears one.
 
         Raises:
             KeyError: the table lacks it.
@@ -60,11 +82,15 @@ class Layout:
         name = _rename(key, self._write)
         if name is None:
             raise KeyError(f"{self.folder}: no foreign name for {key}")
-        return name
+        return self.prefix + name
 
     def is_alias(self, key: str) -> bool:
         """Whether the file's tensor `key` goes by an alias."""
-        return _rename(key, self._canonical) is not None
+        return _rename(key.removeprefix(self.prefix), self._canonical) is not None
+
+    @cached_property
+    def _marks(self) -> list[str]:
+        return sorted({"", *(mark for _, theirs in self.names for mark in _MARK.findall(theirs))})
 
     @cached_property
     def _read(self) -> Rules:
@@ -130,7 +156,7 @@ _MIDDLE: Names = (
     ("attentions.{}.norm.{}", "attentions.{}.group_norm.{}"),
     *_under("attentions.{}.attention", "attentions.{}", _ATTENTION),
 )
-# Before diffusers 0.15 the autoencoder's attention was a block of its own.
+# Before diffusers 0.15 the autoencoder's attention was a block of its own, in some files of 1 × 1 convolutions.
 _LEGACY_ATTENTION: Names = (
     ("to_q.{}", "query.{}"),
     ("to_k.{}", "key.{}"),

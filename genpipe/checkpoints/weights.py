@@ -1,27 +1,24 @@
 """Reading safetensors files into a network: mapped, not copied, and strictly."""
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from genpipe.checkpoints.errors import CheckpointError
+from genpipe.checkpoints.errors import CheckpointError, listed
 from genpipe.checkpoints.hub import Source, read_json
 from genpipe.checkpoints.layout import Layout
+from genpipe.checkpoints.patches import Patch
+from genpipe.checkpoints.tensors import DTYPES, TensorFile, is_companion, scales
 
 Network = TypeVar("Network", bound=nn.Module)
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-_POINTER = b"version https://git-lfs"
 
 
 class _Unfilled(TorchFunctionMode):
@@ -79,92 +76,101 @@ def explain_missing(source: Source, layout: Layout) -> CheckpointError:
 
 
 def read_weights(
-    network: nn.Module, layout: Layout, files: Sequence[Path], *, device: torch.device | str, dtype: torch.dtype | None
+    network: nn.Module,
+    names: Layout,
+    files: Sequence[TensorFile],
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+    patches: Sequence[Patch] = (),
 ) -> None:
     """Put the tensors of `files` in place of the parameters of `network`, which may have no memory of their own.
 
     On the CPU and at the files' own dtype the parameters are the mapped files: nothing is copied, and pages are read
-    when they are first used. Otherwise tensors are converted one by one.
+    when they are first used. Otherwise tensors are converted one by one. Weights in fp8 are widened to fp16.
 
     Args:
         network: as its config says, on any device.
-        layout: what the files call its tensors.
+        names: what the files call its tensors.
         files: one file, or all shards.
         device: where the parameters are to be.
         dtype: their type; None keeps the files' own.
+        patches: applied one after the other, in fp32, before a tensor goes back to the type that it is stored in.
 
     Raises:
-        CheckpointError: a file is corrupt, or tensors are missing, unexpected or of the wrong shape: names them all.
+        CheckpointError: tensors are missing, unexpected or of the wrong shape: names them all.
     """
-    where = files[0] if len(files) == 1 else files[0].parent
+    where = files[0].path if len(files) == 1 else files[0].path.parent
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    found: set[str] = set()
+    found: dict[str, _Place] = {}
     unexpected, wrong = [], []
-    for path in files:
-        with _opened(path) as file:
-            keys = file.keys()
-            for key in keys:
-                if key in layout.harmless:
-                    continue
-                name, part = layout.ours(key), file.get_slice(key)
-                shape = tuple(part.get_shape())
-                if name not in wanted or name in found:
-                    unexpected.append(key)
-                    continue
-                found.add(name)
-                if part.get_dtype() not in _DTYPES:
-                    wrong.append(f"{key} is stored as {part.get_dtype()}")
-                elif shape != wanted[name] and not (layout.is_alias(key) and shape == (*wanted[name], 1, 1)):
-                    wrong.append(f"{key} is {shape}, not {wanted[name]}")
-    missing = [layout.theirs(name) for name in wanted if name not in found]
+    for file in files:
+        factors = scales(file)
+        for key, entry in sorted(file.entries.items()):
+            if not key.startswith(names.prefix) or names.is_harmless(key) or is_companion(file, key):
+                continue
+            held = names.all_ours(key)
+            if not held or any(name not in wanted or name in found for name, _ in held):
+                unexpected.append(key)
+                continue
+            held = [(name, "#C" if names.is_alias(key) else mark) for name, mark in held]
+            found |= {name: _Place(file, key, mark, factors.get(key)) for name, mark in held}
+            allowed = [_stored_shape(wanted[name], mark) for name, mark in held]
+            if entry.dtype not in DTYPES:
+                wrong.append(f"{key} is stored as {entry.dtype}")
+            elif any(entry.shape not in shapes for shapes in allowed):
+                wrong.append(f"{key} is {entry.shape}, not {allowed[0][0]}")
+    absent = (names.theirs(name).partition("#")[0] for name in wanted if name not in found)
+    missing = list(dict.fromkeys(absent))
     problems = [
-        f"{title}: {', '.join(keys)}"
+        f"{title}: {listed(keys)}"
         for title, keys in (("missing", missing), ("unexpected", unexpected), ("wrong shape", wrong))
         if keys
     ]
     if problems:
         raise CheckpointError(f"{where} does not fit its config.json; {'; '.join(problems)}")
 
-    state = {}
-    for path in files:
-        for key, tensor in _mapped(path):
-            name = layout.ours(key)
-            if name is not None:
-                # Legacy attention may be stored as 1×1 convolutions.
-                state[name] = tensor.reshape(wanted[name]).to(device=device, dtype=dtype)
-    network.load_state_dict(state, strict=True, assign=True)
+    def read(name: str) -> Tensor:
+        tensor = found[name].read(wanted[name])
+        full = f"{names.folder}.{name}"
+        changes = [patch for patch in patches if full in patch.names]
+        if changes:
+            changed = tensor.float()
+            for patch in changes:
+                changed = patch(full, changed)
+            tensor = changed.to(tensor.dtype)
+        return tensor.to(device=device, dtype=dtype)
+
+    network.load_state_dict({name: read(name) for name in wanted}, strict=True, assign=True)
 
 
-def _mapped(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a file that has been found sound, each mapped on its own: one that is let go frees its pages.
+@dataclass(frozen=True)
+class _Place:
+    """Where one of our tensors is: in a file, under a name, by a mark (see `layout`), in fp8 perhaps with a scale."""
 
-    safetensors maps a file as a whole, so that what was converted stays in memory until the last tensor is.
-    """
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    for key, entry in header.items():
-        if key == "__metadata__" or entry["dtype"] not in _DTYPES:
-            continue
-        start, end = entry["data_offsets"]
-        dtype = _DTYPES[entry["dtype"]]
-        if start == end:
-            yield key, torch.empty(entry["shape"], dtype=dtype)
-            continue
-        # Written to only in memory: "c" is a private mapping.
-        offset = 8 + length + start
-        tensor = torch.from_numpy(np.memmap(path, np.uint8, "c", offset=offset, shape=(end - start,)))
-        tensor = tensor.clone() if offset % dtype.itemsize else tensor  # where a writer has not aligned it
-        yield key, tensor.view(dtype).reshape(entry["shape"])
+    file: TensorFile
+    key: str
+    mark: str
+    scale: str | None
+
+    def read(self, shape: tuple[int, ...]) -> Tensor:
+        third = int(self.mark[1:]) if self.mark[1:].isdigit() else None
+        tensor = self.file.tensor(self.key, third)
+        if self.mark == "#T":
+            tensor = tensor.T.contiguous()
+        if self.scale is not None:
+            scale = self.file.tensor(self.scale).float()  # one number, or one per row
+            scale = scale.reshape(-1, *[1] * (tensor.ndim - 1)) if scale.numel() > 1 else scale.reshape(())
+            return (tensor.float() * scale).to(torch.float16).reshape(shape)
+        if tensor.dtype.itemsize == 1:
+            tensor = tensor.to(torch.float16)  # which holds every number of either fp8
+        return tensor.reshape(shape)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        with path.open("rb") as start:
-            pointer = start.read(len(_POINTER)) == _POINTER
-        reason = "it is a Git LFS pointer, run `git lfs pull`" if pointer else error
-        raise CheckpointError(f"{path} is truncated or corrupt: {reason}") from error
+def _stored_shape(shape: tuple[int, ...], mark: str) -> list[tuple[int, ...]]:
+    """The shapes that a file's tensor may have which holds one of ours of that shape."""
+    if mark == "#T":
+        return [shape[::-1]]
+    if mark == "#C":
+        return [(*shape, 1, 1), shape] if len(shape) == 2 else [shape]
+    return [(3 * shape[0], *shape[1:])] if mark else [shape]

@@ -1,0 +1,130 @@
+"""Tensors by name in a file of weights, mapped from it: nothing is read until it is used, and no code is ever run."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from genpipe.checkpoints.errors import CheckpointError
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+# What a file that is no safetensors begins with -> what it is.
+_OTHERS = {
+    b"version https://git-lfs": "it is a Git LFS pointer, run `git lfs pull`",
+    b"PK\x03\x04": "it is a pickle file (.ckpt) under a wrong name",
+    b"\x80\x02": "it is a pickle file (.ckpt) under a wrong name",
+    b"GGUF": "it is a GGUF file under a wrong name",
+    b"<": "it is a web page, not weights: download it again",
+    b'{"': "it is JSON text, not weights: download it again",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file: its shape, and its type as the safetensors format calls it ("F16")."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class TensorFile(Protocol):
+    """A file of tensors.
+
+    Attributes:
+        path: of the file.
+        entries: every tensor by its name, in the file's order.
+        metadata: what the file says of itself.
+    """
+
+    path: Path
+    entries: Mapping[str, Entry]
+    metadata: Mapping[str, str]
+
+    def tensor(self, key: str, third: int | None = None) -> Tensor:
+        """The tensor of that name; or of its rows the first, second or third third (0, 1, 2)."""
+        ...
+
+
+class Safetensors:
+    """A safetensors file, each of whose tensors is mapped on its own: one that is let go frees its pages.
+
+    The library would map the file as a whole, so that what was converted stays in memory until the last tensor is.
+
+    Raises:
+        CheckpointError: the file is truncated, corrupt, or something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        _check(path)
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header: dict[str, Any] = json.loads(file.read(length))
+        self.metadata: Mapping[str, str] = header.pop("__metadata__", None) or {}
+        self.entries: Mapping[str, Entry] = {
+            key: Entry(tuple(value["shape"]), value["dtype"]) for key, value in header.items()
+        }
+        self._ends = {key: value["data_offsets"] for key, value in header.items()}
+        self._start = 8 + length
+
+    def tensor(self, key: str, third: int | None = None) -> Tensor:
+        """The tensor of that name; or of its rows the first, second or third third (0, 1, 2)."""
+        entry, (start, end) = self.entries[key], self._ends[key]
+        dtype, shape = DTYPES[entry.dtype], entry.shape
+        if third is not None:
+            size = (end - start) // 3
+            start, end, shape = start + third * size, start + (third + 1) * size, (shape[0] // 3, *shape[1:])
+        if start == end:
+            return torch.empty(shape, dtype=dtype)
+        # Written to only in memory: "c" is a private mapping.
+        offset = self._start + start
+        tensor = torch.from_numpy(np.memmap(self.path, np.uint8, "c", offset=offset, shape=(end - start,)))
+        tensor = tensor.clone() if offset % dtype.itemsize else tensor  # where a writer has not aligned it
+        return tensor.view(dtype).reshape(shape)
+
+
+def _check(path: Path) -> None:
+    """Check that all the tensors that the file's header names are in the file."""
+    try:
+        with safe_open(path, framework="pt"):
+            return
+    except (SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())
+    with path.open("rb") as file:
+        start = file.read(32)
+    if not start:
+        reason = "it is empty"
+    for mark, what in _OTHERS.items():
+        if start.startswith(mark):
+            reason = what
+    raise CheckpointError(f"{path} is truncated or corrupt: {reason}")
+
+
+_SCALES = ("scale_weight", "weight_scale")
+_COMPANION = re.compile(r"(.+)\.(scale_weight|weight_scale|scale_input|input_scale)")
+
+
+def scales(file: TensorFile) -> dict[str, str]:
+    """For each weight that is stored in fp8 with a scale, the scale's name: the weight is their product."""
+    matches = (_COMPANION.fullmatch(key) for key in file.entries)
+    return {f"{match[1]}.weight": match[0] for match in matches if match and match[2] in _SCALES}
+
+
+def is_companion(file: TensorFile, key: str) -> bool:
+    """Whether a tensor only says how others are stored in fp8."""
+    match = _COMPANION.fullmatch(key)
+    return key.rpartition(".")[2] == "scaled_fp8" or (match is not None and f"{match[1]}.weight" in file.entries)
