@@ -104,7 +104,7 @@ class FusedSelfAttention(nn.Module):
 KeysValues = Mapping[Attention, tuple[Tensor, Tensor]]
 
 
-def matched(x: Tensor, rows: int) -> Tensor:
+def repeat_rows(x: Tensor, rows: int) -> Tensor:
     """x (B, ...) repeated to `rows`, a multiple of B: what the prompts of a picture share is computed once for all."""
     return x if len(x) == rows else torch.cat([x] * (rows // len(x)))  # which, unlike `repeat`, keeps channels_last
 
@@ -169,9 +169,9 @@ class TransformerBlock(nn.Module):
         """(B, N, C) and the keys and values of B prompts, or of a multiple of it -> (as many as prompts, N, C)."""
         rows = len(prompts[self.attention2][0])
         if self.only_cross:
-            x = matched(x, rows)
+            x = repeat_rows(x, rows)
         x = self.attention1(self.norm1(x), prompts.get(self.attention1), plus=x)
-        x = matched(x, rows)
+        x = repeat_rows(x, rows)
         x = self.attention2(self.norm2(x), prompts[self.attention2], plus=x)
         return self.feed_forward(self.norm3(x), plus=x)
 
@@ -220,7 +220,7 @@ class SpatialTransformer(nn.Module):
         h = self.project_in(_tokens(h)) if self.linear else _tokens(self.project_in(h))
         for block in self.blocks:
             h = block(h, prompts)
-        x = matched(x, len(h))
+        x = repeat_rows(x, len(h))
         if self.linear:
             return layer_plus(self.project_out, h, _tokens(x)).transpose(1, 2).unflatten(-1, (height, width))
         return layer_plus(self.project_out, h.transpose(1, 2).unflatten(-1, (height, width)), x)

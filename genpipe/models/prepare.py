@@ -1,11 +1,11 @@
 """The networks made ready to run: what training and checkpoints do not need, done once after the weights are loaded."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from genpipe.blocks import PhaseUpsample, Upsample
 from genpipe.models.attention import Attention, FusedSelfAttention, GatedFeedForward, SpatialAttention, TransformerBlock
@@ -25,7 +25,7 @@ from genpipe.models.vae import VAE
 
 Network = TypeVar("Network", bound=nn.Module)
 
-# The parts of a U-Net that a `Denoiser` asks once for all steps: int8 would save nothing there.
+# The parts of a U-Net that a `UNetDenoiser` asks once for all steps: int8 would save nothing there.
 _ONCE = {"time_embedding", "added_embedding", "embedding", "key", "value"}
 
 
@@ -119,51 +119,3 @@ def _fused(attention: Attention, forms: Forms) -> FusedSelfAttention:
     return FusedSelfAttention(
         attention, forms.blocked_from(attention.head_channels) if can_pack(torch.bfloat16) else None
     )
-
-
-class Denoiser:
-    """A U-Net, given what stays the same over the steps of a batch, computed once.
-
-    That is the keys and values of the prompts, and what each timestep of the schedule adds in each residual block.
-
-    Args:
-        unet: plain or prepared.
-        timesteps: those that it will be asked at.
-        context: (k · B, T, D): k prompts a picture, the B pictures of the first prompts first.
-        guidance: the scale that distilled networks take as an input.
-        refresh: compute the deep features at one of so many of the timesteps, and keep them for those that follow.
-    """
-
-    def __init__(
-        self,
-        unet: UNet,
-        timesteps: Sequence[float],
-        context: Tensor,
-        *,
-        guidance: float | None = None,
-        refresh: int = 1,
-    ) -> None:
-        distinct = list(dict.fromkeys(timesteps))
-        times = torch.tensor(distinct, device=context.device)
-        scale = None if guidance is None else torch.full_like(times, guidance)
-        self._unet = unet
-        self._rows = {timestep: row for row, timestep in enumerate(distinct)}
-        self._shifts = unet.shifts(unet.embed(times, guidance=scale))  # (steps, C_out) each
-        self._prompts = unet.keys_values(context)
-        self._refresh = refresh
-        self._kept: Tensor | None = None
-
-    def __call__(self, latents: Tensor, timestep: float, *, last: bool = False) -> Tensor:
-        """The model output (k · B, C, h, w) for latents (B, C, h, w); `last`: of the last prompts alone (B, C, h, w)."""
-        row, prompts = self._rows[timestep], self._prompts
-        if last:
-            prompts = {reader: (k[-len(latents) :], v[-len(latents) :]) for reader, (k, v) in prompts.items()}
-        shifts = {block: shift[row : row + 1] for block, shift in self._shifts.items()}
-        kept = None if row % self._refresh == 0 or self._kept is None else self._kept
-        if kept is not None and last:
-            kept = kept[-len(latents) :]
-        elif kept is not None and len(kept) != len(next(iter(prompts.values()))[0]):
-            kept = None  # of the last prompts alone
-        output, deep = self._unet.denoise(latents, shifts, prompts, kept)
-        self._kept = deep if self._refresh > 1 else None
-        return output

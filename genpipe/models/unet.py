@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genpipe.blocks import Downsample, ResidualBlock, Upsample, conv3x3, silu
-from genpipe.models.attention import KeysValues, SpatialTransformer, matched
+from genpipe.models.attention import KeysValues, SpatialTransformer, repeat_rows
 from genpipe.models.unet_config import UNetConfig
 
 # What the timestep adds in each residual block, (B or 1, C_out).
@@ -127,8 +127,8 @@ class UNet(nn.Module):
         context: Tensor,
         *,
         guidance: Tensor | None = None,
-        added_text: Tensor | None = None,
-        added_times: Tensor | None = None,
+        pooled: Tensor | None = None,
+        time_ids: Tensor | None = None,
     ) -> Tensor:
         """One evaluation of the network.
 
@@ -137,19 +137,19 @@ class UNet(nn.Module):
             timestep: (B,), 0 … 999.
             context: (B, T, D), one vector a token of the prompt.
             guidance: (B,), the guidance scale, where the config has `guidance_channels`; taken as 1 if None.
-            added_text, added_times: (B, P) and (B, K), SDXL's pooled prompt and sizes, where the config has them.
+            pooled, time_ids: (B, P) and (B, K), SDXL's pooled prompt and sizes, where the config has `added_channels`.
 
         Returns:
             (B, C_out, H, W); what it means (epsilon, v, sample) is the schedule's to say.
         """
-        embedding = self.embed(timestep, guidance=guidance, added_text=added_text, added_times=added_times)
+        embedding = self.embed(timestep, guidance=guidance, pooled=pooled, time_ids=time_ids)
         output, _ = self.denoise(latents, self.shifts(embedding), self.keys_values(context))
         return output
 
     def denoise(
         self, latents: Tensor, shifts: Shifts, prompts: KeysValues, deep: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """`forward`, given what does not depend on the latents; see `inference.Denoiser`.
+        """`forward`, given what does not depend on the latents; see `genpipe.models.denoiser`.
 
         Args:
             latents: (B, C_in, H, W).
@@ -166,7 +166,7 @@ class UNet(nn.Module):
         if deep is None:
             deep = self._deep(first, shifts, prompts)
         level = cast(Level, self.up[-1])
-        joined = torch.cat([deep, matched(first, len(deep))], dim=1)
+        joined = torch.cat([deep, repeat_rows(first, len(deep))], dim=1)
         h = level.layer(len(level) - 1, joined, shifts, prompts)
         h = h.to(self.norm_out.weight.dtype)  # which may be wider than the rest
         return self.conv_out(silu(self.norm_out(h))), deep
@@ -186,7 +186,7 @@ class UNet(nn.Module):
 
         for level in cast(Iterable[Level], self.up):
             for index in range(len(level) - (level.resample is None)):
-                h = level.layer(index, torch.cat([h, matched(skips.pop(), len(h))], dim=1), shifts, prompts)
+                h = level.layer(index, torch.cat([h, repeat_rows(skips.pop(), len(h))], dim=1), shifts, prompts)
             if level.resample is not None:
                 h = level.resample(h, size=skips[-1].shape[-2:])
         return h
@@ -206,8 +206,8 @@ class UNet(nn.Module):
         timestep: Tensor,
         *,
         guidance: Tensor | None = None,
-        added_text: Tensor | None = None,
-        added_times: Tensor | None = None,
+        pooled: Tensor | None = None,
+        time_ids: Tensor | None = None,
     ) -> Tensor:
         """The embedding (B, E) of timesteps and the other inputs that are numbers; arguments as in `forward`."""
         config, dtype = self.config, self._dtype
@@ -218,6 +218,8 @@ class UNet(nn.Module):
             ).to(dtype)
 
         embedded_guidance = None
+        if config.guidance_channels is None and guidance is not None:
+            raise ValueError("this U-Net takes no guidance scale: leave out guidance")
         if config.guidance_channels is not None:
             scale = torch.ones_like(timestep) if guidance is None else guidance
             # LCM's own embedding of (scale - 1): no flip, frequencies to the last ("Latent Consistency Models", 2023).
@@ -226,11 +228,13 @@ class UNet(nn.Module):
             ).to(dtype)
         embedding = self.time_embedding(sinusoids(timestep, config.channels[0]), embedded_guidance)
         if self.added_embedding is None:
+            if pooled is not None or time_ids is not None:
+                raise ValueError("this U-Net takes no pooled text and no sizes: leave out pooled and time_ids")
             return embedding
-        if added_text is None or added_times is None or config.added_time_channels is None:
-            raise ValueError("this U-Net takes added text and times (SDXL): pass added_text and added_times")
-        times = sinusoids(added_times.flatten(), config.added_time_channels).unflatten(0, added_times.shape)
-        return embedding + self.added_embedding(torch.cat([added_text.to(dtype), times.flatten(1)], dim=-1))
+        if pooled is None or time_ids is None or config.added_time_channels is None:
+            raise ValueError("this U-Net takes pooled text and sizes (SDXL): pass pooled and time_ids")
+        times = sinusoids(time_ids.flatten(), config.added_time_channels).unflatten(0, time_ids.shape)
+        return embedding + self.added_embedding(torch.cat([pooled.to(dtype), times.flatten(1)], dim=-1))
 
     @property
     def _dtype(self) -> torch.dtype:

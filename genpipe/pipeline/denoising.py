@@ -1,14 +1,15 @@
-"""The denoising of a batch: guided evaluations of the U-Net under a sampler, in fp32 where 16 bits overflow."""
+"""The denoising of a batch: guided evaluations of a denoiser under a sampler, in fp32 where 16 bits overflow."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genpipe.hardware import float32_copy
+from genpipe.models.conditioning import Conditioning
+from genpipe.models.denoiser import Denoiser, MakeDenoiser
 from genpipe.models.finite import NonFiniteError
-from genpipe.models.prepare import Denoiser
-from genpipe.models.unet import UNet
 from genpipe.request import Request
 from genpipe.sampling.guidance import guided, x0_from_output
 from genpipe.sampling.noise import ImageNoise
@@ -16,9 +17,15 @@ from genpipe.sampling.sampler import Sampler
 from genpipe.sampling.schedule import Schedule, Step
 from genpipe.sampling.speed import SPEEDS
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def is_guided(requests: Sequence[Request], unet: UNet) -> bool:
-    """Whether a batch takes a second, unprompted half: distilled networks do not, they have the scale as an input.
+
+def is_guided(requests: Sequence[Request], *, distilled: bool) -> bool:
+    """Whether a batch takes a second, unprompted half.
+
+    Args:
+        requests: the batch.
+        distilled: the network takes the guidance scale as an input, so that it never needs the second half.
 
     Raises:
         ValueError: there are no requests, or they do not agree in what a batch must.
@@ -30,16 +37,16 @@ def is_guided(requests: Sequence[Request], unet: UNet) -> bool:
     for key in same:
         if any(getattr(request, key) != getattr(first, key) for request in requests):
             raise ValueError(f"a batch must agree in {', '.join(same)}: it differs in {key}")
-    distilled = unet.config.guidance_channels is not None
     scales = [request.guidance_scale for request in requests]
-    if (distilled and len(set(scales)) > 1) or len({scale > 1 for scale in scales}) > 1:
+    if not distilled and len({scale > 1 for scale in scales}) > 1:
         raise ValueError(f"a batch must agree in whether it is guided, or be split: it has the scales {scales}")
     return first.guidance_scale > 1 and not distilled
 
 
 def denoise(
-    unet: UNet,
-    context: Tensor,
+    network: Network,
+    make: MakeDenoiser[Network],
+    conditioning: Conditioning,
     requests: Sequence[Request],
     *,
     sampler: Sampler,
@@ -47,33 +54,31 @@ def denoise(
     shape: tuple[int, int, int],
     model: str,
 ) -> Iterator[Tensor]:
-    """The latents (B, C, h, w) fp32 of a batch after each step, still noisy until the last.
+    """Yield the latents (B, C, h, w) fp32 of a batch after each step, still noisy until the last.
 
-    Whether they are finite is looked at once, at the end; where they are not, the steps come again from the first, with
-    what overflows repeated in fp32.
+    Whether they are finite is looked at once, at the end. Where they are not, the steps come again from the first, and
+    each evaluation that is not finite is repeated in fp32.
 
     Args:
-        unet: prepared.
-        context: of the negative prompts, then of the prompts (2B, T, D) where the batch is guided; else (B, T, D).
+        network: prepared.
+        make: makes its denoiser, for example `UNetDenoiser`.
+        conditioning: of the negative prompts, then of the prompts (2B rows) where the batch is guided; else B rows.
         requests: the batch, agreeing as `is_guided` wants it.
         sampler, schedule: the requests' own.
-        shape: of one picture's latents (C, h, w).
-        model: its name, for what is said when it fails.
+        shape: of one image's latents (C, h, w).
+        model: its name, for errors.
 
     Raises:
         NonFiniteError: the latents are not finite in fp32 either.
     """
     first, speed = requests[0], SPEEDS[requests[0].speed]
-    guides = len(context) > len(requests)
+    guides = len(conditioning) > len(requests)
+    device = conditioning.context.device
     scales = [request.guidance_scale for request in requests]
     weight = first.guidance_scale
     if len(set(scales)) > 1:
-        weight = torch.tensor(scales, device=context.device)[:, None, None, None]  # (B, 1, 1, 1)
-    distilled = first.guidance_scale if unet.config.guidance_channels is not None else None
-
-    def denoiser_of(unet: UNet) -> Denoiser:
-        times = [step.timestep for step in schedule.steps]
-        return Denoiser(unet, times, context, guidance=distilled, refresh=speed.refresh)
+        weight = torch.tensor(scales, dtype=torch.float32, device=device)[:, None, None, None]  # (B, 1, 1, 1)
+    timesteps = [step.timestep for step in schedule.steps]
 
     def evaluate(x: Tensor, step: Step, denoiser: Denoiser) -> Tensor:
         alone = guides and not speed.guides(step.ratio)
@@ -83,31 +88,31 @@ def denoise(
             output = guided(unprompted, prompted, weight, first.guidance_rescale)
         return x0_from_output(output, x, step, sampler.prediction_type)
 
-    denoiser = denoiser_of(unet)
+    denoiser = make(network, timesteps, conditioning)
     in_fp32: Denoiser | None = None
 
-    def quick(x: Tensor, step: Step) -> Tensor:
+    def as_loaded(x: Tensor, step: Step) -> Tensor:
         return evaluate(x, step, denoiser)
 
-    def careful(x: Tensor, step: Step) -> Tensor:
-        """Repeated in fp32 for the pictures that are left non-finite."""
+    def repaired(x: Tensor, step: Step) -> Tensor:
+        """Evaluate as loaded, and again in fp32 for the images whose result is not finite."""
         nonlocal in_fp32
-        x0 = quick(x, step)
+        x0 = as_loaded(x, step)
         finite = x0.isfinite().all(dim=(1, 2, 3))
         if finite.all():
             return x0
-        in_fp32 = denoiser_of(float32_copy(unet)) if in_fp32 is None else in_fp32
+        in_fp32 = make(float32_copy(network), timesteps, conditioning) if in_fp32 is None else in_fp32
         repeated = evaluate(x, step, in_fp32)
         if not repeated.isfinite().all():
-            raise NonFiniteError.of("denoiser", unet, model)
+            raise NonFiniteError.of("denoiser", network, model)
         return torch.where(finite[:, None, None, None], x0, repeated)
 
-    attempts: tuple[Callable[[Tensor, Step], Tensor], ...] = (quick, careful)
+    attempts: tuple[Callable[[Tensor, Step], Tensor], ...] = (as_loaded, repaired)
     for attempt in attempts:
-        noise = ImageNoise([request.seed for request in requests], shape, context.device)
+        noise = ImageNoise([request.seed for request in requests], shape, device)
         latents = noise() * schedule.initial_scale
         for stepped in sampler.sample(attempt, latents, schedule, noise):
             yield (latents := stepped)
         if latents.isfinite().all():
             return
-    raise NonFiniteError.of("denoiser", unet, model)
+    raise NonFiniteError.of("denoiser", network, model)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,10 @@ from genpipe.hardware import (
 )
 from genpipe.images import Picture, to_pil
 from genpipe.metadata import annotate
+from genpipe.models.conditioning import Conditioning
 from genpipe.models.cpu.forms import PLAIN, forms_for
 from genpipe.models.cpu.quantised import QuantisedLayer, can_quantise
+from genpipe.models.denoiser import UNetDenoiser
 from genpipe.models.finite import NonFiniteError
 from genpipe.models.prepare import Network, prepare
 from genpipe.models.tiny_vae import TinyVAE
@@ -98,7 +101,7 @@ class Pipeline:
             if tiny_vae is None
             else lambda latents: to_pil(tiny_vae.decode(latents))
         )
-        self._prompt_encoder = PromptEncoder(
+        self.prompt_encoder = PromptEncoder(
             self.tokenizers[0], lambda: self._in_memory(self.text_encoders[0]), device=device, model=self.name
         )
 
@@ -320,32 +323,45 @@ class Pipeline:
         """Denoise a batch of requests, step by step: a generator, so a caller may look, stop or let go of it at any step.
 
         The requests must agree in size, steps, sampler, guidance_rescale, clip_skip, speed and in whether they are guided;
-        prompts, seeds and, except for distilled networks, the scales of guidance may differ. `decode` makes pictures of the
-        last step's latents. Where those are not finite, the steps come again from the first: see
+        prompts, seeds and the scales of guidance may differ. `decode` makes pictures of the last step's latents. Where those are not finite, the steps come again from the first: see
         `genpipe.pipeline.denoising.denoise`.
 
         Raises:
             ValueError: there are no requests, or they do not agree.
             NonFiniteError: the latents are not finite in fp32 either.
         """
-        guided, first = is_guided(requests, self.unet), requests[0]
+        distilled = self.unet.config.guidance_channels is not None
+        guided, first = is_guided(requests, distilled=distilled), requests[0]
         sampler = self.sampler(first.sampler)
         schedule = sampler.schedule(first.steps)
         negative = [request.negative_prompt for request in requests] if guided else []
         texts = [*negative, *(request.prompt for request in requests)]
-        context = self.encode(texts, clip_skip=first.clip_skip)  # (2B, T, D), or (B, T, D)
+        conditioning = self.encode(texts, clip_skip=first.clip_skip)  # 2B rows, or B
+        if distilled:
+            scales = torch.tensor([request.guidance_scale for request in requests], device=self.device)
+            conditioning = replace(conditioning, guidance_scale=scales.float())
         factor, channels = self.vae.config.factor, self.vae.config.latent_channels
         shape = (channels, first.height // factor, first.width // factor)
-        steps = denoise(self.unet, context, requests, sampler=sampler, schedule=schedule, shape=shape, model=self.name)
+        make = partial(UNetDenoiser, refresh=SPEEDS[first.speed].refresh)
+        steps = denoise(
+            self.unet,
+            make,
+            conditioning,
+            requests,
+            sampler=sampler,
+            schedule=schedule,
+            shape=shape,
+            model=self.name,
+        )
         count = len(schedule.steps) - 1
         for index, latents in enumerate(steps):
             step = index % count + 1  # a second attempt begins again
             yield Progress(step, count, latents, lambda latents=latents: self._preview(latents))
 
     @torch.inference_mode()
-    def encode(self, prompts: Sequence[str], *, clip_skip: int = 0) -> Tensor:
-        """The context (B, T, D) of prompts; see `genpipe.prompts.encoder`."""
-        return self._prompt_encoder(prompts, clip_skip=clip_skip)
+    def encode(self, prompts: Sequence[str], *, clip_skip: int = 0) -> Conditioning:
+        """What prompts tell the denoiser, a row each; see `genpipe.prompts.encoder`."""
+        return self.prompt_encoder(prompts, clip_skip=clip_skip)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, requests: Sequence[Request]) -> list[Picture]:

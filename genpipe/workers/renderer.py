@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,34 +28,10 @@ from genpipe.workers.storage import open_storage
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Prompts whose context is kept; those of Stable Diffusion take 0.1 MB each in 16 bits.
-CONTEXTS = 512
 # Pictures decoded together: the decoder's memory peaks far above the denoiser's.
 CHUNK = 4
 # What a batch may take where its best size is measured.
 LARGEST = {"cuda": 64, "mps": 16, "cpu": 16}
-
-
-class RenderPipeline(Pipeline):
-    """A pipeline that encodes each distinct prompt once."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._contexts: dict[tuple[str, int], Tensor] = {}
-        self.encoding = 0.0  # seconds
-
-    def encode(self, prompts: Sequence[str], *, clip_skip: int = 0) -> Tensor:
-        missing = [prompt for prompt in dict.fromkeys(prompts) if (prompt, clip_skip) not in self._contexts]
-        if missing:
-            started = time.perf_counter()
-            contexts = super().encode(missing, clip_skip=clip_skip)
-            kept = {(prompt, clip_skip): context for prompt, context in zip(missing, contexts, strict=True)}
-            wanted = {key: self._contexts[key] for p in prompts if (key := (p, clip_skip)) in self._contexts}
-            if len(self._contexts) + len(kept) > CONTEXTS:
-                self._contexts = wanted
-            self._contexts |= kept
-            self.encoding += time.perf_counter() - started
-        return torch.stack([self._contexts[prompt, clip_skip] for prompt in prompts])
 
 
 class Failure(str):
@@ -85,11 +61,8 @@ class Renderer:
     def __init__(self, job: Job, device: str | None = None) -> None:
         self.job = job
         self.judge = None if job.judge is None else _named(job.judge)
-        self.pipeline = cast(
-            RenderPipeline,
-            RenderPipeline.from_pretrained(
-                job.model, device=device, dtype=job.dtype, revision=job.revision, variant=job.variant
-            ),
+        self.pipeline = Pipeline.from_pretrained(
+            job.model, device=device, dtype=job.dtype, revision=job.revision, variant=job.variant
         )
         self._storage = open_storage(job.out)
         self._writers = ThreadPoolExecutor(4, "write")
@@ -128,9 +101,10 @@ class Renderer:
                 started = time.perf_counter()
                 self._fits[shape] = begun.result.size = self._best_size(candidates[0])
                 begun.result.seconds["measure"] = time.perf_counter() - started
-            fits, encoded, started = self._fits.get(shape), self.pipeline.encoding, time.perf_counter()
+            encoder = self.pipeline.prompt_encoder
+            fits, encoded, started = self._fits.get(shape), encoder.seconds, time.perf_counter()
             begun.latents = self._denoised(candidates, shape)
-            text = self.pipeline.encoding - encoded
+            text = encoder.seconds - encoded
             begun.result.seconds |= {"text": text, "denoise": time.perf_counter() - started - text}
             if self._fits.get(shape) != fits:
                 begun.result.size = self._fits[shape]

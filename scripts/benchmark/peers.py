@@ -64,7 +64,8 @@ def inputs(task: Task) -> tuple[Tensor, Tensor, Tensor]:
 def genpipe(
     task: Task, *, channels_last: bool = False, compiled: bool = False, captured: bool = False, **loading: Any
 ) -> Run:
-    from genpipe.models.prepare import Denoiser
+    from genpipe.models.conditioning import Conditioning
+    from genpipe.models.denoiser import UNetDenoiser
     from genpipe.pipeline import Pipeline
 
     pipe = Pipeline.from_pretrained(task.folder, device=task.device, **loading)
@@ -77,7 +78,7 @@ def genpipe(
     if task.part == "text":
         return lambda: pipe.text_encoders[0](ids).context
     if task.part == "step":
-        denoiser = Denoiser(pipe.unet, [TIMESTEP], context)
+        denoiser = UNetDenoiser(pipe.unet, [TIMESTEP], Conditioning(context))
         if captured:
             return graphed(lambda latents: denoiser(latents, TIMESTEP), latents)
         return lambda: denoiser(latents, TIMESTEP)

@@ -1,13 +1,17 @@
 """Putting the weights of a reference network into ours, and comparing what weights do not show."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
-from genpipe.checkpoints.layout import Layout
+from genpipe.checkpoints.layout import UNET, Layout
 from genpipe.models.cpu.packed import can_pack
+from genpipe.models.unet import UNet
+from genpipe.models.unet_config import UNetConfig
 
 # For tests of forms that the processor, or this build of torch, may lack.
 packs_fp32 = pytest.mark.skipif(not can_pack(torch.float32), reason="this torch lacks oneDNN or its private operators")
@@ -15,6 +19,30 @@ packs_bf16 = pytest.mark.skipif(not can_pack(torch.bfloat16), reason="oneDNN doe
 BOTH = [pytest.param(torch.float32, marks=packs_fp32), pytest.param(torch.bfloat16, marks=packs_bf16)]
 
 Copy = Callable[[nn.Module, nn.Module, Layout], None]
+UNetPair = Callable[..., tuple[UNet, Any]]
+
+# A U-Net of Stable Diffusion 1 with three narrow levels, as diffusers spells it.
+UNET_BASE: dict[str, Any] = {
+    "block_out_channels": (16, 32, 48),
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 2,
+    "attention_head_dim": 4,
+    "cross_attention_dim": 24,
+    "norm_num_groups": 8,
+    "sample_size": 8,
+}
+# What SDXL's has in place of that: pooled text of 20 and six sizes of 6.
+SDXL_UNET: dict[str, Any] = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 3),
+    "attention_head_dim": (2, 4, 6),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 6,
+    "projection_class_embeddings_input_dim": 20 + 6 * 6,
+}
 
 
 @pytest.fixture
@@ -35,6 +63,20 @@ def copy_weights() -> Copy:
         theirs.eval()
 
     return copy
+
+
+@pytest.fixture
+def unet_pair(copy_weights: Copy) -> UNetPair:
+    """`unet_pair(**settings)`: our U-Net of `UNET_BASE` and these settings, and diffusers' of the same weights."""
+
+    def pair(**settings: Any) -> tuple[UNet, Any]:
+        torch.manual_seed(0)
+        theirs: Any = UNet2DConditionModel(**{**UNET_BASE, **settings})
+        ours = UNet(UNetConfig.from_dict(theirs.config))
+        copy_weights(theirs, ours, UNET)
+        return ours, theirs
+
+    return pair
 
 
 @pytest.fixture

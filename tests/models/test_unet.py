@@ -124,8 +124,8 @@ def test_added_text_and_times_of_sdxl(copy_weights: Callable[..., None]) -> None
     ours, theirs = pair(copy_weights, **SDXL)
     batch, text, times = inputs(), torch.randn(3, 20), torch.tensor([[64.0, 48.0, 0.0, 8.0, 64.0, 48.0]] * 3)
     reference = theirs(*batch, added_cond_kwargs={"text_embeds": text, "time_ids": times}).sample
-    assert close(ours(*batch, added_text=text, added_times=times), reference)
-    with pytest.raises(ValueError, match="pass added_text and added_times"):
+    assert close(ours(*batch, pooled=text, time_ids=times), reference)
+    with pytest.raises(ValueError, match="pass pooled and time_ids"):
         ours(*batch)
 
 

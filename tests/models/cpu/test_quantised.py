@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from genpipe.blocks import ResidualBlock
 from genpipe.models.attention import GatedFeedForward
+from genpipe.models.conditioning import Conditioning
 from genpipe.models.cpu import quantised
 from genpipe.models.cpu.forms import PACKABLE, Forms
 from genpipe.models.cpu.quantised import (
@@ -22,8 +23,9 @@ from genpipe.models.cpu.quantised import (
     weight_to_int8,
     worth_quantising,
 )
+from genpipe.models.denoiser import UNetDenoiser
 from genpipe.models.finite import nonfinite_weights
-from genpipe.models.prepare import Denoiser, prepare
+from genpipe.models.prepare import prepare
 from genpipe.models.unet import UNet
 from genpipe.models.unet_config import UNetConfig
 
@@ -224,12 +226,12 @@ def test_of_a_denoiser_the_wide_layers_that_run_at_every_step() -> None:
     wide |= {f"middle.residuals.1.{part}" for part in ("conv1", "conv2")} | {"up.0.residuals.0.shortcut"}
     wide |= {"down.0.resample.conv", "up.1.transformers.0.project_in", "up.1.transformers.0.blocks.0.feed_forward.out"}
     assert plain <= kinds.keys() and not plain & small and wide <= small
-    latents, context = torch.randn(2, 4, 8, 8), torch.randn(4, 7, 96)
-    expected = Denoiser(exact, [500.0], context)(latents, 500.0)
-    error = (Denoiser(unet, [500.0], context)(latents, 500.0) - expected).norm() / expected.norm()
+    latents, context = torch.randn(2, 4, 8, 8), Conditioning(torch.randn(4, 7, 96))
+    expected = UNetDenoiser(exact, [500.0], context)(latents, 500.0)
+    error = (UNetDenoiser(unet, [500.0], context)(latents, 500.0) - expected).norm() / expected.norm()
     assert error <= 0.05
     again = copy.deepcopy(unet).float()
-    assert (Denoiser(again, [500.0], context)(latents, 500.0) - expected).norm() / expected.norm() <= 0.05
+    assert (UNetDenoiser(again, [500.0], context)(latents, 500.0) - expected).norm() / expected.norm() <= 0.05
 
 
 def test_what_int8_does_not_pay_for() -> None:
