@@ -2,6 +2,7 @@
 
 import re
 
+from genpipe.messages import quoted
 from genpipe.request import MAX_SIDE
 
 
@@ -16,9 +17,9 @@ def parse_size(text: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"\s*0*(\d+)(?:\s*[xX×]\s*0*(\d+))?\s*", text, re.ASCII)
     if match is None:
-        raise ValueError(f"{text!r:.60} is not a size: write it as 512x768, or 512 for a square")
+        raise ValueError(f"{quoted(text)} is not a size: write it as 512x768, or 512 for a square")
     sides = [match[1], match[1] if match[2] is None else match[2]]
     width, height = (int(side) if len(side) < 9 else MAX_SIDE + 1 for side in sides)
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
-        raise ValueError(f"size {text!r:.60} is out of range: give each side as 1 to {MAX_SIDE} pixels")
+        raise ValueError(f"size {quoted(text)} is out of range: give each side as 1 to {MAX_SIDE} pixels")
     return width, height

@@ -1,10 +1,11 @@
 """File names that rows ask for stay inside the folder, whatever they say."""
 
 import random
+import unicodedata
 
 import pytest
 
-from genpipe.filenames import numbered, safe_name
+from genpipe.filenames import collision_key, file_stem, numbered, safe_name
 
 
 @pytest.mark.parametrize(
@@ -28,15 +29,36 @@ from genpipe.filenames import numbered, safe_name
         ("/", "picture.png"),
         ("корабль.png", "корабль.png"),
         ("0" * 32 + ".png", "_" + "0" * 32 + ".png"),
+        ("ABCDEF" * 5 + "00.png", "_" + "ABCDEF" * 5 + "00.png"),
+        ("a.png/b.png", "a_png/b.png"),
+        ("x.WEBP/y.jpeg/z", "x_WEBP/y_jpeg/z.png"),
+        ("com¹.png", "_com¹.png"),
+        ("LPT³", "_LPT³.png"),
+        ("conin$", "_conin$.png"),
+        ("CONOUT$.jpg", "_CONOUT$.jpg"),
+        ("con .png", "_con.png"),
+        ("aux . /x", "_aux/x.png"),
+        ("nul.tar/x", "_nul.tar/x.png"),
+        ("aux" + " " * 300 + "b.png", "_aux.png"),
+        ("console.png", "console.png"),
+        (". .hidden.png", "hidden.png"),
+        ("a\u00a0.\u3000", "a.png"),
+        ("a\u202egnp.exe", "agnp.exe.png"),
+        ("a\u0085\u2028b", "ab.png"),
+        ("E\u0301.png", "É.png"),
+        ("e\u200d\u0301", "é.png"),
     ],
 )
 def test_names_are_made_safe(wish, name):
     assert safe_name(wish, ".png") == name
 
 
-@pytest.mark.parametrize("wish", ["x" * 300, "ж" * 300, "/".join("abcdefghijklmnop"), "y" * 300 + ".jpg"])
+@pytest.mark.parametrize(
+    "wish",
+    ["x" * 300, "ж" * 300, "/".join("abcdefghijklmnop"), "y" * 300 + ".jpg", "가" * 300 + "/" + "😀" * 300],
+)
 def test_names_fit_into_file_systems(wish, tmp_path):
-    name = safe_name(wish, ".png")
+    name = numbered(safe_name(wish, ".png"), 99_999)
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"")
@@ -45,12 +67,39 @@ def test_names_fit_into_file_systems(wish, tmp_path):
 
 def test_no_name_leaves_the_folder(tmp_path):
     rng = random.Random(0)
-    pieces = ["..", ".", "/", "\\", "~", "a", " ", ":", "\0", "con", "%2e%2e", "\u202e", "\ud800", "é", ".png"]
-    for _ in range(3000):
+    pieces = [
+        *("..", ".", "/", "\\", "~", "a", " ", ":", "\0", "con", "com¹", "%2e%2e", "\u202e", "\ud800", "é", ".png"),
+        *("\u0301", "\u200d", "\u3000", "0" * 32, "x" * 90, "가" * 40, ".webp/", "K", "ẞ", "\u0338", "<"),
+    ]
+    for _ in range(5000):
         wish = "".join(rng.choices(pieces, k=rng.randrange(1, 9)))
-        resolved = (tmp_path / safe_name(wish, ".png")).resolve()
+        name = safe_name(wish, ".png")
+        resolved = (tmp_path / name).resolve()
         assert resolved.is_relative_to(tmp_path.resolve()) and resolved != tmp_path.resolve(), wish
+        assert safe_name(name, ".jpg") == name, wish
+        assert safe_name(numbered(name, 2), ".jpg") == numbered(name, 2), wish
+        *folders, last = name.split("/")
+        assert last.endswith((".png", ".webp")) and not any(part.endswith((".png", ".webp")) for part in folders), wish
 
 
 def test_numbers_go_before_the_suffix():
     assert numbered("a.b/c.png", 2) == "a.b/c-2.png"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("É.png", "é.png"), ("É.png", "E\u0301.png"), ("é.PNG", "E\u0301.png"), ("Straße/x", "STRASSE/X"), ("Σ", "ς")],
+)
+def test_what_some_disk_takes_for_one_name_has_one_key(one, other):
+    assert one != other and collision_key(one) == collision_key(other)
+
+
+def test_other_names_have_other_keys():
+    names = ["a.png", "b.png", "a/b.png", "a-b.png", "e.png", "é.png", "è.png", "ё.png", "е.png"]
+    assert len({collision_key(name) for name in names}) == len(names)
+    assert {collision_key(unicodedata.normalize(form, "ё")) for form in ("NFC", "NFD")} == {collision_key("Ё")}
+
+
+@pytest.mark.parametrize("prompt", ["con", "COM¹", "Lpt9", "nul"])
+def test_a_prompt_that_is_a_device_of_windows_gets_another_stem(prompt):
+    assert file_stem(prompt).startswith("picture-")

@@ -60,13 +60,14 @@ def _picture(entry: Entry, settings: dict[str, Any], suffix: str) -> dict[str, A
         "settings": entry.settings,
     }
     if entry.extra:
-        shown["extra"] = json.loads(entry.extra)
+        shown["extra"] = entry.carried
     if entry.state == FAILED:
         return {**shown, "error": entry.detail}
     shown["file"] = image_path(entry, suffix)
     if max(settings["width"], settings["height"]) > THUMBNAIL:
         shown["thumbnail"] = thumbnail_path(entry.id.hex())
-    if entry.detail:
-        detail = json.loads(entry.detail)
-        shown |= {"seed": str(detail["seed"]), "score": detail["total"], "parts": detail["score"]}
+    if (judged := entry.judged) is not None:
+        shown |= {"seed": str(judged.get("seed", entry.seed)), "parts": judged.get("score")}
+        if judged.get("total") is not None:
+            shown["score"] = judged["total"]
     return shown

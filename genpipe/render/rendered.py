@@ -1,7 +1,6 @@
 """What a run yields."""
 
 import io
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +44,7 @@ class Rendered:
     @property
     def extra(self) -> dict[str, Any]:
         """The row's other fields."""
-        return json.loads(self._entry.extra) if self._entry.extra else {}
+        return self._entry.carried
 
     @property
     def image(self) -> Image.Image:

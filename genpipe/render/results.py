@@ -17,21 +17,20 @@ from genpipe.workers.messages import Result
 STAGES = ("measure", "text", "denoise", "decode", "judge", "encode", "write")
 
 
-def picture_row(entry: Entry, settings: dict[str, Any], suffix: str) -> dict[str, Any]:
-    """What metadata.jsonl says of a picture. A row's own field that is named like one of these gets "row_" before it."""
-    detail = json.loads(entry.detail) if entry.detail and entry.state == DONE else {}
+def image_row(entry: Entry, settings: dict[str, Any], suffix: str) -> dict[str, Any]:
+    """Make the line of metadata.jsonl of an image. A row's field that is named like one of ours gets "row_" before it."""
+    judged = entry.judged
     own = {
         "file_name": image_path(entry, suffix),
         "prompt": entry.prompt,
         **settings,
-        "seed": detail.get("seed", entry.seed),
+        "seed": entry.seed if judged is None else judged.get("seed", entry.seed),
         "id": entry.id.hex(),
         "line": entry.line,
     }
-    if detail:
-        own |= {"score": detail["total"], "score_parts": detail["score"]}
-    extra = json.loads(entry.extra) if entry.extra else {}
-    return own | {f"row_{key}" if key in own else key: value for key, value in extra.items()}
+    if judged is not None:
+        own |= {"score": judged.get("total"), "score_parts": judged.get("score")}
+    return own | {f"row_{key}" if key in own else key: value for key, value in entry.carried.items()}
 
 
 def write_metadata(journal: Journal, root: Path, suffix: str) -> None:
@@ -40,7 +39,7 @@ def write_metadata(journal: Journal, root: Path, suffix: str) -> None:
     def rows() -> Iterator[dict[str, Any]]:
         for window in journal.windows(state=DONE, plan=False):
             for entry in window:
-                yield picture_row(entry, journal.settings(entry.settings), suffix)
+                yield image_row(entry, journal.settings(entry.settings), suffix)
 
     write_lines(root / "metadata.jsonl", map(as_line, rows()))
 
@@ -53,7 +52,7 @@ def write_failures(journal: Journal, root: Path, suffix: str) -> None:
             yield {"line": line, "error": reason, "row": text}
         for window in journal.windows(state=FAILED):
             for entry in window:
-                yield {**picture_row(entry, journal.settings(entry.settings), suffix), "error": entry.detail}
+                yield {**image_row(entry, journal.settings(entry.settings), suffix), "error": entry.detail}
 
     write_lines(root / "failures.jsonl", map(as_line, rows()))
 

@@ -15,7 +15,7 @@ def picture(number: int, **changes) -> tuple:
 @pytest.fixture
 def journal(tmp_path):
     made = Journal(tmp_path / "j.sqlite")
-    made.settings_number({"steps": 1})
+    made.settings_number({"steps": 1, "guidance_scale": 1.0, "height": 32, "width": 32})
     made.begin_plan()
     made.add([picture(number) for number in range(1, 6)])
     made.end_plan("hash")
@@ -116,7 +116,7 @@ def test_another_version_is_refused(journal):
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_of_the_system(tmp_path):
-    with pytest.raises(OSError, match="cannot be written"):
+    with pytest.raises(OSError, match="cannot be read or written: unable to open"):
         Journal(tmp_path / "missing" / "j.sqlite")
 
 

@@ -147,6 +147,22 @@ def test_the_same_name_twice_gets_a_number(journal):
     assert [entry.name for entry in entries] == ["x.png", "X-2.png", "y.png", "z.png", "z-2.png", "z-3.png"]
 
 
+def test_names_that_clash_on_some_disk_get_numbers(journal):
+    names = ["É.png", "é.png", "E\u0301", "a.png", "a.png/b.png", "A.png/b.png", "Dir/x", "dir/X"]
+    entries = plan(journal, [{"prompt": str(k), "file_name": name} for k, name in enumerate(names)])
+    assert [entry.name for entry in entries] == [
+        *("É.png", "é-2.png", "É-3.png", "a.png", "a_png/b.png", "A_png/b-2.png", "Dir/x.png", "dir/X-2.png")
+    ]
+    again = plan(journal, [{"prompt": str(k), "file_name": name} for k, name in enumerate(names)])
+    assert [entry.name for entry in again] == [entry.name for entry in entries]
+
+
+def test_long_names_that_begin_alike_stay_apart(journal):
+    entries = plan(journal, [{"prompt": str(k), "file_name": "ж" * 150 + str(k)} for k in range(3)])
+    names = [entry.name or "" for entry in entries]
+    assert names[0] == "ж" * 100 + ".png" and names[1:] == [f"{'ж' * 99}-{k}.png" for k in (2, 3)]
+
+
 def test_a_changed_row_takes_its_name_over(journal):
     plan(journal, [{"prompt": "a", "file_name": "x"}, {"prompt": "b", "file_name": "y"}])
     with journal:

@@ -6,19 +6,17 @@ import os
 import pytest
 
 from genpipe.render.journal import DONE, Entry
-from genpipe.render.results import Report, as_line, picture_row, write_lines
+from genpipe.render.results import Report, as_line, image_row, write_lines
 from genpipe.workers.messages import Result
 
 
 def entry(**changes) -> Entry:
     values = {"name": None, "extra": None, "detail": None, **changes}
-    return Entry(
-        1, b"\1" * 16, 4, 1, "a ship", 7, values["name"], None, values["extra"], DONE, 5, b"h", values["detail"]
-    )
+    return Entry(1, b"\1" * 16, 4, 1, "a ship", 7, values["name"], values["extra"], DONE, 5, b"h", values["detail"])
 
 
 def test_a_row_of_the_metadata():
-    row = picture_row(entry(extra='{"mood": "calm"}'), {"steps": 3}, ".png")
+    row = image_row(entry(extra='{"mood": "calm"}'), {"steps": 3}, ".png")
     assert row == {
         "file_name": f"images/{'01' * 16}.png",
         "prompt": "a ship",
@@ -31,14 +29,14 @@ def test_a_row_of_the_metadata():
 
 
 def test_a_field_that_is_named_like_ours_is_kept_beside_it():
-    row = picture_row(entry(extra='{"id": "theirs", "line": 9}', name="a/b.jpg"), {}, ".png")
+    row = image_row(entry(extra='{"id": "theirs", "line": 9}', name="a/b.jpg"), {}, ".png")
     assert (row["id"], row["row_id"], row["line"], row["row_line"]) == ("01" * 16, "theirs", 4, 9)
     assert row["file_name"] == "images/a/b.jpg"
 
 
 def test_a_judged_picture_has_its_score_and_the_seed_that_won():
     detail = json.dumps({"seed": 9, "total": 0.5, "score": {"shape": 1.0}})
-    row = picture_row(entry(detail=detail), {}, ".png")
+    row = image_row(entry(detail=detail), {}, ".png")
     assert (row["seed"], row["score"], row["score_parts"]) == (9, 0.5, {"shape": 1.0})
 
 

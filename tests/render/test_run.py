@@ -4,6 +4,7 @@ import errno
 import importlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +116,25 @@ def test_what_was_left_unwritten_is_written_by_the_next_run(run, tmp_path, monke
     assert not (tmp_path / "out/metadata.jsonl").exists()
     run(tmp_path / "p.txt")
     assert len(metadata(tmp_path / "out")) == 5
+
+
+def test_a_row_may_ask_for_a_file_where_another_asks_for_a_folder(run, tmp_path):
+    rows = [{"prompt": "one", "file_name": "a.png"}, {"prompt": "two", "file_name": "a.png/b.png"}, "three"]
+    assert run(rows).done == 3
+    names = [row["file_name"] for row in metadata(tmp_path / "out")]
+    assert names[:2] == ["images/a.png", "images/a_png/b.png"]
+    assert all((tmp_path / "out" / name).is_file() for name in names)
+
+
+def test_a_journal_that_somebody_changed_writes_nothing_outside(run, tmp_path):
+    run([{"prompt": "a", "file_name": "x"}, "b"], out="deep/out")
+    with sqlite3.connect(journal_file(tmp_path / "deep/out")) as journal:
+        journal.execute("UPDATE pictures SET name = '../../../escaped.png', state = 0, size = NULL, sha256 = NULL")
+    journal.close()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=r"the file name '\.\./\.\./\.\./escaped\.png' of image 1; give a new --out"):
+        run([{"prompt": "a", "file_name": "x"}, "b"], out="deep/out")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_folder_without_pictures_takes_any_setting(run, tmp_path):
