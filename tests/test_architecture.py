@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoints": {"models", "files"},
     "scenes": {"images"},
     "prompts": {"models", "hardware"},
-    "pipeline": _PIPELINE,
+    "pipeline": _PIPELINE | {"scenes"},
     "training": _ALL,
     "workers": _PIPELINE,
     "render": _LOW | {"workers"},

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from genpipe.embedded import EMBEDDED
+from genpipe.embedded import EMBEDDED, JUDGES, learned_concepts
 from genpipe.judge.scene_judge import Judge
+from genpipe.metadata import read_request
 from genpipe.pipeline import Pipeline, generate
 from genpipe.scenes import canonical, caption, concepts, sample
 from genpipe.scenes.compose import Composer
@@ -31,7 +32,7 @@ def pipe() -> Pipeline:
 
 @pytest.fixture(scope="module")
 def learned() -> list[str]:
-    return json.loads((EMBEDDED / "genpipe.json").read_text())["concepts"]
+    return list(learned_concepts())
 
 
 def pixels(images: Any) -> torch.Tensor:
@@ -54,10 +55,23 @@ def test_combinations_that_were_held_out_of_training_are_drawn(pipe: Pipeline, l
     scenes = [sample(rng, learned, held=True) for _ in range(60)]
     prompts = [caption(scene) for scene in scenes if scene.kind in ("setting", "colour")][:16]
     images = pipe(prompts, seeds=range(len(prompts)), progress=False)
-    scores = Judge.load(EMBEDDED / "judge" / "model.safetensors").scores(images, prompts)
+    scores = Judge.load(JUDGES / "model.safetensors", device="cpu").scores(images, prompts)
     assert (
         sum(bool(score.satisfied) for score in scores) >= 8
     )  # of 16; scripts/evaluate/embedded.py says how many of 1,000
+
+
+@pytest.mark.filterwarnings("ignore:the model reads 'shp' as 'ship'")
+def test_a_prompt_draws_the_same_however_it_is_typed(pipe: Pipeline) -> None:
+    for plain, typed in (("ship", "SHIP!!!"), ("ship", "shp"), ("cat in the snow", "🐱 in the snow")):
+        images = pipe([plain, typed], seeds=[1, 1], steps=2, progress=False)
+        assert torch.equal(*pixels(images))
+        assert [read_request(image).prompt for image in images] == [plain, typed]  # as it was written
+
+
+def test_a_slip_is_told(pipe: Pipeline) -> None:
+    with pytest.warns(UserWarning, match="the model reads 'shp' as 'ship'"):
+        pipe("a red shp", seed=1, steps=1, progress=False)
 
 
 def test_a_prompt_is_what_makes_the_difference(pipe: Pipeline) -> None:

@@ -1,11 +1,10 @@
 """`genpipe vocabulary`: what the embedded model can draw, and which words of a prompt it does not know."""
 
 import argparse
-import json
 import warnings
-from importlib.resources import files
 
-from genpipe.messages import quoted
+from genpipe.embedded import learned_concepts
+from genpipe.messages import listed, quoted
 
 
 def vocabulary_command(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +17,7 @@ def vocabulary_command(parser: argparse.ArgumentParser) -> None:
 def _vocabulary(args: argparse.Namespace) -> int:
     from genpipe.scenes.vocabulary import listing, near
 
-    learned = _learned()
+    learned = learned_concepts()
     entries = listing(args.word, learned)
     if not entries:
         others = near(args.word, learned)
@@ -29,22 +28,20 @@ def _vocabulary(args: argparse.Namespace) -> int:
     return 0
 
 
-def _learned() -> tuple[str, ...]:
-    """The concepts that the embedded model was trained on."""
-    return tuple(json.loads((files("genpipe") / "embedded" / "genpipe.json").read_text(encoding="utf-8"))["concepts"])
-
-
 def name_unknown_words(prompt: str) -> None:
     """Warn of the words of a prompt that the embedded model has not learned."""
+    from genpipe.scenes.normalise import normalise
     from genpipe.scenes.vocabulary import unknown_words
 
-    unknown = unknown_words(prompt, _learned())
+    learned = learned_concepts()
+    unknown = unknown_words(normalise(prompt, learned).text, learned)
     if unknown:
-        named = ", ".join(
-            f"{word} (did you mean {' or '.join(near)}?)" if near else word for word, near in unknown.items()
-        )
+        named = [
+            f"{quoted(word)} (did you mean {' or '.join(near)}?)" if near else quoted(word)
+            for word, near in unknown.items()
+        ]
         warnings.warn(
-            f"the embedded model does not know {named}: it draws the rest; genpipe vocabulary lists what it knows, "
-            "--model takes a full Stable Diffusion checkpoint",
+            f"the embedded model does not know {listed(named)}: it draws the rest; genpipe vocabulary lists what "
+            "it knows, --model takes a full Stable Diffusion checkpoint",
             stacklevel=2,
         )

@@ -10,10 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from genpipe.embedded import learned_concepts
 from genpipe.hardware import choose_device
 from genpipe.judge.scores import BATCH, Check, Score
+from genpipe.messages import quoted
 from genpipe.scenes.colours import COLOURS
 from genpipe.scenes.concepts import names
+from genpipe.scenes.normalise import normalise
 from genpipe.scenes.parse import Wanted, Wish, parse
 from genpipe.scenes.places import SETTINGS
 from genpipe.vision.scene_model import PREPROCESS, SIDE, Objects, SceneModel, find_objects, load_scene_model
@@ -96,11 +99,12 @@ class Judge:
 
     def check_prompt(self, prompt: str) -> None:
         """See `Scorer`."""
-        wish = parse(prompt)
-        if not wish.objects and wish.setting is None:
+        wish = read(prompt)
+        known = all(wanted.concept in self.concepts for wanted in wish.objects)
+        if not known or (not wish.objects and wish.setting is None):
             raise ValueError(
-                f"prompt {prompt!r:.80} names nothing of the embedded world, so its judge cannot tell whether a "
-                "picture shows it: give a CLIP model as judge"
+                f"prompt {quoted(prompt)} names nothing of the embedded world, so its judge cannot tell whether an "
+                "image shows it: give a CLIP model as judge"
             )
 
     def scores(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[Score]:
@@ -112,7 +116,7 @@ class Judge:
         for prompt in dict.fromkeys(prompts):
             self.check_prompt(prompt)
         sights = self.look(images)
-        return [self.compare(sight, prompt, parse(prompt)) for sight, prompt in zip(sights, prompts, strict=True)]
+        return [self.compare(sight, prompt, read(prompt)) for sight, prompt in zip(sights, prompts, strict=True)]
 
     def compare(self, sight: Sight, prompt: str, wish: Wish) -> Score:
         """What was seen against what is asked for."""
@@ -177,6 +181,11 @@ class Judge:
                 )
             )
         return checks
+
+
+def read(prompt: str) -> Wish:
+    """What a prompt asks for, with capitals, emoji and slips read as the embedded model reads them."""
+    return parse(normalise(prompt, learned_concepts()).text)
 
 
 def _check_count(scores: Tensor, wanted: int) -> Check:

@@ -5,7 +5,7 @@ Learners" (2019). A token that ends a word carries the suffix `</w>`; ids equal 
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +51,7 @@ class Tokenizer:
 
     Attributes:
         length, bos_id, eos_id, pad_id.
+        normalise: rewrites each prompt before it is encoded; None (the default) leaves prompts as they are.
         vocab_size: one more than the largest id.
     """
 
@@ -59,6 +60,7 @@ class Tokenizer:
             raise ValueError(f"a tokenizer length of {length} leaves no room for text: use 3 or more")
         self._backend = backend
         self._marks = dict(marks)
+        self.normalise: Callable[[str], str] | None = None
         self.length = length
         self.bos_id, self.eos_id, self.pad_id = (self._id(marks[f"{name}_token"]) for name in ("bos", "eos", "pad"))
         self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
@@ -107,7 +109,7 @@ class Tokenizer:
             ValueError: a prompt holds code points that are not text (lone surrogates).
         """
         ids, cut = [], []
-        for text in texts:
+        for text in texts if self.normalise is None else map(self.normalise, texts):
             try:
                 encoding = self._backend.encode(text, add_special_tokens=False)
             except (TypeError, UnicodeEncodeError):

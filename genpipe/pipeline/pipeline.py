@@ -41,6 +41,7 @@ from genpipe.request import Request, check_best_of, check_size, expand, seeds_fo
 from genpipe.sampling.sampler import Sampler
 from genpipe.sampling.samplers import make_sampler
 from genpipe.sampling.speed import SPEEDS
+from genpipe.scenes.normalise import plain_words
 
 if TYPE_CHECKING:
     from genpipe.judge import Scorer
@@ -91,6 +92,10 @@ class Pipeline:
         self.unet = checkpoint.unet.eval().requires_grad_(False)
         self.vae = checkpoint.vae.eval().requires_grad_(False)
         self.tokenizers = checkpoint.tokenizers
+        if checkpoint.defaults.get("prompt") == "scenes":
+            normalise = partial(plain_words, pool=tuple(checkpoint.defaults.get("concepts", ())) or None)
+            for tokenizer in self.tokenizers:
+                tokenizer.normalise = normalise
         self.device = device
         self.dtype = dtype
         self.tiny_vae = tiny_vae

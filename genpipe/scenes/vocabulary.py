@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 
 from genpipe.scenes.captions import COLOUR_NAMES, RELATION_WORDS, SETTING_NAMES, SETTING_PHRASES, corpus
@@ -37,12 +37,15 @@ def _names(pool: tuple[str, ...] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.lower() for name in said))
 
 
-def unknown_words(prompt: str, pool: tuple[str, ...] | None = None) -> dict[str, tuple[str, ...]]:
-    """The words of `prompt` that the world does not know, in order, each with up to three known names near it (by
-    meaning where a hint is listed, else by spelling); empty tuples where nothing is near."""
+def unknown_words(prompt: str, pool: tuple[str, ...] | None = None, *, most: int = 10) -> dict[str, tuple[str, ...]]:
+    """The words of `prompt` that the world does not know, in order, each with up to three known names near it.
+
+    Names are near by meaning where a hint is listed, else by spelling; the tuple is empty where none is. They are looked
+    up for the first `most` words only, as it takes milliseconds each.
+    """
     known = vocabulary(pool) | QUIET
-    words = dict.fromkeys(WORD.findall(prompt.lower()))
-    return {word: near(word, pool) for word in words if word not in known and not word.isdigit()}
+    words = [word for word in dict.fromkeys(WORD.findall(prompt.lower())) if word not in known and not word.isdigit()]
+    return {word: near(word, pool) if index < most else () for index, word in enumerate(words)}
 
 
 @cache
@@ -55,6 +58,12 @@ def _hints() -> dict[str, tuple[str, ...]]:
     }
 
 
+def has_hint(word: str) -> bool:
+    """Whether a hint says what comes near to `word` in meaning, so that it is a word and no slip of the finger."""
+    return word.lower().replace("ё", "е") in _hints()
+
+
+@lru_cache(maxsize=1024)
 def near(word: str, pool: tuple[str, ...] | None = None) -> tuple[str, ...]:
     """Up to three known names near `word`: the one that means most nearly the same, and those spelled much alike."""
     word = word.lower()
