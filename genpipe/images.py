@@ -3,15 +3,17 @@
 import io
 import math
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from genpipe.files import atomic_write
+from genpipe.messages import one_line
 from genpipe.moved import look_up
 
 if TYPE_CHECKING:
@@ -25,6 +27,54 @@ FORMATS: dict[str, dict[str, Any]] = {
     ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
     ".webp": {"format": "WEBP", "quality": 95},
 }
+# What images are read from. Pillow knows more formats, among them PostScript, which it hands to a program that runs it.
+READ_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+
+
+def open_image(source: str | Path | BinaryIO) -> Image.Image:
+    """Open an image in one of `READ_FORMATS`, as `PIL.Image.open` does: its pixels are read when they are needed.
+
+    Args:
+        source: a file, or an open one in binary mode.
+
+    Raises:
+        ValueError: not an image in one of these formats, or one of more than `PIL.Image.MAX_IMAGE_PIXELS` pixels.
+        OSError: the file cannot be read.
+    """
+    name = str(source) if isinstance(source, str | Path) else "this file"
+    with image_errors(name):
+        image = Image.open(source, formats=READ_FORMATS)
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        image.close()
+        raise _too_large(name)
+    return image
+
+
+@contextmanager
+def image_errors(name: str) -> Iterator[None]:
+    """Turn Pillow's errors, of whatever type, into one line of a ValueError about the image `name`, and hush its warnings.
+
+    The system's own errors (OSError with a number) and a lack of memory stay what they are.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata, and of sizes that `open_image` refuses
+            yield
+    except MemoryError:
+        raise
+    except Image.DecompressionBombError:
+        raise _too_large(name) from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{name} is not an image: give a {', '.join(READ_FORMATS)} file") from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ValueError(f"{name} is a damaged image: {one_line(str(error))}; fetch or save it again") from error
+
+
+def _too_large(name: str) -> ValueError:
+    return ValueError(f"{name} has more than {Image.MAX_IMAGE_PIXELS:,} pixels, which genpipe refuses: make it smaller")
 
 
 class Picture(Image.Image):

@@ -26,9 +26,9 @@ _ALL = _PIPELINE | {"scenes", "vision"}
 ALLOWED: dict[str, set[str]] = {
     "messages": set(),
     "blocks": set(),
-    "vision": {"blocks", "files", "hardware", "embedded", "progress"},
+    "vision": {"blocks", "files", "images", "hardware", "embedded", "progress"},
     # The judge says whether a picture shows what a prompt of the scenes' world asks for.
-    "judge": {"vision", "blocks", "files", "hardware", "scenes", "embedded", "progress"},
+    "judge": {"vision", "blocks", "files", "images", "hardware", "scenes", "embedded", "progress"},
     "models": {"blocks"},
     "sampling": set(),
     "request": {"sampling"},

@@ -1,4 +1,5 @@
 import errno
+import io
 import itertools
 import json
 import os
@@ -6,6 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from PIL import Image
 import genpipe
 from genpipe.dialects.a1111 import parameters_text
 from genpipe.filenames import file_stem
-from genpipe.images import Picture, from_pil, grid, save_image, save_new, to_pil
+from genpipe.images import READ_FORMATS, Picture, from_pil, grid, open_image, save_image, save_new, to_pil
 from genpipe.metadata import annotate, read_metadata, read_request
 from genpipe.request import Request
 
@@ -299,3 +301,38 @@ def test_file_stems_fit_any_disk(tmp_path, prompt):
     assert 0 < len(stem) <= 60 and len(stem.encode()) <= 200 and not stem.startswith(("-", ".")) and stem[-1] != "-"
     (tmp_path / f"{stem}-1000.png").touch()
     assert (tmp_path / f"{stem}-1000.png").exists()
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%Pages: 1\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def test_postscript_by_another_name_is_refused_and_starts_no_program(tmp_path: Path) -> None:
+    path = tmp_path / "cat.png"
+    path.write_bytes(EPS)
+    script = (
+        "import sys\n"
+        "sys.addaudithook(lambda event, args: print(event) if event == 'subprocess.Popen' else None)\n"
+        "from genpipe.images import open_image\n"
+        "try: open_image(sys.argv[1]).load()\n"
+        "except ValueError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{path} is not an image: give a PNG, JPEG, WEBP, BMP, GIF, TIFF file\n"
+
+
+@pytest.mark.parametrize("format", READ_FORMATS)
+def test_the_formats_that_are_read(tmp_path: Path, format: str) -> None:
+    path = tmp_path / "of any name"
+    Image.new("RGB", (5, 4), (200, 10, 10)).save(path, format)
+    with open_image(path) as image, path.open("rb") as file:
+        assert image.size == open_image(file).size == (5, 4)
+
+
+def test_what_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR")
+    with pytest.raises(ValueError, match=r"cut.png is (not an|a damaged) image"):
+        open_image(tmp_path / "cut.png")
+    with pytest.raises(ValueError, match="this file is not an image"):
+        open_image(io.BytesIO(b"text"))
+    with pytest.raises(FileNotFoundError):
+        open_image(tmp_path / "none.png")

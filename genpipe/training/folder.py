@@ -7,7 +7,6 @@ and `text`), or in a `.txt` file of the same name beside each picture.
 import json
 import os
 import random
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,17 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
+from genpipe.images import image_errors, open_image
+from genpipe.messages import VALUE, listed, quoted
 from genpipe.training.diffusion import Captioned
-from genpipe.vision.pictures import SUFFIXES, read_picture
+from genpipe.vision.pictures import SUFFIXES, as_seen, why_unusable
 
 METADATA = "metadata.jsonl"
 CAPTION_KEYS = ("text", "caption", "prompt")
-# Pillow knows more, among them PostScript, which it hands to a program that runs it.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 # A picture is enlarged at most so many times: beyond that it would teach nothing but blur.
 ENLARGED = 4
 
@@ -38,7 +37,7 @@ class _Unusable(Exception):
 class Report:
     """What became of a folder's pictures: how many are used, and the names of those skipped or converted, by reason.
 
-    `str()` of it is for people: a line of counts, then a line for each reason, with every name.
+    `str()` of it is for people: a line of counts, then a line for each reason, with the first ten names.
     """
 
     used: int = 0
@@ -57,7 +56,7 @@ class Report:
         for title, reasons in (("skipped", self.skipped), ("converted", self.converted)):
             if names := {name for names in reasons.values() for name in names}:
                 counts.append(f"{len(names)} {title}")
-            details += [f"  {title}, {reason}: {', '.join(names)}" for reason, names in reasons.items()]
+            details += [f"  {title}, {reason}: {listed(names)}" for reason, names in reasons.items()]
         return "\n".join([", ".join(counts), *details])
 
 
@@ -117,8 +116,8 @@ def read_folder(directory: str | Path, size: int, *, device: torch.device | str 
         raise ValueError(f"{directory} is not a folder: give one that holds pictures and their captions")
     report = Report()
     found = {path.relative_to(directory).as_posix(): path for path in _picture_files(directory)}
-    listed = (directory / METADATA).is_file()
-    rows = list((_listed if listed else _with_texts)(directory, found, report))
+    has_metadata = (directory / METADATA).is_file()
+    rows = list((_listed if has_metadata else _with_texts)(directory, found, report))
     if not rows and not report.skipped:
         raise ValueError(f"{directory} holds no pictures: put {', '.join(sorted(SUFFIXES))} files into it")
     pixels = torch.empty(len(rows), 3, size, size, dtype=torch.uint8)
@@ -216,50 +215,33 @@ def _checked(caption: object) -> str:
 
 
 def _read(path: Path, size: int, note: Callable[[str], None]) -> Image.Image:
-    """A picture as a square of `size` pixels; `note` is told of what had to be converted."""
+    """Read an image as a square of `size` pixels; `note` is told of what had to be converted."""
     try:
         if not path.is_file():
             raise _Unusable("no such file")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
-                if min(image.size) * ENLARGED < size:
-                    raise _Unusable(f"less than {-(-size // ENLARGED)} pixels on a side")
-                notes = [] if min(image.size) >= size else ["enlarged"]
-                if image.format != "MPO" and getattr(image, "is_animated", False):  # phones put previews into MPO files
-                    notes.append("first frame of an animation")
-                if image.mode == "CMYK":
-                    notes.append("from CMYK")
-                if image.mode.startswith("I") or any(";16" in str(tile) for tile in image.tile):
-                    notes.append("from 16 bits")
+        with open_image(path) as image:
+            if min(image.size) * ENLARGED < size:
+                raise _Unusable(f"less than {-(-size // ENLARGED)} pixels on a side")
+            notes = [] if min(image.size) >= size else ["enlarged"]
+            if image.format != "MPO" and getattr(image, "is_animated", False):  # phones put previews into MPO files
+                notes.append("first frame of an animation")
+            if image.mode == "CMYK":
+                notes.append("from CMYK")
+            if image.mode.startswith("I") or any(";16" in str(tile) for tile in image.tile):
+                notes.append("from 16 bits")
+            with image_errors(str(path)):
                 image.draft(None, (2 * size, 2 * size))  # JPEG at a fraction of its size, for a fraction of the time
                 image.load()
                 if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
                     notes.append("transparent, laid on white")
-                square = ImageOps.fit(_seen(image), (size, size), Image.Resampling.LANCZOS)
-    except _Unusable:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise _Unusable(f"more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
-    except UnidentifiedImageError:
-        raise _Unusable("not a picture") from None
+            square = ImageOps.fit(as_seen(image, str(path)), (size, size), Image.Resampling.LANCZOS)
+    except ValueError as error:
+        raise _Unusable(why_unusable(error, str(path))) from None
     except OSError as error:
-        if error.errno is not None:
-            raise _Unusable(f"cannot be read ({error.strerror})") from None
-        raise _Unusable("truncated" if "truncated" in str(error).lower() else "damaged") from None
-    except Exception as error:  # the decoders of damaged files raise errors of every type
-        raise _Unusable(f"damaged ({type(error).__name__})") from error
-    for reason in notes:
-        note(reason)
+        raise _Unusable(f"cannot be read ({error.strerror})") from None
+    for each in notes:
+        note(each)
     return square
-
-
-def _seen(image: Image.Image) -> Image.Image:
-    try:
-        return read_picture(image)
-    except ValueError as error:  # it is whole, but has levels that cannot be shown
-        raise _Unusable(str(error).removeprefix("this picture has ").partition(":")[0]) from None
 
 
 def _said(caption: str, rng: random.Random) -> str:
@@ -267,4 +249,4 @@ def _said(caption: str, rng: random.Random) -> str:
 
 
 def _printable(name: str) -> str:
-    return name if name.isprintable() else ascii(name)
+    return name if name.isprintable() and len(name) <= VALUE else quoted(name)

@@ -24,7 +24,7 @@ from genpipe.training.folder import Report
 from genpipe.training.loop import Budget, Draw
 from genpipe.vision.architectures import build
 from genpipe.vision.metrics import top_k_error
-from genpipe.vision.pictures import SUFFIXES, read_picture
+from genpipe.vision.pictures import SUFFIXES, read_picture, why_unusable
 from genpipe.vision.preprocess import Preprocess
 from genpipe.vision.summary import summary
 from genpipe.vision.transfer import freeze, replace_head
@@ -84,7 +84,7 @@ def read_image_folder(directory: str | Path, preprocess: Preprocess) -> ImageFol
     seen = {label for label, _ in read}
     missing = [name for label, name in enumerate(classes) if label not in seen]
     if missing:
-        skipped = [f"; {name} {reason}" for reason, names in report.skipped.items() for name in names]
+        skipped = [f"; {name}, {why}" for why, names in report.skipped.items() for name in names]
         if len(skipped) > NAMED:
             skipped[NAMED:] = [f"; {len(skipped) - NAMED} more cannot be used"]
         raise ValueError(
@@ -277,8 +277,7 @@ def _read_all(
         try:
             read.append((label, whole.square(read_picture(path))))
         except ValueError as error:
-            reason = str(error).removeprefix(f"{path} ").partition(":")[0]
-            report.skip(path.relative_to(directory).as_posix(), reason)
+            report.skip(path.relative_to(directory).as_posix(), why_unusable(error, str(path)))
         except OSError as error:
             report.skip(path.relative_to(directory).as_posix(), f"cannot be read ({error.strerror})")
     return read

@@ -90,16 +90,16 @@ def large(folder: Path) -> None:
 
 
 BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "text": (lambda folder: damaged(folder, lambda data: b"not a picture at all"), "not a picture"),
-    "empty": (lambda folder: damaged(folder, lambda data: b""), "not a picture"),
-    "cut png": (lambda folder: damaged(folder, lambda data: data[: len(data) // 2]), "truncated"),
-    "cut jpeg": (lambda folder: damaged(folder, lambda data: data[: len(data) // 2], ".jpg"), "truncated"),
-    "cut webp": (lambda folder: damaged(folder, lambda data: data[: len(data) // 2], ".webp"), "damaged"),
-    "cut header": (lambda folder: damaged(folder, lambda data: data[:20]), "truncated"),
-    "scrambled": (lambda folder: damaged(folder, lambda data: data[:60] + bytes(len(data) - 60)), "damaged"),
+    "text": (lambda folder: damaged(folder, lambda data: b"not a picture at all"), "not an image"),
+    "empty": (lambda folder: damaged(folder, lambda data: b""), "not an image"),
+    "cut png": (lambda folder: damaged(folder, lambda data: data[: len(data) // 2]), "a damaged image"),
+    "cut jpeg": (lambda folder: damaged(folder, lambda data: data[: len(data) // 2], ".jpg"), "a damaged image"),
+    "cut webp": (lambda folder: damaged(folder, lambda data: data[: len(data) // 2], ".webp"), "a damaged image"),
+    "cut header": (lambda folder: damaged(folder, lambda data: data[:20]), "a damaged image"),
+    "scrambled": (lambda folder: damaged(folder, lambda data: data[:60] + bytes(len(data) - 60)), "a damaged image"),
     "postscript": (
         lambda folder: damaged(folder, lambda data: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n"),
-        "not a picture",
+        "not an image",
     ),
     "one pixel": (lambda folder: captioned(folder, "bad.png", solid(RED, (1, 1))), "less than 4 pixels on a side"),
     "sliver": (lambda folder: captioned(folder, "bad.png", solid(RED, (20_000, 3))), "less than 4 pixels on a side"),
@@ -145,7 +145,11 @@ BAD_ROWS: list[tuple[object, str, str]] = [
     ({"file_name": "/etc/passwd", "text": "x"}, "/etc/passwd", "outside the folder"),
     ({"file_name": "missing.png", "text": "x"}, "missing.png", "no such file"),
     ({"file_name": "nul\0.png", "text": "x"}, r"'nul\x00.png'", "no such file"),
-    ({"file_name": "x" * 300, "text": "x"}, "x" * 300, "cannot be read (File name too long)"),
+    (
+        {"file_name": "x" * 300, "text": "x"},
+        "'" + "x" * 60 + "…' (300 characters)",
+        "cannot be read (File name too long)",
+    ),
     ({"file_name": ".", "text": "x"}, ".", "no such file"),
     ({"file_name": "./good.png", "text": "again"}, "./good.png", "duplicate name"),
     ({"file_name": "bad.png"}, "bad.png", "no caption"),

@@ -84,8 +84,8 @@ def test_what_cannot_be_read_is_named_and_counted(folder: Path) -> None:
     (folder / "вдоль" / "notes.txt").write_text("not a picture, and not said to be one")
     assert str(read_image_folder(folder, SMALL).report).splitlines() == [
         "40 pictures, 3 skipped",
-        "  skipped, is not a picture: across/bad.png",
-        "  skipped, is a damaged picture: вдоль/cut.png",
+        "  skipped, not an image: across/bad.png",
+        "  skipped, a damaged image: вдоль/cut.png",
         "  skipped, cannot be read (No such file or directory): вдоль/gone.png",
     ]
 
@@ -101,12 +101,12 @@ def test_folders_that_cannot_be_learned_from_are_refused(folder: Path, tmp_path:
     with pytest.raises(
         ValueError,
         match=r"has 2 classes without a picture that can be read "
-        r"\(empty, unreadable; unreadable/bad.png is not a picture\): add pictures, or remove the folders$",
+        r"\(empty, unreadable; unreadable/bad.png, not an image\): add pictures, or remove the folders$",
     ):
         read_image_folder(folder, SMALL)
     for index in range(5):
         (folder / "unreadable" / f"bad{index}.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"bad1.png is not a picture; 3 more cannot be used\): add pictures"):
+    with pytest.raises(ValueError, match=r"bad1.png, not an image; 3 more cannot be used\): add pictures"):
         read_image_folder(folder, SMALL)
     (folder / "empty").rmdir()
     with pytest.raises(ValueError, match=r"has 1 class without a picture that can be read \(unreadable;"):
@@ -224,7 +224,7 @@ def test_the_command_trains_and_names_the_weights(folder: Path, tmp_path: Path, 
     status = main([*map(str, arguments), "--out", str(tmp_path / "run")])
     captured = capsys.readouterr()
     assert (status, captured.out) == (0, f"{tmp_path / 'run' / BEST}\n")
-    assert "40 pictures, 1 skipped\n  skipped, is not a picture: across/bad.png" in captured.err
+    assert "40 pictures, 1 skipped\n  skipped, not an image: across/bad.png" in captured.err
     assert "top-1 error on the held-out pictures: " in captured.err and ", the best so far" in captured.err
     assert load_classifier(tmp_path / "run" / BEST).classes == ("across", "вдоль")
 

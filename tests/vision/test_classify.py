@@ -91,9 +91,9 @@ def test_a_picture_that_cannot_be_read_raises_alone_and_is_told_among_others(col
     (folder / "bad.png").write_text("no picture")
     predictions = classify([folder, folder / "none.png"], model=colour, top=1)
     assert [prediction.error is None for prediction in predictions] == [False, True, True, True, False]
-    assert predictions[0].labels == () and re.search(r"bad.png is not a picture", str(predictions[0].error))
+    assert predictions[0].labels == () and re.search(r"bad.png is not an image", str(predictions[0].error))
     assert str(predictions[-1].error).endswith("none.png: No such file or directory")
-    with pytest.raises(ValueError, match=r"bad.png is not a picture"):
+    with pytest.raises(ValueError, match=r"bad.png is not an image"):
         classify(folder / "bad.png", model=colour)
     with pytest.raises(FileNotFoundError):
         classify(folder / "none.png", model=colour)
@@ -157,7 +157,7 @@ def test_the_command_names_and_counts_what_it_cannot_read(command, folder: Path,
     status, out, err = command(folder, "--weights", weights)
     assert status == 2 and len(out.splitlines()) == 3 * (1 + 4)  # of five labels there are four
     error, count = err.splitlines()
-    assert error.startswith("genpipe: error: ") and "bad.png is not a picture" in error
+    assert error.startswith("genpipe: error: ") and "bad.png is not an image" in error
     assert count == "genpipe: 1 of 4 pictures could not be read"
 
 
@@ -166,8 +166,9 @@ def test_the_command_names_and_counts_what_it_cannot_read(command, folder: Path,
     [
         (["red.png", "--model", "resnet50"], "no weights given for resnet50: pass --weights FILE"),
         (["red.png", "--weights", "net.pth"], "net.pth is not a .safetensors file but a pickle"),
-        (["bad.png", "--weights", "net.pth"], "bad.png is not a picture"),
-        (["cut.png"], "cut.png is a damaged picture: image file is truncated; fetch or save it again"),
+        (["bad.png", "--weights", "net.pth"], "bad.png is not an image"),
+        (["eps.png"], "eps.png is not an image: give a PNG, JPEG"),
+        (["cut.png"], "cut.png is a damaged image: image file is truncated; fetch or save it again"),
         (["red.png", "--weights", "net-00000000.safetensors"], ", not 00000000 as its name says: fetch or rename it"),
         (
             ["red.png", "--weights", "old.pth", "--allow-pickle", "--model", "alexnet"],
@@ -183,6 +184,7 @@ def test_a_mistake_is_a_line_and_status_2(
 ) -> None:
     monkeypatch.chdir(folder)
     Path("bad.png").write_text("no picture")
+    Path("eps.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EOF\n")
     torch.save({}, "net.pth")
     Path("old.pth").write_bytes(pickle.dumps({"a": 1}, protocol=4))  # of which torch warns, too
     Image.effect_noise((64, 64), 50).save("cut.png")

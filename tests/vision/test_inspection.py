@@ -150,7 +150,7 @@ def test_the_command_writes_what_python_draws_and_names_the_files(files: Path, c
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["bad.png", "--weights", "w.safetensors"], "bad.png is not a picture"),
+        (["bad.png", "--weights", "w.safetensors"], "bad.png is not an image"),
         (["a picture.png"], "the following arguments are required: --weights"),
         (["a picture.png", "--weights", "w.safetensors", "--layer", "x"], "LeNet5 has no layer 'x'"),
         (["a picture.png", "--weights", "w.safetensors", "--layer", "classifier"], "which are no maps"),

@@ -71,7 +71,7 @@ def test_of_an_animation_it_is_the_first_frame(tmp_path: Path, suffix: str) -> N
 @pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n", b"<svg/>"])
 def test_what_is_no_picture_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.png").write_bytes(content)
-    with pytest.raises(ValueError, match=r"x.png is (not a|a damaged) picture") as caught:
+    with pytest.raises(ValueError, match=r"x.png is (not an|a damaged) image") as caught:
         read_picture(tmp_path / "x.png")
     assert "\n" not in str(caught.value)
 
@@ -84,7 +84,7 @@ def test_a_truncated_picture_is_refused(tmp_path: Path, format: str) -> None:
     path = tmp_path / "cut"
     for share in (0.2, 0.5, 0.9):
         path.write_bytes(data.getvalue()[: int(share * len(data.getvalue()))])
-        with pytest.raises(ValueError, match=r"cut is (not a|a damaged) picture") as caught:
+        with pytest.raises(ValueError, match=r"cut is (not an|a damaged) image") as caught:
             read_picture(path)
         assert "\n" not in str(caught.value)
 
@@ -103,7 +103,7 @@ def test_floating_point_levels_are_refused(tmp_path: Path) -> None:
     Image.new("F", (4, 4), 0.5).save(tmp_path / "f.tiff")
     with pytest.raises(ValueError, match=r"^\S*f.tiff has floating-point levels without a scale: save it"):
         read_picture(tmp_path / "f.tiff")
-    with pytest.raises(ValueError, match="this picture has levels beyond 16 bits"):
+    with pytest.raises(ValueError, match="this image has levels beyond 16 bits"):
         read_picture(Image.new("I", (4, 4), 70_000))
 
 
@@ -125,5 +125,5 @@ def test_a_folders_pictures_are_sorted_and_nothing_else(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "c.d").mkdir()
     assert [path.name for path in pictures_in(tmp_path)] == ["a.jpeg", "b.PNG"]
-    with pytest.raises(ValueError, match=r"the folder \S*c.d holds no pictures"):
+    with pytest.raises(ValueError, match=r"the folder \S*c.d holds no images"):
         pictures_in(tmp_path / "c.d")
