@@ -4,7 +4,8 @@ Tensors are (B, C, H, W). Every block keeps the spatial size unless its name say
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -76,11 +77,56 @@ def silu(x: Tensor) -> Tensor:
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
+@runtime_checkable
+class AddingLayer(Protocol):
+    """A layer that can add to its result before it rounds it, and says so by `adds`."""
+
+    adds: bool
+
+    def __call__(self, x: Tensor, *, shift: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
+        """Give layer(x) + shift + plus: `shift` (C_out,) is one number per channel, `plus` has the result's shape."""
+        ...
+
+
+def is_adding(layer: nn.Module) -> TypeGuard[AddingLayer]:
+    """Whether a layer is an `AddingLayer`; quicker than `isinstance`, and asked for every layer at every step."""
+    return getattr(layer, "adds", False)
+
+
 def layer_plus(layer: nn.Module, h: Tensor, plus: Tensor | None) -> Tensor:
-    """layer(h) + plus, or layer(h). A layer that says that it `adds` does so itself, before it rounds."""
+    """Give layer(h) + plus, or layer(h) for None. An `AddingLayer` adds before it rounds."""
     if plus is None:
         return layer(h)
-    return layer(h, plus=plus) if getattr(layer, "adds", False) else plus + layer(h)
+    return layer(h, plus=plus) if is_adding(layer) else plus + layer(h)
+
+
+@runtime_checkable
+class PackedModule(Protocol):
+    """A module whose weights are in an order, a number or a type that only its own operators read."""
+
+    def unpacked(self) -> nn.Module:
+        """Build the plain module that computes the same from the same weights."""
+        ...
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def unpacked_copy(network: Network) -> Network:
+    """Copy a network, with the plain module in place of every packed one."""
+    if isinstance(network, PackedModule):
+        return network.unpacked()  # pyright: ignore[reportReturnType] - computes what `network` computes
+    # What `deepcopy` finds here it takes for a copy that it has made.
+    memo: dict[int, Any] = {id(part): part.unpacked() for part in _packed_parts(network)}
+    return copy.deepcopy(network, memo)
+
+
+def _packed_parts(network: nn.Module) -> Iterator[PackedModule]:
+    for child in network.children():
+        if isinstance(child, PackedModule):
+            yield child
+        else:
+            yield from _packed_parts(child)
 
 
 class ResidualBlock(nn.Module):
@@ -121,7 +167,7 @@ class ResidualBlock(nn.Module):
             h = self.conv1(h)
         elif shift is None:
             raise ValueError("this residual block was built with an embedding and needs its shift")
-        elif len(shift) == 1 and getattr(self.conv1, "adds", False):
+        elif len(shift) == 1 and is_adding(self.conv1):
             h = self.conv1(h, shift=shift[0])
         else:
             h = self.conv1(h) + shift[:, :, None, None]
@@ -195,7 +241,7 @@ class PhaseUpsample(nn.Module):
             return self.conv(x)
         # The zeros beyond an odd edge are not what the phases were summed for: take them apart again.
         unphased = torch.tensor(_UNPHASED, device=x.device)
-        kernel = copy.deepcopy(self.conv).weight  # a copy of a packed layer is a plain one
+        kernel = unpacked_copy(self.conv).weight
         weight = torch.einsum("ar,iors,bs->oiab", unphased, kernel.float(), unphased).to(x.dtype)
         return F.conv2d(F.interpolate(x, size=size, mode="nearest"), weight, self.conv.bias, padding=1)
 

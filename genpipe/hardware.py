@@ -1,15 +1,11 @@
 """Which device and which dtype the networks run on, and on how many threads."""
 
-import copy
 import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 import torch
-
-Network = TypeVar("Network", bound=torch.nn.Module)
 
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -129,8 +125,3 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def float32_copy(module: Network) -> Network:
-    """The network again in fp32, to repeat what overflowed; the original, which others may be using, stays as it is."""
-    return copy.deepcopy(module).float()

@@ -1,5 +1,6 @@
 """Tiny models for the tests: a whole checkpoint of random weights that draws 32×32 pictures in milliseconds."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,18 @@ def tiny_refiner_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a whole checkpoint in the form of Stable Diffusion XL's refiner, in fp32. Do not write to it."""
     directory = tmp_path_factory.mktemp("tiny") / "refiner"
     save_checkpoint(directory, **tiny_xl_parts(refiner=True))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def wide_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of `tiny_checkpoint` with a U-Net of one level whose layers are wide enough for int8. Do not write to it."""
+    directory = tmp_path_factory.mktemp("wide") / "checkpoint"
+    parts = tiny_parts()
+    torch.manual_seed(1)
+    one_level = {"channels": (320,), "attention": (True,), "attention_up": (True,), "layers": (1,), "depth": (1,)}
+    parts["unet"] = UNet(replace(parts["unet"].config, **one_level, heads=(8,), only_cross=(False,)))
+    save_checkpoint(directory, **parts)
     return directory
 
 

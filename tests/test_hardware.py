@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from genpipe import hardware
-from genpipe.hardware import choose_device, choose_dtype, float32_copy, instruction_set, one_thread
+from genpipe.hardware import choose_device, choose_dtype, instruction_set, one_thread
 
 CPU = torch.device("cpu")
 
@@ -54,11 +54,3 @@ def test_the_thread_count_comes_back_whatever_happens(error: type[Exception] | N
         torch.set_num_threads(1)
     assert torch.get_num_threads() == 1  # left alone: not the business of a call that asked for nothing
     torch.set_num_threads(before)
-
-
-def test_a_copy_in_fp32_leaves_the_original_as_it_is() -> None:
-    network = torch.nn.Linear(2, 2).bfloat16()
-    copied = float32_copy(network)
-    assert copied.weight.dtype == torch.float32
-    assert network.weight.dtype == torch.bfloat16
-    assert torch.equal(copied.weight.bfloat16(), network.weight)

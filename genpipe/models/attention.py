@@ -159,7 +159,7 @@ class TransformerBlock(nn.Module):
         self.feed_forward = GatedFeedForward(channels)
         self.only_cross = only_cross
 
-    def readers(self) -> Iterator[Attention]:
+    def cross_attentions(self) -> Iterator[Attention]:
         """The attentions that read the prompt."""
         if self.only_cross:
             yield self.attention1
@@ -207,11 +207,11 @@ class SpatialTransformer(nn.Module):
         )
         self.project_out = nn.Linear(channels, channels) if linear else conv1x1(channels, channels)
 
-    def readers(self) -> Iterator[Attention]:
+    def cross_attentions(self) -> Iterator[Attention]:
         """The attentions that read the prompt."""
         for block in self.blocks:
             assert isinstance(block, TransformerBlock)
-            yield from block.readers()
+            yield from block.cross_attentions()
 
     def forward(self, x: Tensor, prompts: KeysValues) -> Tensor:
         """(B, C, H, W) and the keys and values of B prompts, or of a multiple of it -> (as many as prompts, C, H, W)."""

@@ -1,6 +1,17 @@
-"""NaN and infinity: whether weights hold them, and the error where a network gave them."""
+"""NaN and infinity: whether weights hold them, the copy that repeats what overflowed, and the error where that failed."""
+
+from typing import TypeVar
 
 from torch import nn
+
+from genpipe.blocks import unpacked_copy
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def float32_copy(network: Network) -> Network:
+    """Copy a network in fp32, to repeat what overflowed; the original, which others may be using, stays as it is."""
+    return unpacked_copy(network).float()
 
 
 def nonfinite_weights(network: nn.Module) -> list[str]:

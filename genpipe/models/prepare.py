@@ -10,16 +10,9 @@ from torch import nn
 from genpipe.blocks import PhaseUpsample, Upsample
 from genpipe.models.attention import Attention, FusedSelfAttention, GatedFeedForward, SpatialAttention, TransformerBlock
 from genpipe.models.cpu.forms import PLAIN, Forms
-from genpipe.models.cpu.packed import SIDE, PackedGatedFeedForward, can_pack, kind_of, pack
+from genpipe.models.cpu.packed import USUAL_SIDE, PackedGatedFeedForward, can_pack, kind_of, pack
 from genpipe.models.cpu.quantised import QuantisedGatedFeedForward, quantise, worth_quantising
-from genpipe.models.cpu.winograd import (
-    FEWEST,
-    FEWEST_OF_A_VAE,
-    DifferenceUpsample,
-    WinogradConv,
-    suits_difference,
-    suits_winograd,
-)
+from genpipe.models.cpu.winograd import DifferenceUpsample, WinogradConv, suits_difference, suits_winograd
 from genpipe.models.unet import UNet
 from genpipe.models.vae import VAE
 
@@ -54,8 +47,8 @@ def prepare(network: Network, *, device: torch.device, dtype: torch.dtype, forms
         forms: those of the processor, for a CPU.
     """
     sides = {id(module): side for module, side in _sides(network)}
-    fewest = FEWEST_OF_A_VAE if isinstance(network, VAE) else FEWEST
-    _prepare(network.eval().requires_grad_(False), _Target(device, dtype, forms, sides, fewest), SIDE)
+    fewest = forms.winograd_from_in_vae if isinstance(network, VAE) else forms.winograd_from
+    _prepare(network.eval().requires_grad_(False), _Target(device, dtype, forms, sides, fewest), USUAL_SIDE)
     return network
 
 
@@ -67,8 +60,8 @@ def _sides(network: nn.Module) -> Iterator[tuple[nn.Module, int]]:
     elif isinstance(network, VAE):
         size = network.config.sample_size
         latent = size // network.config.factor
-        yield from ((network.encoder, size), (network.decoder, size), (network.moments, latent))
-        yield from ((network.unmoments, latent), (network.decoder.conv_in, latent))
+        yield from ((network.encoder, size), (network.decoder, size), (network.to_moments, latent))
+        yield from ((network.from_latents, latent), (network.decoder.conv_in, latent))
         levels = [(network.encoder.down, (), network.encoder.middle, size)]
         levels += [((), network.decoder.up, network.decoder.middle, size)]
     else:
@@ -82,7 +75,12 @@ def _sides(network: nn.Module) -> Iterator[tuple[nn.Module, int]]:
 
 def _prepare(module: nn.Module, target: _Target, side: int) -> nn.Module:
     device, dtype, forms, side = target.device, target.dtype, target.forms, target.sides.get(id(module), side)
-    if isinstance(module, Upsample) and forms.winograd and can_pack(dtype) and suits_difference(module):
+    if (
+        isinstance(module, Upsample)
+        and forms.winograd
+        and can_pack(dtype)
+        and suits_difference(module, forms.differences_from)
+    ):
         return DifferenceUpsample(module, dtype, side)
     if isinstance(module, Upsample) and forms.phases:
         module = PhaseUpsample(module)
@@ -90,7 +88,7 @@ def _prepare(module: nn.Module, target: _Target, side: int) -> nn.Module:
         module.register_module("attention1", _fused(module.attention1, forms))
     elif isinstance(module, SpatialAttention):
         module.register_module("attention", _fused(module.attention, forms))
-    elif isinstance(module, GatedFeedForward) and forms.int8 and worth_quantising(module.out):
+    elif isinstance(module, GatedFeedForward) and forms.int8 and worth_quantising(module.out, forms.int8_from):
         return QuantisedGatedFeedForward(module, side)
     elif isinstance(module, GatedFeedForward) and can_pack(dtype) and "linear" in forms.packed:
         return PackedGatedFeedForward(module.to(device=device, dtype=dtype), side)
@@ -98,7 +96,7 @@ def _prepare(module: nn.Module, target: _Target, side: int) -> nn.Module:
     if not children:
         if isinstance(module, nn.Embedding) and device.type == "cpu":
             return module  # mapped from its file: few of its rows are ever read
-        if forms.int8 and worth_quantising(module):
+        if forms.int8 and worth_quantising(module, forms.int8_from):
             return quantise(module, side)  # of the file's own type: its weights are rounded once
         if forms.winograd and can_pack(dtype) and suits_winograd(module, side, target.fewest):
             return WinogradConv(cast(nn.Conv2d, module), dtype, side)

@@ -199,7 +199,11 @@ class UNet(nn.Module):
         """The keys and values of a context (B, T, D), for each attention that reads it."""
         context = context.to(self._dtype)
         transformers = (module for module in self.modules() if isinstance(module, SpatialTransformer))
-        return {reader: reader.keys_values(context) for transformer in transformers for reader in transformer.readers()}
+        return {
+            reader: reader.keys_values(context)
+            for transformer in transformers
+            for reader in transformer.cross_attentions()
+        }
 
     def embed(
         self,

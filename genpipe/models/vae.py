@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from genpipe.blocks import Downsample, ResidualBlock, Upsample, conv1x1, conv3x3, silu
 from genpipe.models.attention import SpatialAttention
+from genpipe.models.tiles import decode_tiles
 
 _EPS = 1e-6  # of every norm in the autoencoder; the denoiser's residual blocks use 1e-5
 
@@ -193,12 +194,12 @@ class VAE(nn.Module):
         latent = config.latent_channels
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.moments = conv1x1(2 * latent, 2 * latent) if config.quant_conv else nn.Identity()
-        self.unmoments = conv1x1(latent, latent) if config.post_quant_conv else nn.Identity()
+        self.to_moments = conv1x1(2 * latent, 2 * latent) if config.quant_conv else nn.Identity()
+        self.from_latents = conv1x1(latent, latent) if config.post_quant_conv else nn.Identity()
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels (B, 3, H, W) in [-1, 1] to the mean and log-variance of unscaled latents, each (B, C, h, w)."""
-        mean, logvar = self.moments(self.encoder(pixels.to(self._dtype))).chunk(2, dim=1)
+        mean, logvar = self.to_moments(self.encoder(pixels.to(self._dtype))).chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 
     def scale(self, latents: Tensor) -> Tensor:
@@ -215,49 +216,13 @@ class VAE(nn.Module):
                 see a tile only. At least 16.
         """
         latents = latents / self.config.scaling_factor + self.config.shift_factor
-        if tile is None or max(latents.shape[-2:]) <= tile:
+        if tile is None:
             return self._decode(latents)
-        if tile < 16:
-            raise ValueError(f"tile {tile} is too small: use 16 latent pixels or more")
-        return self._decode_tiled(latents, tile)
+        return decode_tiles(self._decode, latents, tile=tile, factor=self.config.factor)
 
     @property
     def _dtype(self) -> torch.dtype:
         return self.decoder.conv_in.weight.dtype
 
     def _decode(self, latents: Tensor) -> Tensor:
-        return self.decoder(self.unmoments(latents.to(self._dtype)))
-
-    def _decode_tiled(self, latents: Tensor, tile: int) -> Tensor:
-        factor, (height, width) = self.config.factor, latents.shape[-2:]
-        overlap = tile // 4
-        pixels = weights = None
-        for top in _tile_starts(height, tile, tile - overlap):
-            for left in _tile_starts(width, tile, tile - overlap):
-                piece = self._decode(latents[:, :, top : top + tile, left : left + tile]).float()
-                ramp = _ramp(piece.shape[-2], overlap * factor)[:, None] * _ramp(piece.shape[-1], overlap * factor)
-                ramp = ramp.to(piece.device)
-                if pixels is None or weights is None:
-                    pixels = piece.new_zeros(*piece.shape[:2], height * factor, width * factor)
-                    weights = piece.new_zeros(height * factor, width * factor)
-                rows = slice(top * factor, top * factor + piece.shape[-2])
-                columns = slice(left * factor, left * factor + piece.shape[-1])
-                pixels[:, :, rows, columns] += piece * ramp
-                weights[rows, columns] += ramp
-        assert pixels is not None and weights is not None
-        return pixels / weights
-
-
-def _tile_starts(length: int, tile: int, stride: int) -> Iterator[int]:
-    """Starts of tiles that cover `length`, the last flush with the end."""
-    start = 0
-    while start + tile < length:
-        yield start
-        start += stride
-    yield max(length - tile, 0)
-
-
-def _ramp(length: int, overlap: int) -> Tensor:
-    """Blending weights (length,) that rise from near 0 over `overlap` pixels at either end."""
-    position = torch.arange(length, dtype=torch.float32) + 0.5
-    return torch.minimum(position, length - position).div(overlap).clamp(max=1.0)
+        return self.decoder(self.from_latents(latents.to(self._dtype)))

@@ -6,10 +6,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from genpipe.hardware import float32_copy
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.denoiser import Denoiser, MakeDenoiser
-from genpipe.models.finite import NonFiniteError
+from genpipe.models.finite import NonFiniteError, float32_copy
 from genpipe.request import Request
 from genpipe.sampling.guidance import guided, x0_from_output
 from genpipe.sampling.noise import ImageNoise

@@ -18,7 +18,6 @@ from genpipe.embedded import EMBEDDED
 from genpipe.hardware import (
     choose_device,
     choose_dtype,
-    float32_copy,
     instruction_set,
     keep_freed_memory,
     one_thread,
@@ -30,7 +29,7 @@ from genpipe.models.conditioning import Conditioning
 from genpipe.models.cpu.forms import PLAIN, forms_for
 from genpipe.models.cpu.quantised import QuantisedLayer, can_quantise
 from genpipe.models.denoiser import UNetDenoiser
-from genpipe.models.finite import NonFiniteError
+from genpipe.models.finite import NonFiniteError, float32_copy
 from genpipe.models.prepare import Network, prepare
 from genpipe.models.tiny_vae import TinyVAE
 from genpipe.models.unet import UNet

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genpipe.hardware import float32_copy
 from genpipe.images import Picture, to_pil
+from genpipe.models.finite import float32_copy
 from genpipe.models.vae import VAE
 
 

@@ -8,9 +8,8 @@ from threading import Lock
 
 import torch
 
-from genpipe.hardware import float32_copy
 from genpipe.models.conditioning import Conditioning
-from genpipe.models.finite import NonFiniteError
+from genpipe.models.finite import NonFiniteError, float32_copy
 from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.tokenizer import Tokenizer
 

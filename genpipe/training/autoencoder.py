@@ -52,7 +52,7 @@ def standardise_latents(vae: VAE, pixels: Tensor) -> None:
     Afterwards latents of pictures like `pixels` (B, 3, H, W) have mean 0 and variance 1 in every channel, which one
     scaling factor for all channels, as in the checkpoint's layout, could not give. What is decoded does not change.
     """
-    before, after = vae.moments, vae.unmoments
+    before, after = vae.to_moments, vae.from_latents
     if not isinstance(before, nn.Conv2d) or not isinstance(after, nn.Conv2d):
         raise ValueError("this autoencoder has no 1x1 convolutions beside its latents to fold the scale into")
     assert before.bias is not None and after.bias is not None

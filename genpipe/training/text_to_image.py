@@ -201,7 +201,7 @@ def train(
         standardise_latents(vae, pictures.draw(random.Random("scale"), _as_many(256, pictures.size)))
     if decoder is not None:
         vae.requires_grad_(False)
-        for part in (vae.decoder, vae.unmoments):
+        for part in (vae.decoder, vae.from_latents):
             part.requires_grad_(True)
         vae = _train_vae(vae, pictures, out / "decoder", decoder, accelerator, VAE_RATE / 2, seed, decoder_only=True)
     model = replace(model, vae=vae.requires_grad_(False))

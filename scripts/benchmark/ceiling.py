@@ -14,9 +14,9 @@ from genpipe.blocks import PhaseUpsample, Upsample
 from genpipe.checkpoints.weights import skeleton
 from genpipe.models.attention import Attention
 from genpipe.models.cpu.attention import blocked_attention
-from genpipe.models.cpu.forms import TABLE
+from genpipe.models.cpu.forms import PLAIN, TABLE
 from genpipe.models.cpu.packed import can_pack, pack
-from genpipe.models.cpu.winograd import FEWEST, DifferenceUpsample, WinogradConv, suits_difference, suits_winograd
+from genpipe.models.cpu.winograd import DifferenceUpsample, WinogradConv, suits_difference, suits_winograd
 from genpipe.models.unet import UNet
 from genpipe.models.unet_config import UNetConfig
 from scripts.benchmark.cuda import synchronize
@@ -98,7 +98,7 @@ def forms_of(operation: Operation, dtype: torch.dtype) -> Iterator[tuple[str, Ca
         small = x.to(dtype, memory_format=torch.channels_last)
         upsample = Upsample(width)
         phases = PhaseUpsample(upsample)
-        if can_pack(dtype) and suits_difference(upsample):
+        if can_pack(dtype) and suits_difference(upsample, PLAIN.differences_from):
             difference = DifferenceUpsample(upsample, dtype, across)
             yield "winograd", lambda: difference(small)
         upsample.conv = pack(upsample.conv.to(dtype)) if can_pack(dtype) else upsample.conv.to(dtype)  # type: ignore[assignment]
@@ -111,7 +111,7 @@ def forms_of(operation: Operation, dtype: torch.dtype) -> Iterator[tuple[str, Ca
         layer = nn.Conv2d(width, out, kernel, stride=stride, padding=kernel // 2)
         x = torch.randn(batch, width, height, across).contiguous(memory_format=torch.channels_last)
     layer, x = layer.to(dtype), x.to(dtype)
-    if can_pack(dtype) and suits_winograd(layer, x.shape[-1], FEWEST):
+    if can_pack(dtype) and suits_winograd(layer, x.shape[-1], PLAIN.winograd_from):
         fast = WinogradConv(cast(nn.Conv2d, layer), dtype, x.shape[-1])
         yield "winograd", lambda: fast(x)
     if kind == "convolution":

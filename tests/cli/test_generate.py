@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -177,15 +178,15 @@ def test_a_picture_is_drawn_again_from_its_file(draw, command, tiny_checkpoint):
 
 
 @pytest.mark.skipif(instruction_set() == "other" or not can_quantise(), reason="no int8 beside bf16 here")
-def test_int8_is_asked_for_and_drawn_again_from_the_file(draw, command, monkeypatch):
-    monkeypatch.setattr("genpipe.models.cpu.quantised.FEWEST", 16)
-    draw("ship", "--seed", 11, "--int8")
+def test_int8_is_asked_for_and_drawn_again_from_the_file(command, wide_checkpoint):
+    draw = partial(command, "ship", "--steps", 2, "--seed", 11, "--model", wide_checkpoint)
+    draw("--int8")
     assert command("--from-image", "ship.png")[:2] == (0, "ship-2.png\n")
     assert np.array_equal(pixels("ship.png"), pixels("ship-2.png"))
     assert command("--from-image", "ship.png", "--no-int8")[:2] == (0, "ship-3.png\n")
     assert not np.array_equal(pixels("ship.png"), pixels("ship-3.png"))
     assert [read_metadata(name).get("int8") for name in ("ship.png", "ship-2.png", "ship-3.png")] == [True, True, None]
-    status, out, err = draw("ship", "--int8", "--dtype", "fp32")
+    status, out, err = draw("--int8", "--dtype", "fp32")
     assert (status, out) == (2, "") and "use --dtype bf16" in err
 
 

@@ -1,6 +1,7 @@
 """The denoiser of a batch computes what diffusers' `UNet2DConditionModel` computes, and no part of it twice."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from genpipe.models.attention import Attention
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.cpu.forms import PACKABLE, Forms
+from genpipe.models.cpu.winograd import WinogradConv
 from genpipe.models.denoiser import UNetDenoiser
 from genpipe.models.prepare import prepare
 from genpipe.models.unet import TimeEmbedding
@@ -191,17 +193,24 @@ def test_each_image_may_have_its_own_timestep(settings: dict[str, Any], unet_pai
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", BOTH)
 @pytest.mark.parametrize("per_image", [False, True])
-def test_packed_forms_add_rows_that_differ(dtype: torch.dtype, per_image: bool, unet_pair: UNetPair) -> None:
-    """They lose no more to rounding than the plain network of the same dtype does."""
-    exact, _ = unet_pair(**SDXL_UNET)
-    plain, packed = (prepare(copy.deepcopy(exact), device=CPU, dtype=dtype, forms=forms) for forms in (Forms(), FORMS))
-    latents, conditioning = torch.randn(2, 4, 8, 8), sdxl_conditioning(2)
+@pytest.mark.parametrize("winograd", [False, True])
+def test_packed_forms_add_rows_that_differ(
+    dtype: torch.dtype, per_image: bool, winograd: bool, unet_pair: UNetPair
+) -> None:
+    """They lose little more to rounding than the plain network of the same dtype does."""
+    exact, _ = unet_pair(**SDXL_UNET, sample_size=64)
+    forms = replace(FORMS, winograd=winograd, winograd_from=16, differences_from=16)
+    plain, packed = (
+        prepare(copy.deepcopy(exact), device=CPU, dtype=dtype, forms=chosen) for chosen in (Forms(), forms)
+    )
+    assert winograd == any(isinstance(module, WinogradConv) for module in packed.modules())
+    latents, conditioning = torch.randn(2, 4, 16, 12), sdxl_conditioning(2)
     own = [TIMES[1], TIMES[0]] if per_image else TIMES[0]
     expected, rounded, output = (
         UNetDenoiser(unet, TIMES, conditioning)(latents, own).double() for unet in (exact, plain, packed)
     )
     errors = [float((one - expected).norm() / expected.norm()) for one in (output, rounded)]
-    assert errors[0] <= (1e-5 if dtype == FP32 else 1.2 * errors[1]) and errors[1] < 0.05
+    assert errors[0] <= (1e-5 if dtype == FP32 else 2 * errors[1]) and errors[1] < 0.05
 
 
 @torch.inference_mode()

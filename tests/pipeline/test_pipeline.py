@@ -608,15 +608,12 @@ needs_int8 = pytest.mark.skipif(
 
 @needs_int8
 @pytest.mark.parametrize("low_memory", [False, True])
-def test_int8_draws_nearly_the_same_and_says_so(
-    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, low_memory: bool
-) -> None:
-    monkeypatch.setattr("genpipe.models.cpu.quantised.FEWEST", 16)
+def test_int8_draws_nearly_the_same_and_says_so(wide_checkpoint: Path, low_memory: bool) -> None:
     settings: dict[str, Any] = {"device": "cpu", "dtype": "bf16", "low_memory": low_memory}
-    small = Pipeline.from_pretrained(tiny_checkpoint, int8=True, **settings)
+    small = Pipeline.from_pretrained(wide_checkpoint, int8=True, **settings)
     assert any(isinstance(module, QuantisedLayer) for module in small.unet.modules())
     assert not any(isinstance(module, QuantisedLayer) for module in small.vae.modules())
-    image, usual = draw(small), draw(Pipeline.from_pretrained(tiny_checkpoint, **settings))
+    image, usual = draw(small), draw(Pipeline.from_pretrained(wide_checkpoint, **settings))
     error = np.asarray(image, dtype=float) - np.asarray(usual, dtype=float)
     assert 30 <= 10 * np.log10(255**2 / (error**2).mean()) < 70
     assert json.loads(image.info["genpipe"])["int8"] is True and "int8" not in json.loads(usual.info["genpipe"])
@@ -625,14 +622,13 @@ def test_int8_draws_nearly_the_same_and_says_so(
 
 @needs_int8
 def test_a_step_that_overflows_in_int8_is_repeated_in_fp32(
-    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    wide_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("genpipe.models.cpu.quantised.FEWEST", 16)
-    pipe = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="bf16", int8=True)
+    pipe = Pipeline.from_pretrained(wide_checkpoint, device="cpu", dtype="bf16", int8=True)
     seen = overflowing(pipe.unet, monkeypatch, rows=slice(None), method="_deep")
     image = draw(pipe)
     assert torch.float32 in seen
-    exact = draw(Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32"))
+    exact = draw(Pipeline.from_pretrained(wide_checkpoint, device="cpu", dtype="fp32"))
     error = np.asarray(image, dtype=float) - np.asarray(exact, dtype=float)
     assert 10 * np.log10(255**2 / max((error**2).mean(), 1e-9)) >= 30
 

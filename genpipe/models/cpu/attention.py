@@ -17,7 +17,7 @@ SHIFT = 30.0
 SUMS = (math.exp(-60.0), math.exp(-7.0))
 
 
-def blocked_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def blocked_attention(q: Tensor, k: Tensor, v: Tensor, *, block: int = BLOCK) -> Tensor:
     """Attention of queries (B, heads, N, d), already scaled, over keys and values (B, heads, M, d), all in bf16.
 
     Softmax divides exp(score - shift) by its sum, and any shift will do that keeps the powers in range: the row's largest
@@ -38,7 +38,7 @@ def blocked_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     spare = values.shape[-1] - width
     values[..., width:] = torch.eye(spare, dtype=v.dtype).repeat(-(-keys // spare), 1)[:keys]
 
-    height = max(BLOCK * torch.get_num_threads() // keys, LANES)
+    height = max(block * torch.get_num_threads() // keys, LANES)
     result = values.new_empty(batch * heads, rows, values.shape[-1])
     for index in range(len(queries)):
         sample = padded_keys[index, :: keys // SAMPLE | 1].contiguous()

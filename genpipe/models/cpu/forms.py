@@ -24,7 +24,14 @@ class Forms:
         winograd: whether a 3×3 convolution that `suits_winograd` is a `WinogradConv`, and an upsampling that
             `suits_difference` a `DifferenceUpsample`.
         blocked: from how many keys on self-attention is blocked, by the widest head that this holds for.
-        int8: whether wide layers are quantised. Not of the table: it changes pictures, and is for the caller to say.
+        int8: whether wide layers are quantised. Not of the table: it changes images, and is for the caller to say.
+        winograd_from, winograd_from_in_vae: the fewest channels, in and out, of a `WinogradConv` in a U-Net and in an
+            autoencoder. With fewer it saves less than its rounding is worth, and the rounding of an autoencoder goes
+            into the pixels once, of a U-Net into the latents at every step.
+        differences_from: the fewest channels of a `DifferenceUpsample`; with fewer, adding takes as long as multiplying
+            saves.
+        int8_from: the fewest channels, in and out, that int8 pays for: of Stable Diffusion's layers all but the first and
+            the last convolution, of the embedded model's none, where quantising takes longer than it saves.
     """
 
     packed: tuple[str, ...] = ()
@@ -32,6 +39,10 @@ class Forms:
     winograd: bool = False
     blocked: Mapping[int, int] = field(default_factory=dict)
     int8: bool = False
+    winograd_from: int = 512
+    winograd_from_in_vae: int = 256
+    differences_from: int = 256
+    int8_from: int = 320
 
     def blocked_from(self, head_channels: int) -> int | None:
         """From how many keys on attention with heads of this width is blocked; None for never."""
@@ -41,10 +52,10 @@ class Forms:
 PLAIN = Forms()
 
 
-def forms_for(instruction_set: str, dtype: torch.dtype) -> Forms:
-    """The table's forms."""
-    table = json.loads(TABLE.read_text(encoding="utf-8"))
-    row: dict[str, Any] = table.get(instruction_set, {}).get(str(dtype).removeprefix("torch."), {})
+def forms_for(instruction_set: str, dtype: torch.dtype, *, table: Path = TABLE) -> Forms:
+    """Look up the forms of an instruction set in a dtype."""
+    rows = json.loads(table.read_text(encoding="utf-8"))
+    row: dict[str, Any] = rows.get(instruction_set, {}).get(str(dtype).removeprefix("torch."), {})
     blocked = {int(width): keys for width, keys in row.get("blocked", {}).items()}
     phases, winograd = row.get("phases", False), row.get("winograd", False)
     return Forms(packed=tuple(row.get("packed", ())), phases=phases, winograd=winograd, blocked=blocked)

@@ -1,11 +1,10 @@
 """Linear and convolution layers whose weights lie in the order that oneDNN works in, packed once and not at every call.
 
 Packing and the operators that take packed weights are torch's own but private: `can_pack` tests for them, and layers that
-cannot be packed stay as they are. A copy (`copy.deepcopy`) of a packed layer is the plain layer that it was made of.
+cannot be packed stay as they are. Each gives the plain layer that it was made of (`unpacked`).
 """
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -16,9 +15,9 @@ from genpipe.models.attention import GatedFeedForward
 
 # The order that oneDNN prefers depends on the input's size. Without one it may guess an order that makes a
 # convolution ten times slower, and with another one it may reorder the weights at every call.
-SIDE = 64
+USUAL_SIDE = 64
 
-_OPERATORS = (
+OPERATORS = (
     "_reorder_linear_weight",
     "_linear_pointwise",
     "_reorder_convolution_weight",
@@ -28,9 +27,9 @@ _OPERATORS = (
 )
 
 
-def can_pack(dtype: torch.dtype) -> bool:
-    """Whether weights of this dtype can be packed here: torch needs oneDNN and the private operators, bf16 the processor too."""
-    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS):
+def can_pack(dtype: torch.dtype, operators: Sequence[str] = OPERATORS) -> bool:
+    """Whether weights of this dtype can be packed here: torch needs oneDNN and its `operators`, bf16 the processor too."""
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in operators):
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and multiplies_bf16())
 
@@ -55,7 +54,7 @@ def kind_of(layer: nn.Module) -> str | None:
     return "convolution 1x1" if layer.kernel_size == (1, 1) else "convolution 3x3"
 
 
-def pack(layer: nn.Module, side: int = SIDE) -> nn.Module:
+def pack(layer: nn.Module, side: int = USUAL_SIDE) -> nn.Module:
     """The packed form of a linear layer or of an ungrouped convolution, plain or transposed; another layer as it is.
 
     `side` is the height and width of the maps that it will mostly be given; others are right too, but may take longer.
@@ -92,12 +91,14 @@ class PackedLayer(nn.Module):
         """The bias, and what is to be added to it."""
         return shift if self.bias is None else self.bias if shift is None else self.bias + shift
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+    def unpacked(self) -> nn.Module:
+        """The plain layer that it was made of."""
         kind, arguments = self._plain
         with torch.device("meta"):
             layer = kind(**arguments, bias=self.bias is not None)
         layer.weight = nn.Parameter(self._dense_weight(), requires_grad=False)
-        layer.bias = cast(Any, copy.deepcopy(self.bias, memo))
+        if self.bias is not None:
+            layer.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=False)
         return layer
 
 
@@ -107,7 +108,7 @@ class PackedLinear(PackedLayer):
     arguments = ("in_features", "out_features")
     adds = True
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, side: int = SIDE) -> None:
+    def __init__(self, layer: nn.Linear | nn.Conv2d, side: int = USUAL_SIDE) -> None:
         weight = layer.weight.detach().flatten(1)
         super().__init__(layer, torch.ops.mkldnn._reorder_linear_weight(weight, side**2))
 
@@ -139,7 +140,7 @@ class PackedGatedFeedForward(nn.Module):
 
     linear: Callable[[nn.Linear, int], PackedLayer] = PackedLinear
 
-    def __init__(self, layer: GatedFeedForward, side: int = SIDE) -> None:
+    def __init__(self, layer: GatedFeedForward, side: int = USUAL_SIDE) -> None:
         super().__init__()
         self.value, self.gate = (self.linear(half, side) for half in _halves(layer.project))
         self.out = self.linear(layer.out, side)
@@ -151,8 +152,9 @@ class PackedGatedFeedForward(nn.Module):
         h = product.binary(x, gate, self.value.weight, self.value.bias, "mul")
         return layer_plus(self.out, h, plus)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> GatedFeedForward:
-        value, gate, out = (cast(Any, copy.deepcopy(layer, memo)) for layer in (self.value, self.gate, self.out))
+    def unpacked(self) -> GatedFeedForward:
+        """The plain layer that it was made of."""
+        value, gate, out = (cast(nn.Linear, layer.unpacked()) for layer in (self.value, self.gate, self.out))
         with torch.device("meta"):
             layer = GatedFeedForward(out.out_features, expansion=out.in_features // out.out_features)
         layer.project.weight, layer.project.bias = (
@@ -179,7 +181,7 @@ class PackedConv(PackedLayer):
     arguments = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
     adds = True
 
-    def __init__(self, layer: nn.Conv2d, side: int = SIDE) -> None:
+    def __init__(self, layer: nn.Conv2d, side: int = USUAL_SIDE) -> None:
         self._settings = (layer.padding, layer.stride, layer.dilation, 1)
         weight = layer.weight.detach().to(memory_format=torch.channels_last)
         size = [1, layer.in_channels, side, side]
@@ -200,7 +202,7 @@ class PackedConvTranspose(PackedLayer):
 
     arguments = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "output_padding", "dilation")
 
-    def __init__(self, layer: nn.ConvTranspose2d, side: int = SIDE) -> None:
+    def __init__(self, layer: nn.ConvTranspose2d, side: int = USUAL_SIDE) -> None:
         self._settings = (layer.padding, layer.output_padding, layer.stride, layer.dilation, 1)
         reorder = torch.ops.mkldnn._reorder_convolution_transpose_weight
         size = [1, layer.in_channels, side, side]

@@ -4,41 +4,38 @@ Weights have a scale for each output channel, symmetric around zero. What they a
 call, with one scale for each picture, from its largest magnitude: nothing is calibrated, and no picture depends on the
 others of its batch. Products are summed exactly, in int32, and come out in bf16.
 
-The operators are torch's own but private: `can_quantise` tests for them. A copy (`copy.deepcopy`) of a quantised layer
-is the plain layer of the weights that it multiplies with, in bf16.
+The operators are torch's own but private: `can_quantise` tests for them. `unpacked` gives the plain layer of the weights
+that a quantised one multiplies with, in bf16.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from genpipe.models.cpu.packed import SIDE, PackedGatedFeedForward, PackedLayer, kind_of, multiplies_bf16
+from genpipe.models.cpu.packed import USUAL_SIDE, PackedGatedFeedForward, PackedLayer, kind_of, multiplies_bf16
 
 ZERO = 128  # what stands for zero in the input: oneDNN's convolutions take unsigned numbers alone
-# The fewest channels, in and out, that int8 pays for: of Stable Diffusion's layers all but the first and the last
-# convolution, of the embedded model's none, where quantising takes longer than it saves.
-FEWEST = 320
-
-_OPERATORS = ("qlinear_prepack", "qlinear_pointwise", "qconv_prepack", "qconv_pointwise", "qconv2d_pointwise")
+OPERATORS = ("qlinear_prepack", "qlinear_pointwise", "qconv_prepack", "qconv_pointwise", "qconv2d_pointwise")
 _TINY = torch.finfo(torch.float32).tiny
 
 
-def can_quantise() -> bool:
-    """Whether this torch has oneDNN and the private operators, and this CPU multiplies int8 and bf16 natively."""
+def can_quantise(operators: Sequence[str] = OPERATORS) -> bool:
+    """Whether this torch has oneDNN and these `operators`, and this CPU multiplies int8 and bf16 natively."""
     vnni = getattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    operators = all(hasattr(torch.ops.onednn, name) for name in _OPERATORS)
-    return torch.backends.mkldnn.is_available() and operators and vnni() and multiplies_bf16()
+    present = all(hasattr(torch.ops.onednn, name) for name in operators)
+    return torch.backends.mkldnn.is_available() and present and vnni() and multiplies_bf16()
 
 
-def worth_quantising(layer: nn.Module) -> bool:
-    """Whether int8 pays for a layer: linear, or an ungrouped convolution, of at least `FEWEST` channels in and out."""
+def worth_quantising(layer: nn.Module, fewest: int) -> bool:
+    """Whether int8 pays for a layer: linear, or an ungrouped convolution, of at least `fewest` channels in and out."""
     if kind_of(layer) in (None, "upsampling"):
         return False
-    return min(cast(Tensor, layer.weight).shape[:2]) >= FEWEST
+    return min(cast(Tensor, layer.weight).shape[:2]) >= fewest
 
 
-def quantise(layer: nn.Module, side: int = SIDE) -> nn.Module:
+def quantise(layer: nn.Module, side: int = USUAL_SIDE) -> nn.Module:
     """The int8 form of an `nn.Linear` or `nn.Conv2d`; `side` as in `genpipe.models.cpu.packed.pack`."""
     return QuantisedLinear(layer, side) if isinstance(layer, nn.Linear) else QuantisedConv(cast(nn.Conv2d, layer), side)
 
@@ -85,7 +82,7 @@ class QuantisedLinear(QuantisedLayer):
 
     arguments = ("in_features", "out_features")
 
-    def __init__(self, layer: nn.Linear, side: int = SIDE) -> None:
+    def __init__(self, layer: nn.Linear, side: int = USUAL_SIDE) -> None:
         weight, scales = weight_to_int8(layer.weight.detach())
         super().__init__(layer, torch.ops.onednn.qlinear_prepack(weight, [side**2, layer.in_features]), scales)
 
@@ -124,7 +121,7 @@ class QuantisedConv(QuantisedLayer):
     arguments = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
     adds = True
 
-    def __init__(self, layer: nn.Conv2d, side: int = SIDE) -> None:
+    def __init__(self, layer: nn.Conv2d, side: int = USUAL_SIDE) -> None:
         self._settings = (layer.stride, layer.padding, layer.dilation, 1)
         weight, scales = weight_to_int8(layer.weight.detach())
         size = [1, layer.in_channels, side, side]

@@ -5,8 +5,7 @@ where taking each by itself takes thirty-six. `DifferenceUpsample`, after neares
 same but for rounding, of which there is more: in bf16 2.7 and about twice as much as of one direct convolution.
 """
 
-import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -14,15 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genpipe.blocks import Upsample
-from genpipe.models.cpu.packed import SIDE, PackedLinear
+from genpipe.models.cpu.packed import USUAL_SIDE, PackedLinear
 
-# The fewest channels, in and out, that it is for: with fewer it saves less than its rounding is worth. That of an
-# autoencoder goes into the pixels once, of a U-Net into the latents at every step.
-FEWEST, FEWEST_OF_A_VAE = 512, 256
 # The smallest maps that it is for: below, reading the weights, 16 / 9 as many, takes as long as the products.
-SMALLEST = 16
-# The fewest channels that `DifferenceUpsample` is for: with fewer, adding takes as long as multiplying saves.
-FEWEST_UPSAMPLED = 256
+SMALLEST_SIDE = 16
 # So many numbers are transformed along rows at once: memory stays flat, and they are multiplied while the caches have them.
 STRIP = 2**23
 # What makes the four products' weights of three taps. The last is negated, so that all that follows is adding.
@@ -33,16 +27,16 @@ _NEAREST = ((1.0, 1.0, 1.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0))
 
 def suits_winograd(layer: nn.Module, side: int, fewest: int) -> bool:
     """Whether a layer is a plain 3×3 convolution, of `fewest` channels or more and for maps of a side that is large enough."""
-    if type(layer) is not nn.Conv2d or min(layer.in_channels, layer.out_channels) < fewest or side < SMALLEST:
+    if type(layer) is not nn.Conv2d or min(layer.in_channels, layer.out_channels) < fewest or side < SMALLEST_SIDE:
         return False
     plain = layer.groups == 1 and layer.padding_mode == "zeros"
     shape = (layer.kernel_size, layer.padding, layer.stride, layer.dilation)
     return plain and shape == ((3, 3), (1, 1), (1, 1), (1, 1))
 
 
-def suits_difference(upsample: Upsample) -> bool:
-    """Whether an `Upsample` is wide enough for `DifferenceUpsample`."""
-    return upsample.conv.in_channels >= FEWEST_UPSAMPLED
+def suits_difference(upsample: Upsample, fewest: int) -> bool:
+    """Whether an `Upsample` has the channels, `fewest` or more, that make it worth a `DifferenceUpsample`."""
+    return upsample.conv.in_channels >= fewest
 
 
 class WinogradConv(nn.Module):
@@ -52,12 +46,14 @@ class WinogradConv(nn.Module):
         layer: its weights best of the type that the file has, since the sixteen sums of them are then rounded once.
         dtype: what to run in.
         side: height and width of the maps that it will mostly be given.
+        strip: how many numbers are transformed along rows at once.
     """
 
     adds = True
 
-    def __init__(self, layer: nn.Conv2d, dtype: torch.dtype, side: int = SIDE) -> None:
+    def __init__(self, layer: nn.Conv2d, dtype: torch.dtype, side: int = USUAL_SIDE, *, strip: int = STRIP) -> None:
         super().__init__()
+        self._numbers = strip
         self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
         taps, weight = torch.tensor(_TAPS), layer.weight.detach()
         sums = torch.mm(torch.kron(taps, taps), weight.view(-1, 9).float().T)
@@ -79,7 +75,7 @@ class WinogradConv(nn.Module):
         columns = _transformed(_channels_last(x), 1)  # (4, B, H / 2, W, C_in)
         result = x.new_empty(len(x), height // 2, 2, width // 2, 2, self.out_channels)
         added = None if plus is None else _channels_last(plus).view_as(result)
-        strip = max(1, STRIP // (2 * columns[:, :, 0].numel()))
+        strip = max(1, self._numbers // (2 * columns[:, :, 0].numel()))
         for top in range(0, height // 2, strip):
             part = slice(top, top + strip)
             self._strip(columns[:, :, part], result[:, part], shift, None if added is None else added[:, part])
@@ -104,10 +100,11 @@ class WinogradConv(nn.Module):
         right = torch.lerp(left, middle, 2.0)  # middle minus the third product, rounded once
         return first(parts[0], plus=left), fourth(parts[3], plus=right)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Conv2d:
+    def unpacked(self) -> nn.Conv2d:
+        """The plain convolution, its weights but for rounding those that it was made of."""
         with torch.device("meta"):
             layer = nn.Conv2d(self.in_channels, self.out_channels, 3, padding=1)
-        weights, bias = _plain(self.products, memo)
+        weights, bias = _plain(self.products)
         taps = torch.tensor(_TAPS).pinverse()
         weight = torch.einsum("ar,rsoi,bs->oiab", taps, weights.float(), taps).to(weights.dtype)
         layer.weight = nn.Parameter(weight, requires_grad=False)
@@ -128,7 +125,7 @@ class DifferenceUpsample(nn.Module):
         side: height and width of the small maps that it will mostly be given.
     """
 
-    def __init__(self, upsample: Upsample, dtype: torch.dtype, side: int = SIDE) -> None:
+    def __init__(self, upsample: Upsample, dtype: torch.dtype, side: int = USUAL_SIDE) -> None:
         super().__init__()
         taps, weight, bias = torch.tensor(_NEAREST), upsample.conv.weight.detach(), upsample.conv.bias
         assert bias is not None
@@ -177,8 +174,9 @@ class DifferenceUpsample(nn.Module):
     def _rows(self) -> list[nn.ModuleList]:
         return [cast(nn.ModuleList, row) for row in self.products]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Upsample:
-        weights, bias = _plain(self.products, memo)
+    def unpacked(self) -> Upsample:
+        """The plain upsampling, its weights but for rounding those that it was made of."""
+        weights, bias = _plain(self.products)
         with torch.device("meta"):
             upsample = Upsample(len(weights[0, 0]))
         taps = torch.tensor(_NEAREST).inverse()
@@ -198,9 +196,10 @@ def _packed(weight: Tensor, bias: Tensor | None, side: int) -> PackedLinear:
     return PackedLinear(layer, side)
 
 
-def _plain(products: nn.ModuleList, memo: dict[int, Any]) -> tuple[Tensor, nn.Parameter | None]:
+def _plain(products: nn.ModuleList) -> tuple[Tensor, nn.Parameter | None]:
     """The weights of square products (n, n, C_out, C_in), and the bias that one of them has."""
-    layers = [[copy.deepcopy(product, memo) for product in cast(nn.ModuleList, row)] for row in products]
+    rows = (cast(Iterable[PackedLinear], row) for row in products)
+    layers = [[product.unpacked() for product in row] for row in rows]
     biases = (layer.bias for row in layers for layer in row if layer.bias is not None)
     weights = torch.stack([torch.stack([cast(Tensor, layer.weight) for layer in row]) for row in layers])
     return weights, cast(nn.Parameter | None, next(biases, None))

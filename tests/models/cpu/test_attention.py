@@ -42,12 +42,9 @@ def error(result: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize(
     ("rows", "keys", "width"), [(256, 256, 40), (70, 333, 64), (1, 1, 8), (130, 77, 16), (64, 64, 160), (50, 20, 31)]
 )
-def test_it_is_softmax_attention(
-    rows: int, keys: int, width: int, spread: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cpu_attention, "BLOCK", 64 * keys)  # several blocks
+def test_it_is_softmax_attention(rows: int, keys: int, width: int, spread: float) -> None:
     q, k, v = inputs(rows, keys, width, spread=spread)
-    result = blocked_attention(q, k, v)
+    result = blocked_attention(q, k, v, block=64 * keys)  # several blocks
     assert result.dtype == torch.bfloat16 and result.shape == q.shape
     # Three roundings to bf16, where torch's own kernel has two.
     assert error(result, softmax(q, k, v)) <= 4e-3
@@ -83,7 +80,7 @@ def test_what_is_not_finite_stays_so() -> None:
 
 
 @torch.inference_mode()
-def test_memory_grows_with_the_tokens_and_not_with_their_square(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_grows_with_the_tokens_and_not_with_their_square() -> None:
     class Largest(TorchDispatchMode):
         numbers = 0
 
@@ -93,11 +90,10 @@ def test_memory_grows_with_the_tokens_and_not_with_their_square(monkeypatch: pyt
                 self.numbers = max(self.numbers, result.numel())
             return result
 
-    monkeypatch.setattr(cpu_attention, "BLOCK", 16 * 1024)
     largest = []
     for tokens in (1024, 2048):
         with Largest() as mode:
-            blocked_attention(*inputs(tokens, tokens, 16, heads=1))
+            blocked_attention(*inputs(tokens, tokens, 16, heads=1), block=16 * 1024)
         largest.append(mode.numbers)
     assert largest[1] <= 2 * largest[0] < 1024 * 1024
 

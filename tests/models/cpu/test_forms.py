@@ -1,6 +1,6 @@
 import json
+from pathlib import Path
 
-import pytest
 import torch
 
 from genpipe.models.cpu import forms
@@ -19,13 +19,14 @@ def test_the_table_that_ships_is_sound() -> None:
             assert all(int(width) > 0 and keys > 0 for width, keys in row["blocked"].items())
 
 
-def test_what_the_table_lacks_is_plain(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+def test_what_the_table_lacks_is_plain(tmp_path: Path) -> None:
     row = {"packed": ["linear"], "phases": True, "winograd": True, "blocked": {"64": 512, "256": 1024}}
-    (tmp_path / "forms.json").write_text(json.dumps({"some": {"bfloat16": row}}))
-    monkeypatch.setattr(forms, "TABLE", tmp_path / "forms.json")
+    table = tmp_path / "forms.json"
+    table.write_text(json.dumps({"some": {"bfloat16": row}}))
     expected = Forms(packed=("linear",), phases=True, winograd=True, blocked={64: 512, 256: 1024})
-    assert forms_for("some", torch.bfloat16) == expected
-    assert forms_for("some", torch.float32) == forms_for("other", torch.bfloat16) == PLAIN
+    assert forms_for("some", torch.bfloat16, table=table) == expected
+    assert forms_for("some", torch.float32, table=table) == PLAIN
+    assert forms_for("other", torch.bfloat16, table=table) == PLAIN
 
 
 def test_blocks_are_looked_up_by_the_width_of_the_heads() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from genpipe.blocks import PhaseUpsample, ResidualBlock, Upsample
+from genpipe.blocks import AddingLayer, PhaseUpsample, ResidualBlock, Upsample, is_adding, unpacked_copy
 from genpipe.models.attention import GatedFeedForward, SpatialTransformer
 from genpipe.models.cpu import packed
 from genpipe.models.cpu.forms import PACKABLE, Forms
@@ -51,17 +51,31 @@ def test_a_copy_is_the_plain_layer(name: str) -> None:
     torch.manual_seed(0)
     build, shape = LAYERS[name]
     layer, x = build(), torch.randn(shape)
-    copied = copy.deepcopy(nn.Sequential(pack(layer)))
+    copied = unpacked_copy(nn.Sequential(pack(layer)))
     assert type(copied[0]) is type(layer)
     assert torch.equal(copied(x), layer(x))
     assert copied.state_dict().keys() == {f"0.{key}" for key in layer.state_dict()}
 
 
-def test_what_cannot_be_packed_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+@torch.inference_mode()
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_that_says_that_it_adds_does_so(name: str) -> None:
+    torch.manual_seed(0)
+    build, shape = LAYERS[name]
+    small, x = pack(build()), torch.randn(shape)
+    assert isinstance(small, AddingLayer) == is_adding(small) == (name != "transposed convolution")
+    if not is_adding(small):
+        return
+    result = small(x)
+    per_channel = (-1,) if "linear" in name else (-1, 1, 1)
+    plus, shift = torch.randn(result.shape), torch.randn(result.shape[-1 if "linear" in name else 1])
+    assert (small(x, shift=shift, plus=plus) - (result + shift.view(per_channel) + plus)).abs().max() <= 1e-5
+
+
+def test_what_cannot_be_packed_stays_as_it_is() -> None:
     for layer in (nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 3, padding_mode="circular"), nn.GroupNorm(2, 8)):
         assert pack(layer) is layer
-    monkeypatch.setattr(packed, "_OPERATORS", (*packed._OPERATORS, "_of_another_release"))
-    assert not can_pack(torch.float32)
+    assert not can_pack(torch.float32, (*packed.OPERATORS, "_of_another_release"))
 
 
 def test_bf16_is_packed_only_where_the_processor_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +112,7 @@ def test_a_packed_feed_forward_computes_what_the_plain_one_computes(dtype: torch
     expected = copy.deepcopy(layer).double()(x.double())
     assert float(expected.std()) > 0.05
     assert (small(x) - expected).abs().max() <= (1e-6 if dtype == torch.float32 else 5e-3)
-    copied = copy.deepcopy(nn.Sequential(small))[0]
+    copied = unpacked_copy(nn.Sequential(small))[0]
     assert type(copied) is GatedFeedForward
     assert all(torch.equal(copied.state_dict()[key], tensor) for key, tensor in layer.state_dict().items())
 
@@ -122,7 +136,7 @@ def test_a_packed_residual_block_rounds_less_than_the_plain_one(widths: tuple[in
         float((result - expected).square().mean().sqrt() / scale) for result in (packed(x, shift), plain(x, shift))
     ]
     assert errors[0] <= errors[1] < 0.01
-    again = copy.deepcopy(packed)
+    again = unpacked_copy(packed)
     assert type(again.conv2) is nn.Conv2d and torch.equal(again(x, shift), plain(x, shift))
     assert list(again.state_dict()) == list(plain.state_dict())
 
@@ -144,7 +158,7 @@ def test_a_packed_transformer_rounds_less_than_the_plain_one(linear: bool) -> No
     context = torch.randn(2, 7, 24).bfloat16()
 
     def read(network: Any, dtype: torch.dtype) -> torch.Tensor:
-        prompts = {reader: reader.keys_values(context.to(dtype)) for reader in network.readers()}
+        prompts = {reader: reader.keys_values(context.to(dtype)) for reader in network.cross_attentions()}
         return network(x.to(dtype), prompts).double()
 
     expected = read(exact, torch.float64)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genpipe.blocks import ResidualBlock
+from genpipe.blocks import ResidualBlock, unpacked_copy
 from genpipe.models.attention import GatedFeedForward
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.cpu import quantised
@@ -24,17 +24,12 @@ from genpipe.models.cpu.quantised import (
     worth_quantising,
 )
 from genpipe.models.denoiser import UNetDenoiser
-from genpipe.models.finite import nonfinite_weights
+from genpipe.models.finite import float32_copy, nonfinite_weights
 from genpipe.models.prepare import prepare
 from genpipe.models.unet import UNet
 from genpipe.models.unet_config import UNetConfig
 
 pytestmark = pytest.mark.skipif(not can_quantise(), reason="this torch or this CPU lacks the int8 operators")
-
-
-@pytest.fixture(autouse=True)
-def narrow_layers_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantised, "FEWEST", 64)
 
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -143,7 +138,7 @@ def test_what_a_convolution_adds_is_rounded_once(bias: bool) -> None:
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_copy_is_the_plain_layer_of_the_weights_multiplied_with(name: str) -> None:
     layer, _ = built(name)
-    copied = copy.deepcopy(nn.Sequential(quantise(layer)))
+    copied = unpacked_copy(nn.Sequential(quantise(layer)))
     assert type(copied[0]) is type(layer)
     assert copied.state_dict().keys() == {f"0.{key}" for key in layer.state_dict()}
     assert torch.equal(copied[0].weight, layer.weight.bfloat16())  # type: ignore[union-attr, operator]
@@ -174,7 +169,7 @@ def test_a_feed_forward_layer_is_close_to_the_plain_one() -> None:
     result = small(x)
     assert 0.001 < (result - exact).norm() / exact.norm() <= 0.03
     assert all(torch.equal(result[k : k + 1], small(x[k : k + 1])) for k in range(3))
-    copied = copy.deepcopy(nn.Sequential(small))[0]
+    copied = unpacked_copy(nn.Sequential(small))[0]
     assert type(copied) is GatedFeedForward
     assert (copied.double()(x.double()) - exact).norm() / exact.norm() <= 0.02
     assert copied.state_dict().keys() == layer.state_dict().keys()
@@ -190,13 +185,13 @@ def test_a_residual_block_of_them_is_close_to_the_plain_one(widths: tuple[int, i
         nn.Sequential(copy.deepcopy(exact)),
         device=torch.device("cpu"),
         dtype=torch.bfloat16,
-        forms=Forms(packed=PACKABLE, int8=True),
+        forms=Forms(packed=PACKABLE, int8=True, int8_from=64),
     )[0]
     assert type(small.conv1) is type(small.conv2) is QuantisedConv
     assert not isinstance(small.embedding, QuantisedLinear)
     expected = exact.double()(x.double(), shift.double())
     assert 0.001 < (small(x, shift) - expected).norm() / expected.norm() <= 0.02
-    again = copy.deepcopy(small)
+    again = unpacked_copy(small)
     assert {tensor.dtype for tensor in again.state_dict().values()} == {torch.bfloat16}
     assert type(again.conv1) is type(again.conv2) is nn.Conv2d
     assert (again.double()(x.double(), shift.double()) - expected).norm() / expected.norm() <= 0.02
@@ -212,7 +207,10 @@ def test_of_a_denoiser_the_wide_layers_that_run_at_every_step() -> None:
     unet = UNet(config).eval()
     exact = copy.deepcopy(unet)
     prepare(
-        unet, device=torch.device("cpu"), dtype=torch.bfloat16, forms=Forms(packed=PACKABLE, phases=True, int8=True)
+        unet,
+        device=torch.device("cpu"),
+        dtype=torch.bfloat16,
+        forms=Forms(packed=PACKABLE, phases=True, int8=True, int8_from=64),
     )
     kinds = {name: type(module).__name__ for name, module in unet.named_modules()}
     small = {name for name, kind in kinds.items() if kind in ("QuantisedConv", "QuantisedLinear")}
@@ -230,20 +228,19 @@ def test_of_a_denoiser_the_wide_layers_that_run_at_every_step() -> None:
     expected = UNetDenoiser(exact, [500.0], context)(latents, 500.0)
     error = (UNetDenoiser(unet, [500.0], context)(latents, 500.0) - expected).norm() / expected.norm()
     assert error <= 0.05
-    again = copy.deepcopy(unet).float()
+    again = float32_copy(unet)
     assert (UNetDenoiser(again, [500.0], context)(latents, 500.0) - expected).norm() / expected.norm() <= 0.05
 
 
 def test_what_int8_does_not_pay_for() -> None:
     narrow: list[nn.Module] = [nn.Linear(63, 64), nn.Linear(64, 63), nn.Conv2d(4, 320, 3), nn.Conv2d(320, 4, 3)]
     other: list[Any] = [nn.ConvTranspose2d(64, 64, 4), nn.Conv2d(64, 64, 3, groups=2), nn.GroupNorm(8, 64)]
-    assert not any(worth_quantising(layer) for layer in narrow + other)
-    assert worth_quantising(nn.Linear(64, 64)) and worth_quantising(nn.Conv2d(64, 64, 1))
+    assert not any(worth_quantising(layer, 64) for layer in narrow + other)
+    assert worth_quantising(nn.Linear(64, 64), 64) and worth_quantising(nn.Conv2d(64, 64, 1), 64)
 
 
-def test_operators_of_another_release_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantised, "_OPERATORS", (*quantised._OPERATORS, "_of_another_release"))
-    assert not can_quantise()
+def test_operators_of_another_release_are_missed() -> None:
+    assert can_quantise() and not can_quantise((*quantised.OPERATORS, "_of_another_release"))
 
 
 def test_weights_that_are_not_finite_are_named() -> None:

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from genpipe.blocks import ResidualBlock, Upsample
-from genpipe.models.cpu import winograd
+from genpipe.blocks import ResidualBlock, Upsample, unpacked_copy
 from genpipe.models.cpu.forms import PACKABLE, Forms
 from genpipe.models.cpu.winograd import DifferenceUpsample, WinogradConv, suits_difference, suits_winograd
 from genpipe.models.prepare import prepare
@@ -47,14 +46,13 @@ def test_layout_and_batch_make_no_difference() -> None:
 
 
 @torch.inference_mode()
-def test_strips_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    fast, x, plus = WinogradConv(conv(), torch.float32), torch.randn(2, 24, 14, 6), torch.randn(2, 40, 14, 6)
-    whole = fast(x, plus=plus)
-    monkeypatch.setattr(winograd, "STRIP", 3 * 4 * 4 * 2 * 3 * 24)  # three pairs of rows, the last strip has one
-    calls: list[int] = []
-    strip = fast._strip
-    monkeypatch.setattr(fast, "_strip", lambda *given: calls.append(given[1].shape[1]) or strip(*given))
-    assert torch.allclose(fast(x, plus=plus), whole, atol=1e-6) and calls == [3, 3, 1]
+def test_strips_make_no_difference() -> None:
+    x, plus = torch.randn(2, 24, 14, 6), torch.randn(2, 40, 14, 6)
+    whole = WinogradConv(conv(), torch.float32)(x, plus=plus)
+    fast = WinogradConv(conv(), torch.float32, strip=3 * 4 * 4 * 2 * 3 * 24)  # of three pairs of rows
+    pairs: list[int] = []
+    fast.products[0][0].register_forward_pre_hook(lambda layer, given: pairs.append(given[0].shape[1]))  # type: ignore[index, union-attr]
+    assert torch.allclose(fast(x, plus=plus), whole, atol=1e-6) and pairs == [3, 3, 1]
 
 
 @packs_bf16
@@ -71,7 +69,7 @@ def test_in_bf16_it_rounds_less_than_three_times_as_much() -> None:
 @torch.inference_mode()
 def test_a_copy_is_the_plain_convolution() -> None:
     layer = conv()
-    copied = copy.deepcopy(nn.Sequential(WinogradConv(layer, torch.float32)))[0]
+    copied = unpacked_copy(nn.Sequential(WinogradConv(layer, torch.float32)))[0]
     assert type(copied) is nn.Conv2d
     found, expected = copied.state_dict(), layer.state_dict()
     assert torch.equal(found.pop("bias"), expected.pop("bias"))
@@ -94,11 +92,10 @@ def test_which_convolutions_it_suits() -> None:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("widths", [(32, 64), (64, 64)], ids=["projected", "as it is"])
-def test_a_prepared_residual_block_uses_it(widths: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prepared_residual_block_uses_it(widths: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr("genpipe.models.prepare.FEWEST", 32)
     exact = ResidualBlock(*widths, embedding_channels=48).requires_grad_(False)
-    forms = Forms(packed=PACKABLE, winograd=True)
+    forms = Forms(packed=PACKABLE, winograd=True, winograd_from=32)
     fast = prepare(nn.Sequential(copy.deepcopy(exact)), device=torch.device("cpu"), dtype=torch.float32, forms=forms)[0]
     assert type(fast.conv1) is type(fast.conv2) is WinogradConv
     x, shifts = torch.randn(3, widths[0], 12, 8), torch.randn(3, widths[1])
@@ -140,7 +137,7 @@ def test_upsampling_by_differences_rounds_little_more_than_twice_as_much_in_bf16
 @torch.inference_mode()
 def test_a_copy_of_upsampling_by_differences_is_the_plain_one() -> None:
     layer = upsample()
-    copied = copy.deepcopy(nn.Sequential(DifferenceUpsample(layer, torch.float32)))[0]
+    copied = unpacked_copy(nn.Sequential(DifferenceUpsample(layer, torch.float32)))[0]
     assert type(copied) is Upsample
     found, expected = copied.state_dict(), layer.state_dict()
     assert torch.equal(found.pop("conv.bias"), expected.pop("conv.bias"))
@@ -148,13 +145,11 @@ def test_a_copy_of_upsampling_by_differences_is_the_plain_one() -> None:
 
 
 @torch.inference_mode()
-def test_a_prepared_autoencoder_may_be_narrower(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prepared_autoencoder_may_be_narrower() -> None:
     """It computes the same, and a U-Net's limit is not its."""
-    monkeypatch.setattr("genpipe.models.prepare.FEWEST_OF_A_VAE", 32)
-    monkeypatch.setattr("genpipe.models.prepare.suits_difference", lambda layer: layer.conv.in_channels >= 64)
     torch.manual_seed(0)
     exact = VAE(VAEConfig(channels=(32, 32, 64), norm_groups=8, sample_size=64)).requires_grad_(False)
-    forms = Forms(packed=PACKABLE, phases=True, winograd=True)
+    forms = Forms(packed=PACKABLE, phases=True, winograd=True, winograd_from_in_vae=32, differences_from=64)
     fast = prepare(copy.deepcopy(exact), device=torch.device("cpu"), dtype=torch.float32, forms=forms)
     kinds = [type(module).__name__ for module in fast.decoder.modules()]
     assert kinds.count("DifferenceUpsample") == kinds.count("PhaseUpsample") == 1
@@ -164,4 +159,4 @@ def test_a_prepared_autoencoder_may_be_narrower(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_which_upsampling_it_suits() -> None:
-    assert suits_difference(upsample(256)) and not suits_difference(upsample(255))
+    assert suits_difference(upsample(24), 24) and not suits_difference(upsample(24), 25)
