@@ -10,14 +10,14 @@ import numpy as np
 # Seeds that are derived stay below this, so that every reader of JSON keeps them whole.
 DERIVED_SEEDS = 1 << 53
 
-_encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")).encode
 
 
 def canonical_json(value: Any) -> str:
-    """The one text that equal values share.
+    """Give the one text that equal values share.
 
     Raises:
-        TypeError, ValueError, RecursionError: it is not JSON.
+        TypeError, ValueError, RecursionError: it is not JSON, in which NaN and infinity have no place.
     """
     return _encode(value)
 

@@ -42,7 +42,7 @@ def test_anything_else_gives_another_id():
     "value",
     [
         {"b": [1, -0.0, 1e300, 0.1, None, True], "a": {"é": '"\\\n\x01\u2028', "": []}},
-        {"nan": float("nan"), "inf": -float("inf"), "big": 2**70, "pair": (1, "\ud800")},
+        {"big": 2**70, "pair": (1, "\ud800")},
         {2: 1, 10: "x"},
         "text",
         0,
@@ -58,8 +58,9 @@ def test_what_is_no_json_has_no_canonical_text():
     for value in ({1}, {"a": object()}, {1: 1, "1": 1}, {(): 1}):
         with pytest.raises(TypeError):
             canonical_json(value)
-    with pytest.raises(ValueError):
-        canonical_json(circle)
+    for value in (circle, [float("nan")], {"x": -float("inf")}):
+        with pytest.raises(ValueError):
+            canonical_json(value)
     assert canonical_json([[]]) == "[[]]"
 
 

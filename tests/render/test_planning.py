@@ -91,6 +91,14 @@ def test_a_given_seed_counts_upwards_and_wraps(journal):
     assert [entry.seed for entry in entries] == [2**64 - 1, 0]
 
 
+def test_a_seed_of_minus_one_is_drawn_as_if_it_were_left_out(journal, tmp_path):
+    (one,) = plan(journal, [{"prompt": "a", "seed": -1}])
+    other = Journal(tmp_path / "other.sqlite")
+    assert next(entry.id for entry in plan(other, ["a", "a"])) == one.id and one.seed > 0
+    other.close()
+    assert [entry.seed for entry in plan(journal, [{"prompt": "a", "seed": -1}], seeds=[3, 70])] == [3, 70]
+
+
 def test_seeds_for_every_row(journal):
     entries = plan(journal, ["a", {"prompt": "b", "seed": 9}], seeds=[3, 70])
     assert [(entry.prompt, entry.seed) for entry in entries] == [("a", 3), ("a", 70), ("b", 9)]
@@ -110,7 +118,7 @@ def test_a_picture_that_is_asked_for_twice_is_one(journal):
         ({"prompt": "a", "width": 33}, "width must be a multiple of 4"),
         ({"prompt": "a", "steps": "many"}, "steps must be"),
         ({"prompt": "a", "steps": True}, "steps must be"),
-        ({"prompt": "a", "seed": -1}, "seed must be"),
+        ({"prompt": "a", "seed": -2}, "seed must be"),
         ({"prompt": "a", "n": 0}, "n must be"),
         ({"prompt": "a", "n": 10**9}, "n must be"),
         ({"prompt": "a", "sampler": "eulr"}, "did you mean"),
@@ -119,6 +127,7 @@ def test_a_picture_that_is_asked_for_twice_is_one(journal):
         ({"prompt": 7}, "prompt must be text"),
         ({"prompt": "\ud800"}, "surrogate"),
         ({"mood": 1}, "it has no prompt"),
+        ({"prompt": "a", "mood": [float("nan")]}, "its other fields are no JSON"),
     ],
 )
 def test_a_row_that_cannot_be_drawn_is_noted_and_the_others_planned(journal, row, reason):

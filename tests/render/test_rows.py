@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from genpipe import Request
-from genpipe.render.rows import MAX_LINE, parse_seeds, read_rows
+from genpipe.render.lines import MAX_LINE
+from genpipe.render.rows import parse_seeds, read_rows
 
 
 def rows(path: Path, content: bytes | str) -> list:
@@ -42,7 +43,8 @@ def test_lines_of_a1111(tmp_path):
     ("line", "reason"),
     [
         ('--prompt "a ship', "quotes"),
-        ("--prompt a ship", "unexpected 'ship'"),
+        ("--prompt ship --step 3", "did you mean --steps?"),
+        ("--prompt ship --size 5y", "'5y' is not a size"),
         ("--prompt ship --steps", "--steps has no value"),
         ("--prompt ship --steps many", "steps must be a whole number, not 'many'"),
     ],
@@ -60,7 +62,12 @@ def test_json_lines_keep_their_types_and_unknown_fields(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bad", ['{"prompt": }', '{"prompt": "a"} {"prompt": "b"}', "[1]", "nonsense", '{"a": ' * 20000]
+    "bad",
+    [
+        *('{"prompt": }', '{"prompt": "a"} {"prompt": "b"}', "[1]", "nonsense", '{"a": ' * 20000),
+        *('{"prompt": "a", "prompt": "b"}', '{"prompt": "a", "seed": ' + "9" * 5000 + "}"),
+        '{"prompt": "a", "steps": 3, "num_inference_steps": 4}',
+    ],
 )
 def test_a_broken_json_line_does_not_stop_the_others(tmp_path, bad):
     found = rows(tmp_path / "a.jsonl", f'{{"prompt": "a"}}\n{bad}\n{{"prompt": "c"}}\n')
@@ -73,6 +80,43 @@ def test_json_is_read_as_json_loads_reads_it(tmp_path):
     values = [{"prompt": 'é\u2028 " \\ \n', "x": 1e-7, "y": -0.0, "z": {"k": [True, False]}}, {"prompt": "", "n": 2}]
     text = "\n".join(json.dumps(value, ensure_ascii=number > 0) for number, value in enumerate(values))
     assert [row.fields for row in rows(tmp_path / "a.jsonl", text)] == values
+
+
+# The lists of ../shared/cases and others of their kinds: what each has to give.
+LISTS: dict[str, tuple[str, list[tuple[str, dict]]]] = {
+    "mac.csv": ("prompt,seed\r\"lion\",7\r\"fish\",8\r", [("lion", {"seed": 7}), ("fish", {"seed": 8})]),
+    "mac.txt": ("lion\rfish\r", [("lion", {}), ("fish", {})]),
+    "mac.jsonl": ('{"prompt": "lion"}\r{"prompt": "fish", "seed": NaN}\r', [("lion", {}), ("fish", {})]),
+    "paragraphs.csv": ('prompt,seed\n"a lion\n\nin the snow",7\n', [("a lion\n\nin the snow", {"seed": 7})]),
+    "windows.csv": ('prompt;seed\r\n"a lion\r\n\r\nin the snow";7\r\n', [("a lion\n\nin the snow", {"seed": 7})]),
+    "tabs.csv": ("Prompt\tSeed\nlion, snow\t7\n", [("lion, snow", {"seed": 7})]),
+    "unquoted.txt": (
+        "--prompt a lion --negative_prompt snow, trees --steps 2\n",
+        [("a lion", {"negative_prompt": "snow, trees", "steps": 2})],
+    ),
+    "random_seed.txt": ('--prompt "a lion" --seed -1\n', [("a lion", {})]),
+    "batch_size.txt": ('--prompt "a lion" --batch_size 3 --n_iter 2\n', [("a lion", {"n": 6})]),
+    "size.txt": ("--prompt a lion --size 512\n", [("a lion", {"width": 512, "height": 512})]),
+    "floats.csv": ("prompt,seed,steps\nlion,7.0,2.0\nfish,,\n", [("lion", {"seed": 7, "steps": 2}), ("fish", {})]),
+    "before.txt": ("a lion --steps 2\n", [("a lion", {"steps": 2})]),
+    "log.csv": (
+        "prompt,seed,width,height,sampler,cfgs,steps,negative_prompt\na,5,64,32,Euler a,7.5,20,fog\n",
+        [("a", {"seed": 5, "width": 64, "height": 32, "sampler": "Euler a", "guidance_scale": 7.5, "steps": 20, "negative_prompt": "fog"})],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_as_other_programs_and_people_write_them(tmp_path, name):
+    content, wanted = LISTS[name]
+    found = rows(tmp_path / name, content)
+    assert [(row.error, row.fields) for row in found] == [("", {"prompt": prompt, **more}) for prompt, more in wanted]
+
+
+def test_an_option_that_is_not_ours_is_drawn_as_text_and_warned_of_once(tmp_path):
+    with pytest.warns(UserWarning, match=r"--ar \(line 1\) is not an option of genpipe") as said:
+        found = rows(tmp_path / "a.txt", "a lion --ar 16:9\na fish --ar 1:1\n")
+    assert [row.fields["prompt"] for row in found] == ["a lion --ar 16:9", "a fish --ar 1:1"] and len(said) == 1
 
 
 def test_a_csv_has_columns(tmp_path):
