@@ -113,6 +113,17 @@ def keep_freed_memory() -> None:
         mallopt(option, value)
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Say how many bytes a device has free; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:  # counts caches that the system gives up
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
 @contextmanager
 def one_thread(wanted: bool = True) -> Iterator[None]:
     """torch on one CPU thread for a while, so that sums are always added in the same order; the whole process is."""

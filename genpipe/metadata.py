@@ -14,39 +14,28 @@ from PIL import Image, UnidentifiedImageError
 
 import genpipe
 from genpipe.dialects.a1111 import parameters_text
+from genpipe.fields import settings_of
 from genpipe.request import Request
+from genpipe.spec import ModelSpec
 
-# What a picture says of itself besides its request.
-NOT_REQUESTED = ("model", "version", "dtype", "int8", "best_of")
+# What an image says of itself besides its request: the fields of `ModelSpec`, and these.
+BESIDES = ("version", "best_of")
 
 
-def annotate(
-    image: Image.Image,
-    request: Request,
-    model: str,
-    *,
-    sampler: str | None = None,
-    dtype: Any = None,
-    int8: bool = False,
-) -> None:
-    """Write into `image.info` what made the picture.
+def annotate(image: Image.Image, request: Request, made_by: Mapping[str, Any], *, sampler: str | None = None) -> None:
+    """Write into `image.info` what made the image.
 
     Args:
         image: written to.
         request: what was asked for.
-        model: the checkpoint's path, hub id or "embedded".
+        made_by: of the model: its path, hub id or "embedded" under "model", and the other fields of `ModelSpec` that
+            images depend on.
         sampler: the sampler that ran, where the request leaves it to the checkpoint.
-        dtype: of the networks; None leaves it out.
-        int8: whether the denoiser was quantised; False leaves it out.
     """
-    made = {**request.to_dict(), "model": model, "version": genpipe.__version__}
-    if dtype is not None:
-        made["dtype"] = str(dtype).removeprefix("torch.")
-    if int8:
-        made["int8"] = True
+    made = {**request.to_dict(), **made_by, "version": genpipe.__version__}
     image.info["genpipe"] = json.dumps(made, ensure_ascii=False)
     named = request if request.sampler else replace(request, sampler=sampler)
-    image.info["parameters"] = parameters_text(named, model)
+    image.info["parameters"] = parameters_text(named, made_by["model"])
 
 
 def annotate_choice(image: Image.Image, scores: Sequence[Mapping[str, Any]]) -> None:
@@ -57,7 +46,7 @@ def annotate_choice(image: Image.Image, scores: Sequence[Mapping[str, Any]]) -> 
 
 
 def read_metadata(source: str | Path | Image.Image) -> dict[str, Any]:
-    """What a picture says of itself: the keys of `Request` and of `NOT_REQUESTED`.
+    """Read what an image says of itself: the fields of `Request` and `ModelSpec`, and `BESIDES`.
 
     Raises:
         ValueError: not a picture, or one without a readable `genpipe` text (it was not made by genpipe, or has been
@@ -84,6 +73,16 @@ def read_metadata(source: str | Path | Image.Image) -> dict[str, Any]:
 
 
 def read_request(source: str | Path | Image.Image) -> Request:
-    """The request that made a picture, from a PNG that genpipe wrote. Errors as in `read_metadata`."""
-    made = read_metadata(source)
-    return Request.from_dict({key: value for key, value in made.items() if key not in NOT_REQUESTED})
+    """Read the request that made an image, from a PNG that genpipe wrote. Errors as in `read_metadata`."""
+    return split_metadata(read_metadata(source))[0]
+
+
+def split_metadata(made: Mapping[str, Any]) -> tuple[Request, ModelSpec]:
+    """Give what `read_metadata` read as the request and the model that made the image.
+
+    Raises:
+        ValueError: a key is unknown, or a value is out of its range.
+    """
+    of_model = settings_of(ModelSpec)
+    request = {key: value for key, value in made.items() if key not in of_model and key not in BESIDES}
+    return Request.from_dict(request), ModelSpec.from_dict({key: made[key] for key in of_model if key in made})

@@ -4,15 +4,24 @@ Imports no torch, so that a command line can refuse a bad value before anything 
 """
 
 import dataclasses
-import math
-import operator
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from numbers import Real
-from typing import Any
+from typing import Any, TypedDict
 
-from genpipe.messages import listed, quoted
+from genpipe.fields import (
+    Choice,
+    Number,
+    Pair,
+    Text,
+    Whole,
+    check_fields,
+    defaults_of,
+    refuse_unknown,
+    setting,
+    settings_of,
+)
+from genpipe.messages import quoted
 from genpipe.sampling.names import canonical_name
 from genpipe.sampling.speed import SPEEDS
 
@@ -23,18 +32,34 @@ MAX_GUIDANCE = 1000.0
 MAX_BEST_OF = 100
 # Pixels a side; past this, attention and the decoder need more memory than machines have.
 MAX_SIDE = 8192
+COUNT = Whole(1, MAX_PICTURES, "it is the number of images")
+BEST_OF = Whole(1, MAX_BEST_OF, "4 to 16 are usual")
+# Headings of a command's help.
+IMAGE, SAMPLING = "image", "sampling (default: what suits the model)"
+
+
+@dataclass(frozen=True)
+class _SamplerName(Text):
+    """The name of a sampler, in any of its spellings; stored by the canonical one."""
+
+    def check(self, name: str, value: Any) -> str:
+        return canonical_name(value)
+
+
+_SIZE = Pair(1, MAX_SIDE, "write it as WxH, as in 1024x1024")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Everything that determines one picture, given the model.
+    """Everything that determines one image, given the model.
 
-    Two equal requests to one model draw the same picture, whatever batch or process each is in. Numbers of numpy and
+    Two equal requests to one model draw the same image, whatever batch or process each is in. The fields are the one list
+    of settings: commands, manifests, files, and what a batch must agree in are derived from them. Numbers of numpy and
     whole numbers for floats are accepted and stored as plain Python's; samplers are stored by their canonical name.
 
     Attributes:
         prompt: what to draw; may be empty.
-        seed: of the picture's noise, 0 … 2⁶⁴ - 1.
+        seed: of the image's noise, 0 … 2⁶⁴ - 1.
         steps: solver steps, 1 … 1000.
         guidance_scale: weight of the prompt, 0 … 1000; 1 or less turns guidance off.
         height, width: in pixels, 1 … 8192 (`check_size` knows what a given autoencoder can do).
@@ -43,59 +68,158 @@ class Request:
         sampler: canonical name, or None for the checkpoint's own.
         clip_skip: last layers of the text encoder to leave out, 0 or more.
         speed: "exact", or "balanced" and "draft", which evaluate less (`sampling.speed`).
+        original_size, target_size: height and width that SDXL is told the training image had, and this one is to have;
+            None is the image's own size.
+        crop: how far from top and left SDXL is told that the training image was cropped; None is (0, 0).
 
     Raises:
         ValueError: a value is of the wrong type or out of its range; one line that says how to put it right.
     """
 
-    prompt: str
+    prompt: str = setting(Text(), "what to draw, in quotes", flags=("-p", "--prompt"), group=IMAGE)
     _: KW_ONLY
-    seed: int
-    steps: int
-    guidance_scale: float
-    height: int
-    width: int
-    negative_prompt: str = ""
-    guidance_rescale: float = 0.0
-    sampler: str | None = None
-    clip_skip: int = 0
-    speed: str = "exact"
+    seed: int = setting(
+        Whole(0, MAX_SEED, "leave it out for a random one"),
+        "0 to 2^64-1: the same seed draws the same image; image k takes N + k (default: drawn and shown)",
+        flags=("-s", "--seed"),
+        group=IMAGE,
+    )
+    steps: int = setting(
+        Whole(1, MAX_STEPS, "20 to 50 are usual"),
+        "solver steps, 1 to 1000",
+        flags=("--steps", "--ddim-steps"),
+        group=SAMPLING,
+        shared=True,
+    )
+    guidance_scale: float = setting(
+        Number(MAX_GUIDANCE, "5 to 10 are usual"),
+        "how closely to follow the prompt; 1 turns guidance off",
+        flags=("--guidance-scale", "--scale", "--cfg-scale"),
+        group=SAMPLING,
+    )
+    height: int = setting(
+        Whole(1, MAX_SIDE, "give it in pixels", metavar="PX"),
+        "the height alone",
+        flags=("-H", "--height", "--H"),
+        group=IMAGE,
+        shared=True,
+    )
+    width: int = setting(
+        Whole(1, MAX_SIDE, "give it in pixels", metavar="PX"),
+        "the width alone",
+        flags=("-W", "--width", "--W"),
+        group=IMAGE,
+        shared=True,
+    )
+    negative_prompt: str = setting(
+        Text(), "what to keep out of it", default="", flags=("-N", "--negative-prompt", "--neg"), group=IMAGE
+    )
+    guidance_rescale: float = setting(
+        Number(1.0, "0 turns it off"),
+        "0 to 1, against over-exposure at high scales",
+        default=0.0,
+        group=SAMPLING,
+        shared=True,
+    )
+    sampler: str | None = setting(
+        _SamplerName("NAME"),
+        "ddim, euler_a, dpmpp_2m_karras, ...; the names of diffusers and A1111 work too",
+        default=None,
+        flags=("--sampler", "--sampling-method"),
+        group=SAMPLING,
+        shared=True,
+    )
+    clip_skip: int = setting(
+        Whole(0, 99, "0 uses every layer"),
+        "last layers of the text encoder to leave out",
+        default=0,
+        group=SAMPLING,
+        shared=True,
+    )
+    speed: str = setting(
+        Choice(tuple(SPEEDS)),
+        "exact (default), or balanced and draft: faster, and not quite the same image",
+        default="exact",
+        group=SAMPLING,
+        shared=True,
+    )
+
+    original_size: tuple[int, int] | None = setting(
+        _SIZE, "SDXL: size that the training image is said to have had", default=None, group=SAMPLING
+    )
+    crop: tuple[int, int] | None = setting(
+        Pair(0, MAX_SIDE, "write it as LEFTxTOP, as in 0x0", metavar="LEFTxTOP"),
+        "SDXL: where the training image is said to have been cropped",
+        default=None,
+        group=SAMPLING,
+    )
+    target_size: tuple[int, int] | None = setting(
+        _SIZE, "SDXL: size that the image is said to be meant for", default=None, group=SAMPLING
+    )
 
     def __post_init__(self) -> None:
-        checked = {
-            "prompt": _text("prompt", self.prompt),
-            "negative_prompt": _text("negative_prompt", self.negative_prompt),
-            "seed": _whole("seed", self.seed, 0, MAX_SEED, "leave it out for a random one"),
-            "steps": _whole("steps", self.steps, 1, MAX_STEPS, "20 to 50 are usual"),
-            "guidance_scale": _number("guidance_scale", self.guidance_scale, MAX_GUIDANCE, "5 to 10 are usual"),
-            "guidance_rescale": _number("guidance_rescale", self.guidance_rescale, 1.0, "0 turns it off"),
-            "height": _whole("height", self.height, 1, MAX_SIDE, "give it in pixels"),
-            "width": _whole("width", self.width, 1, MAX_SIDE, "give it in pixels"),
-            "sampler": None if self.sampler is None else canonical_name(self.sampler),
-            "clip_skip": _whole("clip_skip", self.clip_skip, 0, 99, "0 uses every layer"),
-            "speed": _one_of("speed", self.speed, SPEEDS),
-        }
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
+        check_fields(self)
+
+    def batch_key(self, *, distilled: bool = False) -> tuple[Any, ...]:
+        """Give what images that are drawn together must agree in.
+
+        Args:
+            distilled: whether the network takes the scale of guidance as an input, and never a second, unprompted half.
+        """
+        return (*(getattr(self, name) for name in SHARED), distilled or self.guidance_scale > 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """The attributes by name, ready for JSON."""
+        """Give the attributes by name, ready for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Request":
-        """The inverse of `to_dict`.
+        """Make the request that `to_dict` gave.
 
         Raises:
             ValueError: a key is missing or unknown, or a value is out of its range.
         """
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        if unknown := [str(key) for key in values if key not in fields]:
-            raise ValueError(f"a request has no {listed(sorted(unknown))}: its keys are {', '.join(fields)}")
-        required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
+        refuse_unknown(cls, values, "a request")
+        required = [name for name in settings_of(cls) if name not in defaults_of(cls)]
         if missing := [name for name in required if name not in values]:
             raise ValueError(f"the request lacks {', '.join(missing)}: it needs at least {', '.join(required)}")
         return cls(**values)
+
+    @classmethod
+    def check_settings(cls, settings: Mapping[str, Any]) -> "Request":
+        """Check settings before the model, which knows the defaults of what they lack, is there.
+
+        Returns:
+            A request of these settings, with stand-ins for what has to be given.
+
+        Raises:
+            ValueError: a key is unknown, or a value is out of its range.
+        """
+        return cls.from_dict({**_STAND_INS, **settings})
+
+
+_STAND_INS = {"prompt": "", "seed": 0, "steps": 1, "guidance_scale": 1.0, "height": 8, "width": 8}
+# What all images of a batch must agree in, besides whether they are guided.
+SHARED = tuple(name for name, described in settings_of(Request).items() if described.shared)
+# All but what tells the images of one call apart.
+SETTINGS = tuple(name for name in settings_of(Request) if name not in ("prompt", "seed"))
+
+
+class Settings(TypedDict, total=False):
+    """The fields of `Request` but prompt and seed, as keyword arguments; None leaves one to the model."""
+
+    steps: int | None
+    guidance_scale: float | None
+    height: int | None
+    width: int | None
+    negative_prompt: str
+    guidance_rescale: float | None
+    sampler: str | None
+    clip_skip: int
+    speed: str
+    original_size: tuple[int, int] | None
+    crop: tuple[int, int] | None
+    target_size: tuple[int, int] | None
 
 
 def check_size(height: int, width: int, factor: int) -> None:
@@ -104,7 +228,7 @@ def check_size(height: int, width: int, factor: int) -> None:
     `factor` is how many pixels a side one latent pixel stands for (8 in Stable Diffusion).
     """
     for name, value in (("height", height), ("width", width)):
-        value = _whole(name, value, 1, MAX_SIDE, f"a multiple of {factor}")
+        value = Whole(1, MAX_SIDE, f"a multiple of {factor}").check(name, value)
         if value % factor:
             below = value // factor * factor
             near = [side for side in (below, below + factor) if factor <= side <= MAX_SIDE]
@@ -120,8 +244,8 @@ def seeds_for(seed: int, n: int) -> list[int]:
     Raises:
         ValueError: `seed` outside 0 … 2⁶⁴ - 1, or `n` outside 1 … MAX_PICTURES.
     """
-    seed = _whole("seed", seed, 0, MAX_SEED, "leave it out for a random one")
-    n = _whole("n", n, 1, MAX_PICTURES, "it is the number of pictures")
+    seed = settings_of(Request)["seed"].kind.check("seed", seed)
+    n = COUNT.check("n", n)
     return [(seed + k) % (MAX_SEED + 1) for k in range(n)]
 
 
@@ -144,8 +268,7 @@ def expand(
         raise ValueError(f"prompt {quoted(prompt)} is not text: give a string or a list of strings")
     if not prompts:
         raise ValueError("prompt [] is an empty list: give at least one prompt")
-    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_PICTURES:
-        raise ValueError(f"n {quoted(n)} is out of range: give a whole number of pictures, 1 to {MAX_PICTURES}")
+    n = COUNT.check("n", n)
     texts = [text for text in prompts for _ in range(n)]
     if seeds is None:
         seeds = seeds_for(random_seed() if seed is None else seed, len(texts))
@@ -158,48 +281,28 @@ def expand(
 
 def check_best_of(best_of: int) -> None:
     """Raise ValueError unless `best_of` is a number of pictures to choose one from, 1 … MAX_BEST_OF."""
-    _whole("best_of", best_of, 1, MAX_BEST_OF, "4 to 16 are usual")
+    BEST_OF.check("best_of", best_of)
+
+
+def ignored(requests: Sequence[Request], *, distilled: bool) -> list[str]:
+    """Name the settings of requests that have no effect, one line each.
+
+    Args:
+        distilled: whether the network takes the scale of guidance as an input, and is never led away from a prompt.
+    """
+    lines = {}
+    for request in requests:
+        if request.guidance_scale > 1 and not distilled:
+            continue
+        why = "this model is distilled and takes none" if distilled else f"guidance_scale {request.guidance_scale:g}"
+        fix = "leave it out" if distilled else "raise it above 1, or leave it out"
+        if request.negative_prompt:
+            lines["negative_prompt"] = f"negative_prompt has no effect ({why}): {fix}"
+        if request.guidance_rescale:
+            lines["guidance_rescale"] = f"guidance_rescale has no effect ({why}): {fix}"
+    return list(lines.values())
 
 
 def random_seed() -> int:
     """A seed from the system's entropy, below 2³² so that people can read it to each other."""
     return int.from_bytes(os.urandom(4))
-
-
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{name} must be text, not {quoted(value)} ({type(value).__name__}): give a str")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        # Half a surrogate pair, or bytes of a command line in another encoding.
-        bad = f"{value[error.start]!a} at character {error.start}"
-        raise ValueError(f"{name} must be Unicode text, not {bad}: encode it as UTF-8") from None
-    return str(value)
-
-
-def _one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
-    if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {quoted(value)}")
-    return value
-
-
-def _whole(name: str, value: Any, low: int, high: int | None, fix: str) -> int:
-    allowed = f"a whole number from {low} to {high}" if high is not None else f"a whole number, {low} or more"
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or number < low or (high is not None and number > high):
-        raise ValueError(f"{name} must be {allowed}, not {quoted(value)}: {fix}")
-    return number
-
-
-def _number(name: str, value: Any, high: float, fix: str) -> float:
-    try:
-        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    except OverflowError:
-        number = math.inf
-    if not 0 <= number <= high:
-        raise ValueError(f"{name} must be a number from 0 to {high:g}, not {quoted(value)}: {fix}")
-    return number

@@ -20,7 +20,7 @@ HEAVY = {"torch", "diffusers", "transformers", "accelerate"}
 # Dependencies point one way: what is in an area may import what is in it and in these, and nothing else of ours but
 # `messages`, which has none.
 _LOW = {"blocks", "models", "sampling", "request", "files", "images", "filenames", "metadata", "dialects"}
-_LOW |= {"hardware", "checkpoints", "embedded", "sizes", "progress"}
+_LOW |= {"hardware", "checkpoints", "embedded", "sizes", "progress", "fields", "spec"}
 _PIPELINE = _LOW | {"prompts", "judge", "pipeline"}
 _ALL = _PIPELINE | {"scenes", "vision"}
 ALLOWED: dict[str, set[str]] = {
@@ -31,7 +31,9 @@ ALLOWED: dict[str, set[str]] = {
     "judge": {"vision", "blocks", "files", "images", "hardware", "scenes", "embedded", "progress"},
     "models": {"blocks"},
     "sampling": set(),
-    "request": {"sampling"},
+    "fields": set(),
+    "spec": {"fields"},
+    "request": {"fields", "sampling"},
     "files": set(),
     "progress": set(),
     "moved": set(),
@@ -39,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "images": {"files", "moved"},
     "filenames": {"images"},
     "dialects": {"request", "sampling"},
-    "metadata": {"request", "dialects"},
+    "metadata": {"fields", "request", "spec", "dialects"},
     "hardware": set(),
     "embedded": set(),
     "checkpoints": {"models", "files"},

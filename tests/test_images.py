@@ -33,7 +33,7 @@ def picture(seed: int = 0, width: int = 6, height: int = 4) -> Picture:
 
 def made_by(request: Request = REQUEST) -> Picture:
     image = picture()
-    annotate(image, request, "embedded")
+    annotate(image, request, {"model": "embedded"})
     return image
 
 

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from genpipe.cli.values import as_number, as_whole
-from genpipe.messages import quoted
+from genpipe.cli.options import add_fields, given_fields, option, reader, size
+from genpipe.fields import settings_of
+from genpipe.request import BEST_OF, COUNT, SETTINGS, Request
+from genpipe.spec import ModelSpec
 
 if TYPE_CHECKING:
     from genpipe.render.run import Run
@@ -23,9 +25,19 @@ examples:
 A row is a prompt, or gives prompt, negative_prompt, seed, n, steps, guidance_scale, sampler, width, height, file_name
 and whatever else is to be carried through to metadata.jsonl.
 """
-_OPTIONS = (
-    *("model", "revision", "variant", "dtype", "n", "format", "deterministic", "best_of", "score"),
-    *("strict", "verify", "force", "retry_failed"),
+_MODEL = [name for name in settings_of(ModelSpec) if name != "device"]
+_OWN = (
+    "n",
+    "batch",
+    "format",
+    "deterministic",
+    "best_of",
+    "score",
+    "judge",
+    "strict",
+    "verify",
+    "force",
+    "retry_failed",
 )
 
 
@@ -34,70 +46,69 @@ def render_command(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s FILE --out DIR [options]"
     parser.epilog = EXAMPLES
     parser.set_defaults(run=_render)
-    group = parser.add_argument_group("pictures")
-    group.add_argument("source", metavar="FILE", help="prompts: .txt (one a line), .jsonl or .csv; - is standard input")
-    group.add_argument("-n", type=as_whole, default=1, metavar="N", help="pictures a row (default: 1)")
-    group.add_argument("--seeds", metavar="LIST",
-                       help="draw every row with each of these, as in 0-63,70 (default: seeds made of the rows)")  # fmt: skip
-    group.add_argument(
-        "--best-of", type=as_whole, default=1, metavar="N", help="draw N for each, keep the best by the judge"
-    )
-    group.add_argument("--score", action="store_true", help="have the judge score every picture")
+    group = parser.add_argument_group("images")
+    group.add_argument("source", metavar="FILE",
+                       help="prompts: .txt (one per line), .jsonl or .csv; - is standard input")  # fmt: skip
+    option(group, "-n", "--num-images", dest="n", type=reader("n", COUNT), default=1, metavar="N",
+           help="images per row (default: 1)")  # fmt: skip
+    option(group, "--seeds", metavar="LIST",
+           help="draw every row with each of these, as in 0-63,70 (default: seeds made of the rows)")  # fmt: skip
+    option(group, "--best-of", type=reader("best_of", BEST_OF), default=1, metavar="N",
+           help="draw N for each image and keep the one that shows the prompt best (default: 1)")  # fmt: skip
+    option(group, "--score", action="store_true", help="have the judge score every image")
+    option(group, "--judge", metavar="NAME",
+           help="a CLIP model to judge by, a folder or a hub id (default: the embedded model's own judge)")  # fmt: skip
 
     group = parser.add_argument_group("settings of rows that do not say otherwise (default: what suits the model)")
-    group.add_argument("-N", "--negative-prompt", metavar="TEXT", help="what to keep out of the pictures")
-    group.add_argument("--size", metavar="WxH", help="in pixels")
-    group.add_argument("--steps", type=as_whole, metavar="N", help="solver steps, 1 to 1000")
-    group.add_argument("--guidance-scale", type=as_number, metavar="X", help="how closely to follow the prompt")
-    group.add_argument("--guidance-rescale", type=as_number, metavar="X", help="0 to 1, against over-exposure")
-    group.add_argument("--sampler", metavar="NAME", help="ddim, euler_a, dpmpp_2m_karras, ...")
-    group.add_argument("--clip-skip", type=as_whole, metavar="N", help="last layers of the text encoder to leave out")
+    add_fields(group, Request, SETTINGS)
+    option(group, "--size", type=size, metavar="WxH", help="in pixels")
 
     group = parser.add_argument_group("model and devices")
-    group.add_argument("-m", "--model", metavar="NAME", help="a folder in the diffusers layout or a hub id")
-    group.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub")
-    group.add_argument("--variant", metavar="NAME", help="fp16 reads the files of that name")
-    group.add_argument("--dtype", metavar="NAME", choices=("fp32", "bf16", "fp16"), help="fp32, bf16 or fp16")
-    group.add_argument("--batch", type=_batch, metavar="N", help="pictures that are drawn together (default: auto)")
-    group.add_argument("--devices", default="auto", metavar="LIST",
-                       help="auto, cpu, cpu:4 (processes), cuda or cuda:0,cuda:1 (default: auto)")  # fmt: skip
-    group.add_argument("--engine", default="local", metavar="NAME", help="local or ray (default: local)")
-    group.add_argument("--address", metavar="ADDR", help="of the Ray cluster (default: one on this machine)")
-    group.add_argument("--deterministic", action="store_true", help="bitwise the same pictures in any batch; slower")
+    add_fields(group, ModelSpec, _MODEL)
+    option(group, "--batch", type=_batch, metavar="N", help="images that are drawn together (default: auto)")
+    option(group, "--devices", default="auto", metavar="LIST",
+           help="auto, cpu, cpu:4 (processes), cuda or cuda:0,cuda:1 (default: auto)")  # fmt: skip
+    option(group, "--engine", default="local", choices=("local", "ray"), metavar="NAME",
+           help="local or ray (default: local)")  # fmt: skip
+    option(group, "--address", metavar="ADDR", help="of the Ray cluster (default: one on this machine)")
+    option(group, "--deterministic", action="store_true", help="bitwise the same images in any batch; slower")
 
     group = parser.add_argument_group("output")
-    group.add_argument("-o", "--out", metavar="DIR", help="the folder, made if missing")
-    group.add_argument("--storage", metavar="URL", help="where the pictures go instead, by fsspec, as in s3://bucket/x")
-    group.add_argument("--format", default="png", metavar="NAME", help="png, jpg or webp (default: png)")
-    group.add_argument("--dry-run", action="store_true", help="show what would be drawn and how long it would take")
-    group.add_argument("--strict", action="store_true", help="stop at a row that cannot be drawn")
-    group.add_argument("--verify", action="store_true", help="check the hashes of the pictures that are there")
-    group.add_argument("--retry-failed", action="store_true", help="draw again what failed before")
-    group.add_argument("--force", action="store_true", help="go on in a folder that was made with other settings")
-    group.add_argument("-q", "--quiet", action="store_true", help="no progress on stderr")
+    option(group, "-o", "--out", metavar="DIR", help="the folder, made if missing")
+    option(group, "--storage", metavar="URL", help="where the images go instead, by fsspec, as in s3://bucket/x")
+    option(group, "--format", default="png", metavar="NAME", help="png, jpg or webp (default: png)")
+    option(group, "--dry-run", action="store_true", help="show what would be drawn and how long it would take")
+    option(group, "--strict", action="store_true", help="stop at a row that cannot be drawn")
+    option(group, "--verify", action="store_true", help="check the hashes of the images that are there")
+    option(group, "--retry-failed", action="store_true", help="draw again what failed before")
+    option(group, "--force", action="store_true", help="go on in a folder that was made with other settings")
+    option(group, "-q", "--quiet", action="store_true", help="no progress on stderr")
 
 
 def _render(args: argparse.Namespace) -> int:
-    from genpipe.render.api import make_engine, make_options
+    from genpipe.render.api import make_engine
+    from genpipe.render.options import Options
     from genpipe.render.rows import parse_seeds
     from genpipe.render.run import Run
 
     if args.out is None and not args.dry_run:
-        raise ValueError("no folder given: say where the pictures go with --out DIR")
-    values: dict[str, Any] = {key: getattr(args, key) for key in _OPTIONS}
-    values |= {"batch": args.batch, "seeds": None if args.seeds is None else parse_seeds(args.seeds)}
-    values["width"], values["height"] = _size(args.size)
-    for key in ("negative_prompt", "steps", "guidance_scale", "guidance_rescale", "sampler", "clip_skip"):
-        values[key] = getattr(args, key)
-    if args.model == "embedded":
-        values["model"] = None
+        raise ValueError("no folder given: say where the images go with --out DIR")
+    if args.size is not None and not args.height is args.width is None:
+        raise ValueError("two sizes: give --size or --height and --width, not both")
+    args.width, args.height = args.size or (args.width, args.height)
+    options = Options.of(
+        **{name: getattr(args, name) for name in _OWN},
+        **given_fields(args, Request),
+        **given_fields(args, ModelSpec),
+        seeds=None if args.seeds is None else parse_seeds(args.seeds),
+    )
     engine = make_engine(args.engine, args.devices, args.address)
     if args.dry_run:
         from genpipe.render.estimate import estimate
 
-        print(estimate(args.source, make_options(values), engine))
+        print(estimate(args.source, options, engine))
         return 0
-    run = Run(args.source, args.out, make_options(values), engine=engine, storage=args.storage)
+    run = Run(args.source, args.out, options, engine=engine, storage=args.storage)
     started = time.perf_counter()
     with _interruptible(run):
         _show_progress(run, args.quiet)
@@ -162,14 +173,9 @@ def _interruptible(run: "Run") -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _batch(text: str) -> int | str | None:
-    return None if text == "auto" else as_whole(text)
+def _batch(text: str) -> int | None:
+    if text == "auto":
+        return None
+    from genpipe.render.options import BATCH
 
-
-def _size(text: str | None) -> tuple[int | None, int | None]:
-    if text is None:
-        return None, None
-    width, cross, height = text.lower().replace("×", "x").partition("x")
-    if not (cross and width.isascii() and width.isdecimal() and height.isascii() and height.isdecimal()):
-        raise ValueError(f"{quoted(text)} is not a size: write it as WxH, for example 512x768")
-    return int(width[:9]), int(height[:9])
+    return reader("batch", BATCH)(text)

@@ -1,5 +1,8 @@
 """Text to images: prompts are encoded, latents denoised and decoded."""
 
-from genpipe.pipeline.pipeline import BATCH, TILE, Pipeline, Progress, generate
+from genpipe.pipeline.drawing import BATCH
+from genpipe.pipeline.generate import generate
+from genpipe.pipeline.pipeline import Pipeline
+from genpipe.pipeline.progress import Progress
 
-__all__ = ["BATCH", "TILE", "Pipeline", "Progress", "generate"]
+__all__ = ["BATCH", "Pipeline", "Progress", "generate"]

@@ -2,12 +2,18 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from genpipe.images import Picture
 from genpipe.judge import Scorer, Unscored, best_index, choose_judge, judged
 from genpipe.metadata import annotate_choice
-from genpipe.request import Request
+from genpipe.request import Request, seeds_for
+
+
+def candidates(request: Request, best_of: int) -> list[Request]:
+    """Give the requests that one image is chosen from: the same with `best_of` seeds, from its own on."""
+    return [replace(request, seed=seed) for seed in seeds_for(request.seed, best_of)]
 
 
 def choose_scorer(judge: str | Path | Scorer | None, *, embedded: bool) -> Scorer:

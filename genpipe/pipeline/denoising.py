@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.denoiser import Denoiser, MakeDenoiser
 from genpipe.models.finite import NonFiniteError, float32_copy
-from genpipe.request import Request
+from genpipe.request import SHARED, Request
 from genpipe.sampling.guidance import guided, x0_from_output
 from genpipe.sampling.noise import ImageNoise
 from genpipe.sampling.sampler import Sampler
@@ -32,12 +32,12 @@ def is_guided(requests: Sequence[Request], *, distilled: bool) -> bool:
     if not requests:
         raise ValueError("a batch of [] has nothing to draw: give at least one request")
     first = requests[0]
-    same = ("height", "width", "steps", "sampler", "guidance_rescale", "clip_skip", "speed")
-    for key in same:
-        if any(getattr(request, key) != getattr(first, key) for request in requests):
-            raise ValueError(f"a batch must agree in {', '.join(same)}: it differs in {key}")
-    scales = [request.guidance_scale for request in requests]
-    if not distilled and len({scale > 1 for scale in scales}) > 1:
+    for request in requests:
+        if request.batch_key(distilled=distilled) == first.batch_key(distilled=distilled):
+            continue
+        if differing := [name for name in SHARED if getattr(request, name) != getattr(first, name)]:
+            raise ValueError(f"a batch must agree in {', '.join(SHARED)}: it differs in {', '.join(differing)}")
+        scales = [request.guidance_scale for request in requests]
         raise ValueError(f"a batch must agree in whether it is guided, or be split: it has the scales {scales}")
     return first.guidance_scale > 1 and not distilled
 

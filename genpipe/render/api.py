@@ -1,11 +1,10 @@
 """Batch rendering in one call."""
 
 from collections.abc import Generator, Iterable
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from genpipe.render.options import Options
+from genpipe.render.options import Options, RenderOptions
 from genpipe.render.rendered import Rendered
 from genpipe.render.run import Run
 from genpipe.workers.engines import Engine, LocalEngine
@@ -19,7 +18,7 @@ def render(
     engine: str | Engine = "local",
     address: str | None = None,
     storage: str | None = None,
-    **options: Any,
+    **options: Unpack[RenderOptions],
 ) -> Generator[Rendered, None, None]:
     """Render a list of prompts; a generator that yields every picture as it finishes or fails.
 
@@ -34,7 +33,7 @@ def render(
         engine: "local", "ray", or an object of that interface.
         address: of the Ray cluster; None starts one on this machine.
         storage: fsspec URL that the pictures go to instead of `out`.
-        options: the attributes of `Options`, and those of its settings: steps, guidance_scale, sampler, ….
+        options: the attributes of `Options`, of `ModelSpec` (model, dtype, …) and of `Request` (steps, sampler, …).
 
     Raises:
         ValueError: the input, an option or the folder cannot be used.
@@ -42,7 +41,7 @@ def render(
         RuntimeError: workers die while they load the model.
     """
     made = make_engine(engine, devices, address)
-    return Run(source, out, make_options(options), engine=made, storage=storage).pictures()
+    return Run(source, out, Options.of(**options), engine=made, storage=storage).pictures()
 
 
 def make_engine(engine: str | Engine, devices: str, address: str | None) -> Engine:
@@ -62,10 +61,3 @@ def make_engine(engine: str | Engine, devices: str, address: str | None) -> Engi
 
         return RayEngine(address, devices)
     raise ValueError(f"engine {engine!r} is not one: use local or ray")
-
-
-def make_options(values: dict[str, Any]) -> Options:
-    """`Options` of keywords among which the settings stand, too."""
-    own = {field.name for field in fields(Options)}
-    settings = {**values.get("settings", {}), **{key: value for key, value in values.items() if key not in own}}
-    return Options(**{**{key: value for key, value in values.items() if key in own}, "settings": settings})

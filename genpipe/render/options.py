@@ -1,34 +1,37 @@
 """How to render."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
-from genpipe.images import FORMATS
-from genpipe.messages import quoted
-from genpipe.render.planning import SETTINGS
-from genpipe.request import MAX_BEST_OF, MAX_PICTURES, Request
+from genpipe.fields import Choice, Whole, defaults_of, settings_of
+from genpipe.messages import listed, quoted
+from genpipe.request import BEST_OF, COUNT, SETTINGS, Request, Settings
+from genpipe.spec import ModelSpec
 
-MAX_BATCH = 1024
-JUDGE = "genpipe.judge:score"
+BATCH = Whole(1, 1024, "leave it out to have it measured")
+_FORMAT = Choice(("png", "jpg", "webp"))
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to render; what is None is left to the model.
+    """How to render. `Options.of` takes the attributes of `spec` and `settings` among its own.
 
     Attributes:
-        model, revision, variant, dtype: as in `Pipeline.from_pretrained`.
-        settings: of every row that does not say otherwise: steps, guidance_scale, width, ….
-        n: pictures a row.
+        spec: the model; its device is left to the engine.
+        settings: of every row that does not say otherwise: steps, guidance_scale, width, …; what is left out or None is
+            left to the model.
+        n: images per row.
         seeds: each drawn for every row that names none; None derives a seed from what the row says.
-        batch: pictures that go through the networks together; None finds out what is fast.
+        batch: images that go through the networks together; None finds out what is fast.
         format: "png", "jpg" or "webp", where a row's file name does not say.
-        deterministic: bitwise the same pictures in any batch.
-        best_of: pictures drawn for each that is kept, the one with the highest score.
-        score: have the judge score each picture.
-        judge: "module:function" of (picture, prompt), whose result has `total`, 0 … 1, and `to_dict()`.
+        deterministic: bitwise the same images in any batch.
+        best_of: images drawn for each that is kept, the one with the highest score.
+        score: have the judge score each image.
+        judge: which, see `genpipe.judge.choose_judge`; None is the embedded one, for the embedded model.
         strict: stop at a row that cannot be drawn.
-        verify: check the hashes of the pictures that are there, not only their sizes.
+        verify: check the hashes of the images that are there, not only their sizes.
         force: go on in a folder that was made with other settings.
         retry_failed: draw again what failed before.
 
@@ -36,19 +39,16 @@ class Options:
         ValueError: a value is out of its range.
     """
 
-    model: str | None = None
-    revision: str | None = None
-    variant: str | None = None
-    dtype: str | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
+    spec: ModelSpec = field(default_factory=ModelSpec)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     n: int = 1
-    seeds: list[int] | None = None
+    seeds: Sequence[int] | None = None
     batch: int | None = None
     format: str = "png"
     deterministic: bool = False
     best_of: int = 1
     score: bool = False
-    judge: str = JUDGE
+    judge: str | None = None
     strict: bool = False
     verify: bool = False
     force: bool = False
@@ -56,23 +56,75 @@ class Options:
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.settings) - set(SETTINGS)):
-            raise ValueError(f"render has no setting {', '.join(unknown)}: they are {', '.join(SETTINGS)}")
-        if f".{self.format}" not in FORMATS:
-            raise ValueError(f"format {quoted(self.format)} is not one: use png, jpg or webp")
-        for name, high in (("n", MAX_PICTURES), ("best_of", MAX_BEST_OF), ("batch", MAX_BATCH)):
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if value is not None and not (whole and 1 <= value <= high):
-                raise ValueError(f"{name} must be a whole number from 1 to {high}, not {quoted(value)}")
-        stand_ins = {"steps": 1, "guidance_scale": 1.0, "height": 8, "width": 8}
-        given = {key: value for key, value in self.settings.items() if value is not None}
-        Request("", seed=0, **{**stand_ins, **given})
+            raise ValueError(f"render has no setting {listed(unknown)}: they are {', '.join(SETTINGS)}")
+        if self.spec.device is not None:
+            raise ValueError(
+                f"device {quoted(self.spec.device)} is one worker's: give devices, such as cuda:0,cuda:1 or cpu:4"
+            )
+        _FORMAT.check("format", self.format)
+        COUNT.check("n", self.n)
+        BEST_OF.check("best_of", self.best_of)
+        if self.batch is not None:
+            BATCH.check("batch", self.batch)
+        Request.check_settings(self.given)
+
+    @classmethod
+    def of(cls, **values: Any) -> "Options":
+        """Make options of keywords among which those of the model and of the settings stand, too.
+
+        Raises:
+            ValueError: one is unknown or out of its range.
+        """
+        own, model = {one.name for one in fields(cls)}, settings_of(ModelSpec)
+        spec = {name: value for name, value in values.items() if name in model}
+        settings = {name: value for name, value in values.items() if name not in own and name not in model}
+        given = {name: value for name, value in values.items() if name in own}
+        if spec:
+            given["spec"] = ModelSpec.from_dict(spec)
+        return cls(**{**given, "settings": {**given.get("settings", {}), **settings}})
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings that say something."""
+        return {name: value for name, value in self.settings.items() if value is not None}
 
     @property
     def suffix(self) -> str:
-        """Of files that do not say otherwise."""
+        """The suffix of files that do not say otherwise."""
         return f".{self.format}"
 
     @property
     def judged(self) -> bool:
+        """Whether a judge is needed."""
         return self.score or self.best_of > 1
+
+
+class RenderOptions(Settings, total=False):
+    """What `render` takes besides source, out and engine: the attributes of `Options`, `ModelSpec` and `Request`."""
+
+    model: "str | Path | None"
+    revision: str | None
+    variant: str | None
+    tiny_vae: "str | Path | None"
+    dtype: str | None
+    low_memory: bool
+    int8: bool
+    vae_tiling: str
+    n: int
+    seeds: Sequence[int] | None
+    batch: int | None
+    format: str
+    deterministic: bool
+    best_of: int
+    score: bool
+    judge: str | None
+    strict: bool
+    verify: bool
+    force: bool
+    retry_failed: bool
+
+
+def identity_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is the default, so that a setting that is added later changes no image's id."""
+    defaults = defaults_of(Request)
+    return {name: value for name, value in settings.items() if name not in defaults or value != defaults[name]}

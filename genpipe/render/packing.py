@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from genpipe.render.journal import PENDING, Entry, Journal
+from genpipe.request import SHARED
 
 
 @dataclass
@@ -83,8 +84,7 @@ class Packer:
 
 
 def shape_of(settings: dict[str, Any], distilled: bool = False) -> str:
-    """What pictures of one batch must share, as a text that sorts by size first."""
-    scale = settings["guidance_scale"]
-    shared = {**settings, "guidance_scale": scale if distilled else scale > 1, "negative_prompt": None}
+    """What images of one batch must share, as a text that sorts by size first."""
+    shared = {name: settings[name] for name in SHARED} | {"guided": distilled or settings["guidance_scale"] > 1}
     size = f"{shared.pop('height'):05}x{shared.pop('width'):05}"
     return " ".join([size, *(f"{key}={value}" for key, value in sorted(shared.items()) if value is not None)])

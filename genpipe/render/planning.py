@@ -1,21 +1,20 @@
 """From rows to pictures in the journal: settings resolved and checked, seeds, ids."""
 
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
+from genpipe.fields import settings_of
 from genpipe.filenames import safe_name
 from genpipe.render.identity import DERIVED_SEEDS, Identity, Ordinals, canonical_json, content_hash, derived_seed
 from genpipe.render.journal import Journal, Planned
+from genpipe.render.options import identity_settings
 from genpipe.render.rows import Row
-from genpipe.request import MAX_PICTURES, MAX_SEED, Request, check_size
+from genpipe.request import COUNT, MAX_PICTURES, MAX_SEED, SETTINGS, Request, check_size, ignored
 from genpipe.workers.messages import Model
 
-SETTINGS = (
-    *("negative_prompt", "steps", "guidance_scale", "guidance_rescale"),
-    *("sampler", "width", "height", "clip_skip"),
-)
 _OWN = {"prompt", "seed", "n", "file_name", *SETTINGS}
 # A row, checked: line, prompt, settings, identity, seeds, n, the hash its seeds come from (None: they are given), file
 # name, other fields. A plain tuple, as there may be millions.
@@ -31,7 +30,8 @@ class Planner:
         model: its defaults apply where neither a row nor `settings` says something.
         identity: what else than prompt, seed and settings determines the pictures.
         settings: for rows that do not say otherwise.
-        n: pictures a row, where it does not say.
+        n: images per row, where it does not say.
+        best_of: images that each is chosen from; seeds that are counted on stand so far apart.
         seeds: draw every row that names no seed with each of these.
         suffix: of file names without one.
         strict: raise at the first row that cannot be drawn.
@@ -45,13 +45,15 @@ class Planner:
         identity: dict[str, Any],
         settings: dict[str, Any],
         n: int = 1,
+        best_of: int = 1,
         seeds: Sequence[int] | None = None,
         suffix: str = ".png",
         strict: bool = False,
     ) -> None:
         self.journal, self.model = journal, model
         self._identity, self._settings, self._n, self._seeds = identity, settings, n, seeds
-        self._suffix, self._strict = suffix, strict
+        self._suffix, self._strict, self._stride = suffix, strict, best_of
+        self._warned: set[str] = set()
         self._known: dict[str, tuple[int, Identity]] = {}
         self.asked = self.rejected = 0
 
@@ -83,7 +85,7 @@ class Planner:
         for line, prompt, settings, identity, seeds, n, content, wish, extra in resolved:
             if content is not None:
                 first = derived_seed(content, next(ordinals))
-                seeds = (first,) if n == 1 else [(first + k) % DERIVED_SEEDS for k in range(n)]
+                seeds = (first,) if n == 1 else [(first + k * self._stride) % DERIVED_SEEDS for k in range(n)]
             text = prompt.encode()
             for seed in seeds:
                 pictures.append((identity.of(text, seed), line, settings, prompt, seed, wish, extra))
@@ -116,7 +118,7 @@ class Planner:
         seeds: Sequence[int] = ()
         if seed is not None:
             first = _seed(seed)
-            seeds = [(first + k) % (MAX_SEED + 1) for k in range(n)]
+            seeds = [(first + k * self._stride) % (MAX_SEED + 1) for k in range(n)]
         elif self._seeds is not None:
             if n != 1:
                 raise ValueError(f"n is {n} where --seeds says which to draw: leave one of them out")
@@ -131,9 +133,13 @@ class Planner:
         """The settings of a row, complete: checked once for all rows that give the same."""
         settings = {name: value for name, value in {**self._settings, **given}.items() if value is not None}
         checked = resolve_settings(settings, self.model)
+        for line in ignored([Request("", seed=0, **checked)], distilled=self.model.distilled):
+            if line not in self._warned:
+                self._warned.add(line)
+                warnings.warn(line, stacklevel=2)
         if len(self._known) > 10_000:
             self._known.clear()
-        self._known[key] = self.journal.settings_number(checked), Identity(self._identity, checked)
+        self._known[key] = self.journal.settings_number(checked), Identity(self._identity, identity_settings(checked))
         return self._known[key]
 
     def _reject(self, row: Row, reason: str) -> None:
@@ -150,8 +156,7 @@ def resolve_settings(settings: dict[str, Any], model: Model) -> dict[str, Any]:
     Raises:
         ValueError: one is out of its range, or not for this model.
     """
-    stand_ins = {"steps": 1, "guidance_scale": 1.0, "height": 8, "width": 8}
-    sampler = Request("", seed=0, **{**stand_ins, **settings}).sampler
+    sampler = Request.check_settings(settings).sampler
     defaults = model.defaults.get(sampler or "", model.defaults[""])
     complete = Request("", seed=0, **{**defaults, **settings}).to_dict()
     check_size(complete["height"], complete["width"], model.factor)
@@ -172,10 +177,10 @@ def _carried(fields: dict[str, Any]) -> str:
 def _seed(value: Any) -> int:
     if type(value) is int and 0 <= value <= MAX_SEED:
         return value
-    return Request("", seed=value, steps=1, guidance_scale=1, height=8, width=8).seed
+    return settings_of(Request)["seed"].kind.check("seed", value)
 
 
 def _number(value: Any) -> int:
-    if type(value) is not int or not 1 <= value <= MAX_PICTURES:
-        raise ValueError(f"n must be a whole number from 1 to {MAX_PICTURES}, not {value!r:.60}")
-    return value
+    if type(value) is int and 1 <= value <= MAX_PICTURES:
+        return value
+    return COUNT.check("n", value)

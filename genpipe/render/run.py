@@ -123,13 +123,11 @@ class Run:
         options = self.options
         return Job(
             out=self.folder.url,
-            model=options.model,
-            revision=options.revision,
-            variant=options.variant,
-            dtype=options.dtype,
+            spec=options.spec,
             deterministic=options.deterministic,
             best_of=options.best_of,
-            judge=options.judge if options.judged else None,
+            judged=options.judged,
+            judge=options.judge,
         )
 
     # Before drawing
@@ -138,7 +136,7 @@ class Run:
         """What determines pictures besides prompt, seed and settings."""
         options = self.options
         judged = {"best_of": options.best_of, "judge": options.judge} if options.best_of > 1 else {}
-        return {"fingerprint": model.fingerprint, "dtype": model.dtype, **judged}
+        return {"fingerprint": model.fingerprint, "dtype": model.dtype, **options.spec.drawn_by(), **judged}
 
     def _check_settings(self, journal: Journal, model: Model) -> None:
         """Refuse to mix pictures of other settings into the folder."""
@@ -151,7 +149,8 @@ class Run:
             "format": options.format,
             "best_of": options.best_of,
             "judged": options.judged,
-            **{key: value for key, value in sorted(options.settings.items()) if value is not None},
+            **options.spec.drawn_by(),
+            **dict(sorted(options.given.items())),
         }
         before = journal.get("settings")
         drawn = bool(journal.entries(state=DONE, plan=False, limit=1))
@@ -176,8 +175,9 @@ class Run:
             journal,
             model,
             identity=identity,
-            settings=options.settings,
+            settings=options.given,
             n=options.n,
+            best_of=options.best_of,
             seeds=options.seeds,
             suffix=options.suffix,
             strict=options.strict,

@@ -87,7 +87,7 @@ class LocalEngine:
 
     def open(self, job: Job) -> Model:
         self._job = job
-        on_cpu = self._devices if self._devices and self._devices[0] == "cpu" else ["cpu"] * cpu_workers(job.model)
+        on_cpu = self._devices if self._devices and self._devices[0] == "cpu" else ["cpu"] * cpu_workers(job.spec.model)
         self._threads = max(1, processors() // len(on_cpu))
         self._start(self._devices[0] if self._devices else None)
         while True:

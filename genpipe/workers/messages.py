@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from genpipe.spec import ModelSpec
+
 # Pictures that are larger than this get a small copy of this size, for the gallery.
 THUMBNAIL = 256
 # Of a picture on the disk: its number, bytes, SHA-256 in hex, and {"seed", "total", "score"} where it was judged.
@@ -15,20 +17,24 @@ class Job:
 
     Attributes:
         out: the run's folder, or an fsspec URL.
-        model, revision, variant, dtype: as in `Pipeline.from_pretrained`.
-        deterministic: bitwise the same pictures in any batch.
-        best_of: pictures drawn for one that is kept, by the judge's word.
-        judge: "module:function" that gives a score, with `total` and `to_dict()`, for (picture, prompt).
+        spec: the model; each worker has a device of its own.
+        deterministic: bitwise the same images in any batch.
+        best_of: images drawn for one that is kept, by the judge's word.
+        judged: whether a judge scores the images.
+        judge: which, see `genpipe.judge.choose_judge`.
     """
 
     out: str
-    model: str | None = None
-    revision: str | None = None
-    variant: str | None = None
-    dtype: str | None = None
+    spec: ModelSpec = field(default_factory=ModelSpec)
     deterministic: bool = False
     best_of: int = 1
+    judged: bool = False
     judge: str | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Job":
+        """Make the job that `dataclasses.asdict` gave."""
+        return cls(**{**values, "spec": ModelSpec.from_dict(values["spec"])})
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def main(renderer: Callable[[Job, str | None], Any] | None = None) -> None:
     todo: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(todo, send), daemon=True).start()
     opening = todo.get()
-    job = Job(**opening["job"])
+    job = Job.from_dict(opening["job"])
     try:
         if renderer is None:
             from genpipe.workers.renderer import Renderer as renderer

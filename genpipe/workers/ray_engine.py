@@ -18,7 +18,7 @@ class Worker:
     """What an actor runs; its methods are called by several threads."""
 
     def __init__(self, job: dict[str, Any], device: str | None) -> None:
-        self._job, self._device = Job(**job), device
+        self._job, self._device = Job.from_dict(job), device
         self._turn, self._drained = threading.Lock(), False
 
     def open(self) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class RayEngine:
             wanted, on_gpu = gpus, gpus > 0
             if not gpus:
                 nodes = sum(node["Alive"] for node in self._ray.nodes())
-                wanted = max(1, min(int(resources.get("CPU", 1)), nodes * cpu_workers(self._job.model)))
+                wanted = max(1, min(int(resources.get("CPU", 1)), nodes * cpu_workers(self._job.spec.model)))
         needs = {"num_gpus": 1} if on_gpu else {"num_cpus": 1}
         # Ray shows an actor its own GPU alone.
         device = "cuda" if on_gpu else "cpu"

@@ -2,7 +2,6 @@
 
 import gc
 import hashlib
-import importlib
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -19,9 +18,12 @@ from genpipe.checkpoints.fingerprint import checkpoint_files, fingerprint
 from genpipe.embedded import EMBEDDED
 from genpipe.hardware import one_thread
 from genpipe.images import Picture, encode_image
+from genpipe.judge import best_index, judged
+from genpipe.metadata import annotate_choice
 from genpipe.models.finite import NonFiniteError
 from genpipe.pipeline import Pipeline
-from genpipe.request import MAX_SEED, Request
+from genpipe.pipeline.best_of import candidates, choose_scorer
+from genpipe.request import Request
 from genpipe.workers.messages import THUMBNAIL, Drawn, Job, Model, Result, Task, thumbnail_path
 from genpipe.workers.storage import open_storage
 
@@ -60,10 +62,9 @@ class Renderer:
 
     def __init__(self, job: Job, device: str | None = None) -> None:
         self.job = job
-        self.judge = None if job.judge is None else _named(job.judge)
-        self.pipeline = Pipeline.from_pretrained(
-            job.model, device=device, dtype=job.dtype, revision=job.revision, variant=job.variant
-        )
+        self.pipeline = Pipeline.from_pretrained(replace(job.spec, device=device))
+        embedded = self.pipeline.name == "embedded"
+        self.judge = choose_scorer(job.judge, embedded=embedded) if job.judged else None
         self._storage = open_storage(job.out)
         self._writers = ThreadPoolExecutor(4, "write")
         self._cuda = self.pipeline.device.type == "cuda"
@@ -72,17 +73,15 @@ class Renderer:
 
     def model(self) -> Model:
         """What the coordinator must know to plan."""
-        pipeline = self.pipeline
+        pipeline, spec = self.pipeline, self.job.spec
         return Model(
             name=pipeline.name,
-            fingerprint=fingerprint(
-                checkpoint_files(EMBEDDED if self.job.model is None else self.job.model, self.job.revision)
-            ),
+            fingerprint=fingerprint(checkpoint_files(EMBEDDED if spec.model is None else spec.model, spec.revision)),
             dtype=str(pipeline.dtype).removeprefix("torch."),
             defaults={"": pipeline.defaults(), "lcm": pipeline.defaults("lcm")},
             factor=pipeline.vae.config.factor,
             layers=min(len(each.layers) for each in pipeline.text_encoders),
-            distilled=pipeline.unet.config.guidance_channels is not None,
+            distilled=pipeline.distilled,
         )
 
     def begin(self, tasks: Sequence[Task], shape: str = "", measure: bool = False) -> Begun:
@@ -94,16 +93,16 @@ class Renderer:
             measure: find out first how many pictures of this shape a batch should take.
         """
         requests = [Request.from_dict(task.request) for task in tasks]
-        candidates = [_candidate(request, k) for request in requests for k in range(self.job.best_of)]
-        begun = Begun(tasks, candidates)
+        drawn = [one for request in requests for one in candidates(request, self.job.best_of)]
+        begun = Begun(tasks, drawn)
         with one_thread(self.job.deterministic):
             if measure and not self.job.deterministic:
                 started = time.perf_counter()
-                self._fits[shape] = begun.result.size = self._best_size(candidates[0])
+                self._fits[shape] = begun.result.size = self._best_size(drawn[0])
                 begun.result.seconds["measure"] = time.perf_counter() - started
             encoder = self.pipeline.prompt_encoder
             fits, encoded, started = self._fits.get(shape), encoder.seconds, time.perf_counter()
-            begun.latents = self._denoised(candidates, shape)
+            begun.latents = self._denoised(drawn, shape)
             text = encoder.seconds - encoded
             begun.result.seconds |= {"text": text, "denoise": time.perf_counter() - started - text}
             if self._fits.get(shape) != fits:
@@ -203,16 +202,18 @@ class Renderer:
     def _best(
         self, images: list[Picture | Failure], requests: list[Request]
     ) -> tuple[Picture | Failure, dict[str, Any] | None]:
-        """The picture with the highest score, its seed and score; of pictures that all failed, the first."""
+        """The image with the highest score, its seed and what the judge said; of images that all failed, the first."""
         drawn = [(x, request) for x, request in zip(images, requests, strict=True) if not isinstance(x, Failure)]
         if self.judge is None or not drawn:
             return (drawn[0][0] if drawn else images[0]), None
-        try:
-            scored = [(self.judge(image, request.prompt), image, request.seed) for image, request in drawn]
-        except Exception as error:  # noqa: BLE001 - a judge may be anybody's
-            return Failure(f"the judge failed: {_reason(error)}"), None
-        score, image, seed = max(scored, key=lambda one: one[0].total)
-        return image, {"seed": seed, "total": score.total, "score": score.to_dict()}
+        scores = judged([image for image, _ in drawn], [request.prompt for _, request in drawn], self.judge)
+        index = best_index(scores)
+        image, request = drawn[index]
+        annotate_choice(
+            image, [{"seed": one.seed, **score.to_dict()} for (_, one), score in zip(drawn, scores, strict=True)]
+        )
+        said = scores[index].to_dict()
+        return image, {"seed": request.seed, "total": said["total"], "score": said}
 
     def _write_all(self, begun: Begun, result: Result) -> None:
         written = []
@@ -251,7 +252,7 @@ class Renderer:
             try:
                 for _ in range(2 if size == 1 else 1):  # the very first is slow by itself
                     started = time.perf_counter()
-                    for _ in self.pipeline.stream([_candidate(short, k) for k in range(size)]):
+                    for _ in self.pipeline.stream(candidates(short, size)):
                         pass
                     seconds = time.perf_counter() - started
             except Exception as error:  # noqa: BLE001 - what is wrong with it, the drawing will tell
@@ -263,18 +264,6 @@ class Renderer:
             best, rate, size = size, size / seconds, 2 * size
         _free_memory()
         return best
-
-
-def _candidate(request: Request, k: int) -> Request:
-    return replace(request, seed=(request.seed + k) % (MAX_SEED + 1))
-
-
-def _named(name: str) -> Callable[[Picture, str], Any]:
-    module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"the judge {name} is not there ({error}): leave out --score and --best-of") from None
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -100,7 +100,7 @@ def one_scale(rows: int, folder: Path, images: Path) -> dict[str, Any]:
     def run(new: int) -> tuple[np.ndarray, np.ndarray]:
         """Time of planning and of journalling so many new pictures."""
         engine = Stub(images)
-        run = Run(prompts, folder / "out", Options(batch=64), engine=engine)
+        run = Run(prompts, folder / "out", Options.of(batch=64), engine=engine)
         drawn = now()
         for _ in run.pictures():
             if run.left == 0:

@@ -94,7 +94,7 @@ class Torture:
         assert len(self.reference) == count
 
     def options(self, **changes: Any) -> Options:
-        return Options(settings={"steps": self.steps}, deterministic=True, batch=4, **changes)
+        return Options.of(settings={"steps": self.steps}, deterministic=True, batch=4, **changes)
 
     def _run(self, out: Path, engine: Any = None, **changes: Any) -> Run:
         run = Run(self.input, out, self.options(**changes), engine=engine or LocalEngine(self.devices))

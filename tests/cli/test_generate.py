@@ -23,7 +23,7 @@ from genpipe.images import save_image
 from genpipe.judge import Score
 from genpipe.metadata import read_metadata, read_request
 from genpipe.models.cpu.quantised import can_quantise
-from genpipe.pipeline import Pipeline
+from genpipe.pipeline import BATCH, Pipeline
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., tuple[int, str, str]]
@@ -133,10 +133,9 @@ def test_pictures_of_a_set_are_those_drawn_alone(draw):
         assert np.array_equal(pixels(f"{seed}.png"), pixels("alone.png"))
 
 
-def test_more_pictures_than_a_batch(draw, monkeypatch):
-    monkeypatch.setattr("genpipe.pipeline.pipeline.BATCH", 2)
-    status, out, _ = draw("ship", "-n", 5, "--seed", 1, "--steps", 1)
-    assert status == 0 and [read_request(path).seed for path in out.split()] == [1, 2, 3, 4, 5]
+def test_more_images_than_a_batch(draw):
+    status, out, _ = draw("ship", "-n", BATCH + 1, "--seed", 1, "--steps", 1)
+    assert status == 0 and [read_request(path).seed for path in out.split()] == list(range(1, BATCH + 2))
 
 
 def test_default_names_never_overwrite_and_given_ones_do(draw):
@@ -253,7 +252,7 @@ MEMORY = "out of memory: ask for a smaller size or for fewer images at once, or 
         (["ship", "--seed", str(2**64)], "18446744073709551616"),
         (["ship", "-n", "0"], "n must be a whole number from 1 to 100000, not 0"),
         (["ship", "--size", "0x64"], "width must be a whole number from 1 to 8192, not 0"),
-        (["ship", "--size", "64"], "WxH"),
+        (["ship", "--size", "64y"], "WxH"),
         (["ship", "--size", "64x64", "-H", "64"], "--size or"),
         (["ship", "-H", "9000"], "not 9000"),
         (["ship", "--dtype", "int8"], "'int8'"),

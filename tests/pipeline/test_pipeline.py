@@ -2,8 +2,8 @@ import gc
 import io
 import json
 import warnings
-import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,15 @@ from genpipe.judge import Score
 from genpipe.metadata import read_request
 from genpipe.models.cpu.quantised import QuantisedLayer, can_quantise
 from genpipe.models.finite import NonFiniteError
-from genpipe.models.prepare import prepare
+from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.unet import UNet
-from genpipe.pipeline import Pipeline, Progress, generate
+from genpipe.models.vae import VAE
+from genpipe.pipeline import BATCH, Pipeline, Progress, generate
+from genpipe.pipeline.generate import Warm
+from genpipe.pipeline.networks import check_int8
 from genpipe.request import Request
 from genpipe.sampling.noise import ImageNoise
+from genpipe.spec import ModelSpec
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +50,8 @@ def fresh(tiny_checkpoint: Path) -> Pipeline:
 
 
 def draw(pipe: Pipeline, prompt: Any = "a red cat", **settings: Any) -> Any:
-    return pipe(prompt, **{"seed": 5, "steps": 4, "guidance_scale": 4.0, "progress": False, **settings})
+    given: Any = {"seed": 5, "steps": 4, "guidance_scale": 4.0, "progress": False, **settings}
+    return pipe(prompt, **given)
 
 
 def difference(one: Image.Image, other: Image.Image) -> int:
@@ -139,11 +144,11 @@ def test_bf16_is_close_across_batches(tiny_checkpoint: Path) -> None:
         assert 10 * np.log10(255**2 / max((error**2).mean(), 1e-9)) >= 40
 
 
-def test_more_pictures_than_a_batch_are_drawn_in_turn(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = draw(pipe, n=5)
-    monkeypatch.setattr("genpipe.pipeline.pipeline.BATCH", 2)
-    parts = draw(pipe, n=5)
-    assert all(difference(a, b) <= 2 for a, b in zip(whole, parts, strict=True))
+def test_more_images_than_a_batch_are_drawn_in_turn(pipe: Pipeline) -> None:
+    together = draw(pipe, n=BATCH + 1, steps=2)
+    assert len(together) == BATCH + 1
+    alone = [draw(pipe, seed=5 + k, steps=2) for k in (0, BATCH)]
+    assert all(difference(a, b) <= 2 for a, b in zip((together[0], together[BATCH]), alone, strict=True))
 
 
 def test_seeds_count_up_and_wrap(pipe: Pipeline) -> None:
@@ -243,7 +248,7 @@ def test_odd_prompts_draw(pipe: Pipeline, prompt: str) -> None:
         ({"guidance_scale": float("inf")}, "inf"),
         ({"seed": -1}, "-1"),
         ({"seed": 2**64}, str(2**64)),
-        ({"n": 0}, "n 0"),
+        ({"n": 0}, "100000, not 0"),
         ({"prompt": 7}, "prompt 7"),
         ({"prompt": []}, "empty list"),
         ({"seeds": [1]}, "seeds holds 1"),
@@ -332,20 +337,21 @@ def test_weights_that_are_not_finite_are_named(fresh: Pipeline, part: str) -> No
     assert "\n" not in str(caught.value)
 
 
-def test_generate_keeps_the_last_pipeline_warm(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loads: list[Any] = []
-    original = Pipeline.from_pretrained.__func__  # type: ignore[attr-defined]
+def test_the_last_pipeline_stays_warm_also_under_threads(tiny_checkpoint: Path) -> None:
+    warm, spec = Warm(), ModelSpec(model=str(tiny_checkpoint), device="cpu", dtype="fp32")
+    with ThreadPoolExecutor(4) as pool:
+        pipelines = list(pool.map(lambda _: warm.pipeline(spec), range(4)))
+    assert all(one is pipelines[0] for one in pipelines)
+    other = warm.pipeline(replace(spec, dtype="bf16"))
+    assert other.dtype == torch.bfloat16 and warm.pipeline(spec) is not pipelines[0]
 
-    def counted(cls: type, *args: Any, **kwargs: Any) -> Pipeline:
-        loads.append(args)
-        return original(cls, *args, **kwargs)
 
-    monkeypatch.setattr("genpipe.pipeline.pipeline._warm", {})
-    monkeypatch.setattr(Pipeline, "from_pretrained", classmethod(counted))
-    settings = {"model": tiny_checkpoint, "device": "cpu", "dtype": "fp32", "steps": 2, "seed": 1, "progress": False}
-    one, two = generate("a red cat", **settings), generate("a red cat", **settings)
-    assert len(loads) == 1
-    assert difference(one, two) == 0
+def test_generate_draws_what_the_pipeline_draws(pipe: Pipeline, tiny_checkpoint: Path) -> None:
+    settings: Any = {"steps": 2, "seed": 1, "progress": False}
+    image = generate("a red cat", model=tiny_checkpoint, device="cpu", dtype="fp32", **settings)
+    assert difference(image, pipe("a red cat", **settings)) == 0
+    with pytest.raises(ValueError, match="a request has no stepz: its keys are prompt, seed, steps"):
+        generate("a red cat", model=tiny_checkpoint, device="cpu", dtype="fp32", stepz=3)  # type: ignore[call-arg]
 
 
 def test_pictures_survive_a_png(pipe: Pipeline) -> None:
@@ -422,13 +428,15 @@ def test_a_text_encoder_that_overflows_is_repeated_in_fp32(
     assert (repeated - exact).abs().max() < 0.1
 
 
-def test_large_pictures_are_decoded_in_tiles(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = draw(pipe, height=256, width=64, steps=2)
-    monkeypatch.setattr("genpipe.pipeline.pipeline.TILE", 16)
-    tiled = draw(pipe, height=256, width=64, steps=2)
+def test_a_large_image_is_decoded_whole_or_in_tiles_as_asked(pipe: Pipeline, tiny_checkpoint: Path) -> None:
+    size: Any = {"height": 320, "width": 32, "steps": 2}
+    whole = draw(pipe, **size)
+    tiling = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32", vae_tiling="on")
+    tiled = draw(tiling, **size)
     assert tiled.size == whole.size
     error = np.asarray(whole, dtype=float) - np.asarray(tiled, dtype=float)
     assert 0 < np.abs(error).mean() < 25  # near, since a tile's norms see the tile only
+    assert json.loads(tiled.info["genpipe"])["vae_tiling"] == "on" and "vae_tiling" not in whole.info["genpipe"]
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "heun", "pndm", "KDPM2DiscreteScheduler"])
@@ -575,27 +583,19 @@ def test_a_tiny_autoencoder_makes_previews_and_drafts(tiny_checkpoint: Path, tmp
     assert difference(draw(pipe), draw(plain)) == 0
 
 
-def test_low_memory_draws_the_same_while_only_the_denoiser_is_held(
-    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    held: dict[str, list[weakref.ref[torch.nn.Module]]] = {}
-
-    def recorded(network: torch.nn.Module, **settings: Any) -> torch.nn.Module:
-        held.setdefault(type(network).__name__, []).append(weakref.ref(network))
-        return prepare(network, **settings)
-
-    monkeypatch.setattr("genpipe.pipeline.pipeline.prepare", recorded)
-    pipe = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32", low_memory=True)
-    alive: list[set[str]] = []
-
-    def look(progress: Progress) -> None:
+def test_low_memory_draws_the_same_while_only_the_denoiser_is_held(tiny_checkpoint: Path) -> None:
+    def networks() -> int:
         gc.collect()
-        alive.append({name for name, references in held.items() if any(one() is not None for one in references)})
+        return sum(type(one) in (TextEncoder, VAE) for one in gc.get_objects())
 
-    settings: dict[str, Any] = {"seed": 3, "steps": 2, "progress": False}
-    image = pipe("a ship", callback=look, **settings)
-    assert set(held) == {"TextEncoder", "UNet", "VAE"} and alive == [{"UNet"}] * 2
     usual = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32")
+    pipe = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32", low_memory=True)
+    before, during = networks(), []
+    settings: dict[str, Any] = {"seed": 3, "steps": 2, "progress": False}
+    image = pipe("a ship", callback=lambda _: during.append(networks()), **settings)
+    assert during == [before] * 2  # those that are not read from their files yet
+    with pipe.networks.in_memory(pipe.vae) as lent:
+        assert lent is not pipe.vae and networks() == before + 1
     assert image.tobytes() == usual("a ship", **settings).tobytes()
     preview, expected = (next(one.stream(one.requests("a ship", seed=3, steps=2))).preview() for one in (pipe, usual))
     assert preview[0].tobytes() == expected[0].tobytes()
@@ -633,25 +633,24 @@ def test_a_step_that_overflows_in_int8_is_repeated_in_fp32(
     assert 10 * np.log10(255**2 / max((error**2).mean(), 1e-9)) >= 30
 
 
-def test_int8_where_it_cannot_run_gets_one_clear_line(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(**settings: Any) -> str:
-        with pytest.raises(ValueError) as caught:
-            Pipeline.from_pretrained(tiny_checkpoint, int8=True, **settings)
-        assert "\n" not in str(caught.value) and "--no-int8" in str(caught.value)
-        return str(caught.value)
+@needs_int8
+def test_int8_that_pays_for_no_layer_is_refused(tiny_checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="too narrow: leave it out"):
+        Pipeline.from_pretrained(tiny_checkpoint, int8=True, device="cpu", dtype="bf16")
 
-    if instruction_set() != "other" and can_quantise():
-        assert "too narrow" in refused(device="cpu", dtype="bf16")
-    monkeypatch.setattr("genpipe.pipeline.pipeline.instruction_set", lambda: "avx512_bf16")
-    monkeypatch.setattr("genpipe.pipeline.pipeline.can_quantise", lambda: True)
-    assert "not with float32: use --dtype bf16" in refused(device="cpu", dtype="fp32")
-    with monkeypatch.context() as patch:
-        patch.setattr("genpipe.pipeline.pipeline.choose_device", lambda name: torch.device("cuda"))
-        assert "not on cuda: use --device cpu" in refused(device="cuda", dtype="bf16")
-    for name, answer in (("instruction_set", "other"), ("can_quantise", False)):
-        with monkeypatch.context() as patch:
-            patch.setattr(f"genpipe.pipeline.pipeline.{name}", lambda answer=answer: answer)
-            assert "AVX512-BF16 or AMX" in refused(device="cpu", dtype="bf16")
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "native", "says"),
+    [
+        ("cpu", torch.float32, True, "not with float32: use --dtype bf16"),
+        ("cuda", torch.bfloat16, True, "not on cuda: use --device cpu"),
+        ("cpu", torch.bfloat16, False, "AVX512-BF16 or AMX"),
+    ],
+)
+def test_int8_where_it_cannot_run_gets_one_clear_line(device: str, dtype: torch.dtype, native: bool, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as caught:
+        check_int8(torch.device(device), dtype, native=native)
+    assert "\n" not in str(caught.value) and "--no-int8" in str(caught.value)
 
 
 @pytest.mark.parametrize("channels", [5, 9])

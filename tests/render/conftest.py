@@ -56,7 +56,7 @@ def run(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., Run]:
 
     def run(source: Any, out: Path | str | None = "out", engine: Any = None, stop_after: int = 0, **values: Any) -> Run:
         settings = {"steps": 2, **values.pop("settings", {})}
-        options = Options(**{"model": str(tiny_checkpoint), "dtype": "fp32", **values, "settings": settings})
+        options = Options.of(**{"model": str(tiny_checkpoint), "dtype": "fp32", **values, "settings": settings})
         made = Run(source, None if out is None else tmp_path / out, options, engine=engine or Inline())
         for count, _ in enumerate(made.pictures(), start=1):
             if count == stop_after:

@@ -7,7 +7,7 @@ import pytest
 
 from genpipe.render.journal import Journal
 from genpipe.render.packing import Packer, shape_of
-from genpipe.render.planning import Planner
+from genpipe.render.planning import Planner, resolve_settings
 from genpipe.render.rows import read_rows
 from tests.render.conftest import MODEL
 
@@ -89,6 +89,6 @@ def test_the_size_is_asked_anew(journal):
 
 
 def test_sizes_sort_as_numbers():
-    settings = {**MODEL.defaults[""], "negative_prompt": "", "sampler": None, "clip_skip": 0}
+    settings = resolve_settings({}, MODEL)
     small, large = shape_of({**settings, "height": 512}), shape_of({**settings, "height": 1024})
     assert small < large

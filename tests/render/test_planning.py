@@ -34,6 +34,9 @@ def test_a_bare_prompt_gets_the_models_defaults(journal):
         "sampler": None,
         "clip_skip": 0,
         "speed": "exact",
+        "original_size": None,
+        "crop": None,
+        "target_size": None,
     }
     assert (entry.prompt, entry.line, entry.state) == ("a ship", 1, PENDING)
 

@@ -290,7 +290,7 @@ def test_a_folder_that_cannot_be_written_is_refused(run, tmp_path, monkeypatch, 
 
 def test_in_memory_nothing_is_left_on_the_disk(tiny_checkpoint, monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    options = Options(model=str(tiny_checkpoint), dtype="fp32", settings={"steps": 1})
+    options = Options.of(model=str(tiny_checkpoint), dtype="fp32", settings={"steps": 1})
     pictures = list(Run(["a", "b"], None, options, engine=Inline()).pictures())
     assert [picture.image.size for picture in pictures] == [(32, 32)] * 2
     assert pictures[0].path is None and pictures[0].request.prompt == "a"
@@ -314,7 +314,7 @@ def test_the_function_and_the_module_are_one(tiny_checkpoint, tmp_path):
 
 
 def test_a_caller_that_has_seen_enough_leaves_the_folder_in_order(tiny_checkpoint, tmp_path):
-    options = Options(model=str(tiny_checkpoint), dtype="fp32", batch=1, settings={"steps": 1})
+    options = Options.of(model=str(tiny_checkpoint), dtype="fp32", batch=1, settings={"steps": 1})
     pictures = Run(PROMPTS, tmp_path / "out", options, engine=Inline()).pictures()
     next(pictures)
     pictures.close()
@@ -324,7 +324,7 @@ def test_a_caller_that_has_seen_enough_leaves_the_folder_in_order(tiny_checkpoin
 
 def test_pictures_go_to_a_url(run, tmp_path):
     fsspec = pytest.importorskip("fsspec")
-    options = Options(model=run(["x"], out=None).options.model, dtype="fp32", settings={"steps": 1})
+    options = Options.of(model=run(["x"], out=None).options.spec.model, dtype="fp32", settings={"steps": 1})
     finished = Run(["a"], tmp_path / "out", options, engine=Inline(), storage="memory://there")
     (picture,) = finished.pictures()
     assert picture.path == f"memory://there/images/{picture.id}.png" and picture.image.size == (32, 32)
@@ -361,14 +361,14 @@ def test_image_folder_reads_it(run, tmp_path):
         ({"batch": 0}, "batch must be a whole number from 1"),
         ({"n": True}, "n must be"),
         ({"best_of": 0}, "best_of must be"),
-        ({"format": "gif"}, "format 'gif'"),
+        ({"format": "gif"}, "format must be one of png, jpg, webp, not 'gif'"),
         ({"settings": {"steps": 0}}, "steps must be"),
         ({"settings": {"stepz": 1}}, "no setting stepz"),
     ],
 )
 def test_options_are_checked(values, reason):
     with pytest.raises(ValueError, match=reason):
-        Options(**values)
+        Options.of(**values)
 
 
 def test_measured_and_reduced_sizes_are_used_for_what_follows(run, tmp_path):

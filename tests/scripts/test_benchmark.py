@@ -76,7 +76,7 @@ def test_what_is_varied_on_a_gpu_leaves_the_step_as_it_is(
     peers: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The networks in the form that they have on a GPU, on the CPU; torch.compile must take them without a break."""
-    monkeypatch.setattr("genpipe.pipeline.pipeline.forms_for", lambda *given: PLAIN)
+    monkeypatch.setattr("genpipe.pipeline.networks.forms_for", lambda *given: PLAIN)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
     captured: list[torch.Tensor] = []
 

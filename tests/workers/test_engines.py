@@ -81,7 +81,7 @@ def test_killed_five_times_and_nothing_is_lost(command, tmp_path, tiny_checkpoin
     process = command(out)
     printed, complaints = process.communicate()
     assert (process.returncode, printed.strip()) == (0, str(out / "index.html")), complaints
-    options = Options(model=str(tiny_checkpoint), settings={"steps": 3}, deterministic=True)
+    options = Options.of(model=str(tiny_checkpoint), settings={"steps": 3}, deterministic=True)
     rows = [f"a red cat {number // 2}" for number in range(COUNT)]
     undisturbed = Run(rows, tmp_path / "whole", options, engine=LocalEngine("cpu:2"))
     assert sum(1 for _ in undisturbed.pictures()) == COUNT
@@ -129,7 +129,7 @@ def test_workers_do_not_outlive_their_coordinator(command, tmp_path):
 
 
 def test_a_model_that_cannot_be_loaded_is_refused_in_one_line(tmp_path):
-    run = Run(["a"], tmp_path / "out", Options(model=str(tmp_path / "missing")), engine=LocalEngine("cpu"))
+    run = Run(["a"], tmp_path / "out", Options.of(model=str(tmp_path / "missing")), engine=LocalEngine("cpu"))
     with pytest.raises(ValueError, match="missing"):
         list(run.pictures())
 
@@ -156,7 +156,7 @@ process.main(make)
 
 
 def test_only_the_picture_that_kills_its_workers_is_given_up(tmp_path, tiny_checkpoint):
-    options = Options(model=str(tiny_checkpoint), settings={"steps": 1}, batch=1)
+    options = Options.of(model=str(tiny_checkpoint), settings={"steps": 1}, batch=1)
     run = Run(
         ["death", "a", "b", "z"], tmp_path / "out", options, engine=LocalEngine("cpu", [sys.executable, "-c", KILLER])
     )

@@ -16,7 +16,7 @@ PROMPTS = [f"a red cat {number}" for number in range(12)]
 
 @pytest.fixture
 def options(tiny_checkpoint: Path) -> Options:
-    return Options(model=str(tiny_checkpoint), dtype="fp32", settings={"steps": 2}, deterministic=True, batch=2)
+    return Options.of(model=str(tiny_checkpoint), dtype="fp32", settings={"steps": 2}, deterministic=True, batch=2)
 
 
 def pixels(folder: Path) -> dict[str, bytes]:
@@ -45,4 +45,4 @@ def test_stopping_ends_with_what_is_in_the_networks(options, tmp_path):
 def test_a_model_that_cannot_be_loaded_is_refused(tmp_path):
     engine = RayEngine(devices="cpu:1")
     with pytest.raises(ValueError, match="missing"):
-        list(Run(["a"], tmp_path / "out", Options(model=str(tmp_path / "missing")), engine=engine).pictures())
+        list(Run(["a"], tmp_path / "out", Options.of(model=str(tmp_path / "missing")), engine=engine).pictures())

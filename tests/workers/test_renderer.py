@@ -3,7 +3,9 @@
 import hashlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ from PIL import Image
 
 from genpipe import Pipeline, Request
 from genpipe.checkpoints.fingerprint import checkpoint_files
-from genpipe.metadata import read_request
+from genpipe.judge import Score
+from genpipe.metadata import read_metadata, read_request
 from genpipe.models.finite import NonFiniteError
+from genpipe.spec import ModelSpec
 from genpipe.workers.messages import Job, Task, thumbnail_path
 from genpipe.workers.renderer import Renderer
 
@@ -22,7 +26,7 @@ PROMPTS = ["a red cat", "a blue dog", "a pirate ship", "a red cat", "", "a ship"
 
 @pytest.fixture
 def job(tiny_checkpoint: Path, tmp_path: Path) -> Job:
-    return Job(out=str(tmp_path), model=str(tiny_checkpoint), dtype="fp32")
+    return Job(out=str(tmp_path), spec=ModelSpec(model=str(tiny_checkpoint), dtype="fp32"))
 
 
 def task(number: int, prompt: str = "a red cat", **changes) -> Task:
@@ -42,11 +46,11 @@ def pixels(path: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_a_batch_of_different_prompts_is_what_the_pipeline_draws_one_by_one(job, tmp_path, deterministic):
-    renderer = Renderer(Job(**{**job.__dict__, "deterministic": deterministic}), "cpu")
+    renderer = Renderer(replace(job, deterministic=deterministic), "cpu")
     tasks = [task(number, prompt, guidance_scale=3.0 + number) for number, prompt in enumerate(PROMPTS)]
     result = draw(renderer, tasks)
     assert sorted(number for number, *_ in result.drawn) == list(range(len(PROMPTS))) and not result.failed
-    pipe = Pipeline.from_pretrained(job.model, dtype="fp32", device="cpu")
+    pipe = Pipeline.from_pretrained(replace(job.spec, device="cpu"))
     for number, one in enumerate(tasks):
         request = {key: value for key, value in one.request.items()}
         alone = pipe(request.pop("prompt"), **request, progress=False, deterministic=True)
@@ -55,7 +59,7 @@ def test_a_batch_of_different_prompts_is_what_the_pipeline_draws_one_by_one(job,
 
 
 def test_the_pipeline_refuses_to_mix_guided_and_unguided_pictures(job):
-    pipe = Pipeline.from_pretrained(job.model, dtype="fp32", device="cpu")
+    pipe = Pipeline.from_pretrained(replace(job.spec, device="cpu"))
     requests = [
         Request.from_dict(task(number, guidance_scale=scale).request) for number, scale in enumerate((1.0, 4.0))
     ]
@@ -171,48 +175,44 @@ def test_other_formats(job, tmp_path, suffix, format):
         assert image.format == format
 
 
-def brightness(image: Image.Image, prompt: str):
+def brightness(image: Image.Image, prompt: str) -> Score:
     """A judge: the brighter the better."""
-    total = float(np.asarray(image).mean()) / 255
-
-    class Score:
-        def __init__(self) -> None:
-            self.total = total
-
-        def to_dict(self) -> dict:
-            return {"prompt": prompt}
-
-    return Score()
+    return Score(prompt, float(np.asarray(image).mean()) / 255)
 
 
 def test_the_best_of_several_is_kept(job, tmp_path):
-    judged = Job(**{**job.__dict__, "best_of": 3, "judge": f"{__name__}:brightness"})
+    judged = replace(job, best_of=3, judged=True, judge=f"{__name__}:brightness")
     one = task(5, "a ship")
     ((_, _, _, detail),) = draw(Renderer(judged, "cpu"), [one]).drawn
-    pipe = Pipeline.from_pretrained(job.model, dtype="fp32", device="cpu")
-    request = dict(one.request)
-    images = {seed: pipe(**{**request, "seed": seed}, progress=False) for seed in (5, 6, 7)}
+    pipe = Pipeline.from_pretrained(replace(job.spec, device="cpu"))
+    request: Any = dict(one.request)
+    images: Any = {seed: pipe(**request | {"seed": seed}, progress=False) for seed in (5, 6, 7)}
     totals = {seed: brightness(image, "").total for seed, image in images.items()}
     best = max(totals, key=lambda seed: totals[seed])
     assert detail is not None and detail["seed"] == best and detail["total"] == pytest.approx(totals[best], abs=0.01)
-    assert detail["score"] == {"prompt": "a ship"}
+    assert detail["score"]["prompt"] == "a ship"
     assert read_request(tmp_path / one.path).seed == best
     json.dumps(detail)
+
+
+REASON = "the judge failed: KeyError: 'a ship'"
 
 
 def broken(image: Image.Image, prompt: str):
     raise KeyError(prompt)
 
 
-def test_a_judge_that_fails_fails_its_pictures(job):
-    judged = Job(**{**job.__dict__, "judge": f"{__name__}:broken"})
+def test_a_judge_that_fails_costs_the_score_and_not_the_image(job, tmp_path):
+    judged = replace(job, judged=True, judge=f"{__name__}:broken")
     result = draw(Renderer(judged, "cpu"), [task(1, "a ship")])
-    assert result.failed == [(1, "the judge failed: KeyError: 'a ship'")]
+    ((_, _, _, detail),) = result.drawn
+    assert detail == {"seed": 1, "total": None, "score": {"prompt": "a ship", "total": None, "reason": REASON}}
+    assert not result.failed and read_metadata(tmp_path / task(1).path)["best_of"][0]["reason"] == REASON
 
 
 def test_a_judge_that_is_not_there_is_refused(job):
-    with pytest.raises(ValueError, match="the judge nowhere:score is not there"):
-        Renderer(Job(**{**job.__dict__, "judge": "nowhere:score"}), "cpu")
+    with pytest.raises(ValueError, match="judge 'nowhere:score' cannot be imported"):
+        Renderer(replace(job, judged=True, judge="nowhere:score"), "cpu")
 
 
 def test_the_best_size_is_the_fastest_that_fits(job, monkeypatch):
@@ -260,8 +260,8 @@ def test_the_model_says_what_planning_needs(job):
 
 def test_bytes_are_those_of_the_pipelines_own_files(job, tmp_path):
     one = task(3, "a ship")
-    draw(Renderer(Job(**{**job.__dict__, "deterministic": True}), "cpu"), [one])
-    pipe = Pipeline.from_pretrained(job.model, dtype="fp32", device="cpu")
+    draw(Renderer(replace(job, deterministic=True), "cpu"), [one])
+    pipe = Pipeline.from_pretrained(replace(job.spec, device="cpu"))
     data = io.BytesIO()
     pipe(**dict(one.request), progress=False, deterministic=True).save(data, "PNG")
     assert (tmp_path / one.path).read_bytes() == data.getvalue()

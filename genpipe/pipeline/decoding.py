@@ -1,0 +1,59 @@
+"""Latents to pixels: whole or in tiles, by the memory that there is; in fp32 where 16 bits overflow."""
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from genpipe.hardware import free_memory
+from genpipe.models.finite import NonFiniteError, float32_copy
+from genpipe.models.vae import VAE, VAEConfig
+
+# Side of a tile in latent pixels.
+TILE = 64
+# Tensors of the decoder's width at full size that a whole decode holds at its peak, measured on Stable Diffusion's.
+TENSORS = 24
+# The share of the free memory that a whole decode may take.
+SHARE = 0.8
+
+
+def decode_bytes(config: VAEConfig, latents: Tensor, itemsize: int) -> int:
+    """Estimate what decoding latents (B, C, h, w) whole takes at its peak, in bytes."""
+    batch, _, height, width = latents.shape
+    return TENSORS * batch * height * width * config.factor**2 * config.channels[0] * itemsize
+
+
+def choose_tile(tiling: str, config: VAEConfig, latents: Tensor, itemsize: int) -> int | None:
+    """Choose the side of the tiles that latents are decoded in, in latent pixels; None decodes them whole.
+
+    Args:
+        tiling: "on", "off" or "auto", which uses tiles where a whole decode would not fit into the free memory, and warns.
+        itemsize: bytes per number of the autoencoder's dtype.
+    """
+    if tiling == "off" or max(latents.shape[-2:]) <= TILE:
+        return None
+    if tiling == "on":
+        return TILE
+    needed, free = decode_bytes(config, latents, itemsize), free_memory(latents.device)
+    if free is None or needed <= SHARE * free:
+        return None
+    warnings.warn(
+        f"decoding in tiles, whose seams may show slightly: a whole decode takes about {needed / 1e9:.1f} GB, and "
+        f"{free / 1e9:.1f} GB are free; --vae-tiling off decodes whole all the same",
+        stacklevel=2,
+    )
+    return TILE
+
+
+def decode(vae: VAE, latents: Tensor, tile: int | None, *, model: str) -> Tensor:
+    """Decode scaled latents (B, C, h, w) to pixels (B, 3, H, W), float32 in about [-1, 1].
+
+    Raises:
+        NonFiniteError: the pixels are not finite, in fp32 either.
+    """
+    pixels = vae.decode(latents, tile=tile).float()
+    if not bool(torch.isfinite(pixels).all()):
+        pixels = float32_copy(vae).decode(latents, tile=tile)
+    if not bool(torch.isfinite(pixels).all()):
+        raise NonFiniteError.of("decoder", vae, model)
+    return pixels

@@ -1,0 +1,88 @@
+"""A checkpoint's networks in memory, each in the form in which it runs on one device."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from genpipe.checkpoints import Checkpoint
+from genpipe.hardware import instruction_set, keep_freed_memory, use_huge_pages
+from genpipe.models.cpu.forms import PLAIN, forms_for
+from genpipe.models.cpu.quantised import QuantisedLayer, can_quantise
+from genpipe.models.prepare import prepare
+from genpipe.models.unet import UNet
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class Networks:
+    """The networks of one checkpoint, prepared for a device and a dtype.
+
+    Args:
+        checkpoint: whose networks these are; they are prepared in place by `prepare_all`.
+        device, dtype: where and in what they run.
+        low_memory: keep the denoiser alone in memory; the others are read from their files each time.
+        int8: quantise the denoiser's wide layers.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, low_memory: bool, int8: bool
+    ) -> None:
+        self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
+        self._low_memory, self._int8 = low_memory, int8
+        self._forms = forms_for(instruction_set(), dtype) if device.type == "cpu" else PLAIN
+
+    def prepare_all(self, *others: nn.Module) -> None:
+        """Prepare what is to stay in memory: the denoiser, `others`, and unless memory is to be saved the rest.
+
+        Raises:
+            ValueError: int8 was asked for, and the denoiser's layers are too narrow for it.
+        """
+        self.prepare(self.checkpoint.unet)
+        if self._int8 and not any(isinstance(module, QuantisedLayer) for module in self.checkpoint.unet.modules()):
+            raise ValueError(
+                "int8 would save nothing, the layers of this model are too narrow: leave it out (--no-int8)"
+            )
+        kept = () if self._low_memory else (*self.checkpoint.text_encoders, self.checkpoint.vae)
+        for network in (*others, *kept):
+            self.prepare(network)
+
+    def prepare(self, network: Network) -> Network:
+        """Put one network into the form in which it runs."""
+        forms = replace(self._forms, int8=self._int8 and isinstance(network, UNet))
+        return prepare(network, device=self.device, dtype=self.dtype, forms=forms)
+
+    @contextmanager
+    def in_memory(self, network: Network) -> Iterator[Network]:
+        """Lend a text encoder or the autoencoder, ready to run; with low_memory it is read from its files for this."""
+        yield self.prepare(self.checkpoint.read_again(network)) if self._low_memory else network
+
+
+def prepare_process(device: torch.device, dtype: torch.dtype, *, low_memory: bool, int8: bool) -> None:
+    """Set this process's memory up for a model that is to be loaded.
+
+    Raises:
+        ValueError: int8 cannot run on this device, in this dtype or on this processor.
+    """
+    use_huge_pages()
+    if int8:
+        check_int8(device, dtype, native=instruction_set() != "other" and can_quantise())
+    if device.type == "cpu" and not low_memory:
+        keep_freed_memory()  # from the first conversion on
+
+
+def check_int8(device: torch.device, dtype: torch.dtype, *, native: bool) -> None:
+    """Raise ValueError unless int8 runs on this device in this dtype; `native`: whether the processor multiplies it."""
+    if device.type != "cpu":
+        raise ValueError(f"int8 runs on a CPU alone, not on {device}: use --device cpu, or leave int8 out (--no-int8)")
+    if not native:
+        raise ValueError(
+            "int8 needs a CPU with AVX512-BF16 or AMX, and a torch with oneDNN's int8 operators: "
+            "leave int8 out here (--no-int8)"
+        )
+    if dtype != torch.bfloat16:
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(f"int8 goes with bf16 alone, not with {name}: use --dtype bf16, or leave int8 out (--no-int8)")

@@ -1,0 +1,129 @@
+"""What determines a loaded model: its files, and the form in which it runs. Imports no torch."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from genpipe.fields import Choice, Flag, Text, check_fields, defaults_of, refuse_unknown, setting, settings_of
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+@dataclass(frozen=True)
+class _Named(Text):
+    """Text, or what has a text: a path, a torch device."""
+
+    def check(self, name: str, value: Any) -> str:
+        known = isinstance(value, Path) or type(value).__module__ == "torch"
+        return super().check(name, str(value) if known else value)
+
+
+@dataclass(frozen=True)
+class _Dtype(Choice):
+    """A dtype by its short name; torch's own are taken too."""
+
+    def check(self, name: str, value: Any) -> str:
+        known = type(value).__module__ == "torch"
+        return super().check(name, str(value).removeprefix("torch.") if known else value)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Everything that determines a loaded model. Equal ones load the same, so it is the key of caches.
+
+    The fields are the one list of loading options: `Pipeline.from_pretrained`, `generate`, the commands, `render` and the
+    files of images take theirs from it. Paths, torch devices and torch dtypes are stored by their names.
+
+    Attributes:
+        model: a folder in the diffusers layout, or a hub id such as "owner/name"; None is the embedded model.
+        revision: branch, tag or commit on the hub; None is its main one.
+        variant: "fp16" reads the files of that name.
+        tiny_vae: folder of a tiny autoencoder (TAESD) for these latents, which then makes previews and drafts.
+        device: "cuda", "cuda:1", "mps" or "cpu"; None takes the best there is.
+        dtype: "fp32", "bf16" or "fp16"; None takes what is fast on the device.
+        low_memory: hold the text encoder and the autoencoder in memory only while they run, reading them from their files
+            for every batch; images are the same.
+        int8: multiply the wide layers of the denoiser in int8 (on a CPU, in bf16): faster, and not quite the same images.
+        vae_tiling: decode in overlapping tiles, whose seams differ slightly from a whole decode: "on", "off", or "auto",
+            which does so where a whole decode would not fit into memory.
+
+    Raises:
+        ValueError: a value is of the wrong type; one line that says how to put it right.
+    """
+
+    model: str | None = setting(
+        _Named("NAME", empty=False),
+        "a folder in the diffusers layout or a hub id (default: the small one that comes with genpipe)",
+        default=None,
+        flags=("-m", "--model", "--ckpt"),
+    )
+    revision: str | None = setting(_Named("NAME"), "branch, tag or commit on the hub", default=None)
+    variant: str | None = setting(_Named("NAME"), "fp16 reads the files of that name", default=None)
+    tiny_vae: str | None = setting(
+        _Named("DIR", empty=False),
+        "a tiny autoencoder (TAESD), which then decodes drafts",
+        default=None,
+        flags=("--tiny-vae", "--taesd"),
+    )
+    device: str | None = setting(
+        _Named("NAME"), "cuda, cuda:1, mps or cpu (default: the best there is)", default=None, draws=False
+    )
+    dtype: str | None = setting(
+        _Dtype(tuple(DTYPES.values()), DTYPES), "fp32, bf16 or fp16 (default: the fastest on the device)", default=None
+    )
+    low_memory: bool = setting(
+        Flag(), "hold the text encoder and the autoencoder in memory only while they run", default=False, draws=False
+    )
+    int8: bool = setting(
+        Flag(), "multiply in int8 on a CPU: faster, and not quite the same image (default: no)", default=False
+    )
+    vae_tiling: str = setting(
+        Choice(("auto", "on", "off")),
+        "decode in tiles: auto (where memory is short; default), on or off",
+        default="auto",
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.model == "embedded":
+            object.__setattr__(self, "model", None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields by name, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ModelSpec":
+        """Make the spec that `to_dict` gave.
+
+        Raises:
+            ValueError: a key is unknown, or a value is of the wrong type.
+        """
+        refuse_unknown(cls, values, "a model")
+        return cls(**values)
+
+    def drawn_by(self) -> dict[str, Any]:
+        """Give the fields that images depend on, the model itself and its dtype aside, where they are not the defaults."""
+        values, defaults = asdict(self), defaults_of(ModelSpec)
+        return {
+            name: values[name]
+            for name, described in settings_of(ModelSpec).items()
+            if described.draws and name not in ("model", "dtype") and values[name] != defaults[name]
+        }
+
+
+class ModelOptions(TypedDict, total=False):
+    """The fields of `ModelSpec` but the model itself, as keyword arguments."""
+
+    revision: str | None
+    variant: str | None
+    tiny_vae: "str | Path | None"
+    device: "str | torch.device | None"
+    dtype: "str | torch.dtype | None"
+    low_memory: bool
+    int8: bool
+    vae_tiling: str
