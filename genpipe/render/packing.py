@@ -32,7 +32,7 @@ class Packer:
 
     Args:
         size: how many pictures of a shape a batch takes, asked anew for each.
-        distilled: the scale of guidance has to be the same in a batch, not only whether there is guidance.
+        distilled: whether the network takes the scale of guidance as an input, so that a batch may mix all of them.
         window: how many pictures it looks at together.
     """
 

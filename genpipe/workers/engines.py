@@ -163,6 +163,8 @@ class LocalEngine:
     def _listen(self, worker: _Worker) -> None:
         assert worker.process.stdout is not None
         for line in worker.process.stdout:
+            if not line.endswith(b"\n"):
+                break  # it was killed while it wrote
             self._messages.put((worker, json.loads(line)))
         self._messages.put((worker, None))
 

@@ -69,7 +69,7 @@ def test_a_dry_run_shows_the_plan_and_leaves_nothing(command, tmp_path):
         (["p.txt", "--out", "o", "--seeds", "3-1"], 2, "write them as 0-63,70"),
         (["p.txt", "--out", "o", "--batch", "many"], 2, "batch must be a whole number from 1 to 1024, not 'many'"),
         (["p.txt", "--out", "o", "--batch", "0"], 2, "batch must be a whole number from 1"),
-        (["p.txt", "--out", "o", "--size", "big"], 2, "write it as WxH"),
+        (["p.txt", "--out", "o", "--size", "big"], 2, "write it as 512x768"),
         (["p.txt", "--out", "o", "--sampler", "eulr"], 2, "did you mean"),
         (["p.txt", "--out", "o", "--engine", "magic"], 2, "choose from 'local', 'ray'"),
         (["p.txt", "--out", "o", "--address", "x:1"], 2, "is for the ray engine"),
