@@ -1,4 +1,4 @@
-"""genpipe turns text into pictures.
+"""genpipe turns text into images.
 
     from genpipe import generate
     generate("pirate ship").save("ship.png")
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from genpipe.render import render
     from genpipe.request import Request
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Pipeline", "Request", "__version__", "generate", "render"]
 
 _HOMES = {

@@ -3,21 +3,21 @@
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import fields
 from numbers import Integral, Real
-from typing import Any, get_args
+from typing import Any
 
 from genpipe.dialects.spellings import UNAVAILABLE, asks_for_nothing, setting_name
+from genpipe.fields import Flag, Number, Pair, Whole, settings_of
 from genpipe.messages import quoted
 from genpipe.request import MAX_PICTURES, Request
 from genpipe.sizes import parse_size
 
-# Numbers among a row's fields, by the types of the request's.
-WHOLE = {field.name for field in fields(Request) if field.type is int or int in get_args(field.type)} | {
-    "n",
-    "batch_size",
-}
-FRACTIONS = {field.name for field in fields(Request) if field.type is float or float in get_args(field.type)}
+_KINDS = {name: described.kind for name, described in settings_of(Request).items()}
+# Numbers among a row's fields.
+WHOLE = {name for name, kind in _KINDS.items() if isinstance(kind, Whole)} | {"n", "batch_size"}
+FRACTIONS = {name for name, kind in _KINDS.items() if isinstance(kind, Number)}
+# What is neither a number nor a text, but may be written as one.
+_WRITTEN = {name: kind for name, kind in _KINDS.items() if isinstance(kind, Pair | Flag)}
 # Fields that are read together with others.
 _COMBINED = {"batch_size", "size", "scheduler", "sampler_index"}
 # Past this, numbers with a decimal point no longer hold every whole number.
@@ -58,6 +58,8 @@ class FieldReader:
                     value = _whole(key, value, texts)
             elif name in FRACTIONS and texts:
                 value = _fraction(key, value)
+            elif name in _WRITTEN and type(value) is str:
+                value = _WRITTEN[name].read(name, value)
             elif name in UNAVAILABLE:
                 self._warn(name, value, line)
             if name in found and found[name] != value:
