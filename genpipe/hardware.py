@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
+from genpipe.messages import quoted
+
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -21,7 +23,7 @@ DTYPES = {
 
 
 def choose_device(name: str | torch.device | None = None) -> torch.device:
-    """The named device, or the best there is: cuda, then mps, then cpu.
+    """Find the named device, or the best there is: cuda, then mps, then cpu.
 
     Raises:
         ValueError: the name is no device, or that device is not here.
@@ -30,39 +32,38 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    shown = quoted(str(name) if isinstance(name, torch.device) else name)
     try:
-        device = torch.device(name)
+        device = torch.device(name) if isinstance(name, str | torch.device) else None
     except RuntimeError:
-        raise ValueError(f"device {name!r} is not a device: use cuda, cuda:0, mps or cpu") from None
-    if device.type not in ("cuda", "mps", "cpu"):
-        raise ValueError(f"device {str(name)!r} is not supported: use cuda, cuda:0, mps or cpu")
+        device = None
+    if device is None or device.type not in ("cuda", "mps", "cpu"):
+        raise ValueError(f"device {shown} is not one: use cuda, cuda:0, mps or cpu")
     cards = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= cards:
-        raise ValueError(f"device {str(name)!r} is not here: torch sees {cards} CUDA devices; use --device cpu")
+        raise ValueError(f"device {shown} is not here: torch sees {cards} CUDA devices; use --device cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"device {str(name)!r} is not here: torch sees no Apple GPU; use --device cpu")
-    return device
+        raise ValueError(f"device {shown} is not here: torch sees no Apple GPU; use --device cpu")
+    return torch.device("cpu") if device.type == "cpu" else device  # tensors on "cpu:3" say that they are on "cpu"
 
 
 def choose_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The named dtype, or the best for the device.
+    """Find the named dtype, or the best for the device.
 
-    That is bf16 on a GPU that has it, else fp16; on a CPU bf16 only where the processor multiplies it natively
-    (AVX512-BF16 or AMX), since elsewhere oneDNN emulates it at a loss.
+    The best is bf16 on a GPU that has it, else fp16; on a CPU it is bf16 only where the processor multiplies it natively
+    (AVX512-BF16 or AMX), since elsewhere oneDNN emulates it at a loss, and else fp32.
 
     Raises:
         ValueError: the name is not one of fp32, bf16, fp16, or it is fp16 on a CPU.
     """
-    if isinstance(name, str):
-        if name not in DTYPES:
-            raise ValueError(f"dtype {name!r} is not supported: use fp32, bf16 or fp16")
-        name = DTYPES[name]
     if name is not None:
-        if name not in DTYPES.values():
-            raise ValueError(f"dtype {name} is not supported: use torch.float32, torch.bfloat16 or torch.float16")
-        if name == torch.float16 and device.type == "cpu":
+        dtype = DTYPES.get(name) if isinstance(name, str) else name
+        if not isinstance(dtype, torch.dtype) or dtype not in DTYPES.values():
+            shown = name if isinstance(name, torch.dtype) else quoted(name)
+            raise ValueError(f"dtype {shown} is not supported: use fp32, bf16 or fp16")
+        if dtype == torch.float16 and device.type == "cpu":
             raise ValueError("dtype fp16 is not supported on a CPU: use bf16 or fp32")
-        return name
+        return dtype
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "mps":
@@ -71,9 +72,9 @@ def choose_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.
 
 
 def instruction_set() -> str:
-    """What the CPU offers to oneDNN: "amx" or "avx512_bf16", which multiply bf16 natively, or "other".
+    """Say what the CPU offers to oneDNN: "amx" or "avx512_bf16", which multiply bf16 natively, or "other".
 
-    `ONEDNN_MAX_CPU_ISA`, by which oneDNN can be told to use less than there is, is heeded.
+    The environment variable `ONEDNN_MAX_CPU_ISA`, which tells oneDNN to use less than there is, is obeyed.
     """
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "DEFAULT")).upper()
     # Private names: where a torch release lacks one, less is the safe answer.
@@ -91,19 +92,19 @@ def instruction_set() -> str:
 
 
 def use_huge_pages() -> None:
-    """Ask torch to back large CPU tensors with huge pages, where Linux has them: a third of the time for each new tensor.
+    """Ask torch to back large CPU tensors with huge pages, where Linux has them.
 
-    The memory of a decoder's tensors is new at every operation, and filling it page by page costs more than most
-    operations. torch heeds this if it has not allocated anything yet, and other systems ignore it.
+    A decoder allocates new memory at every operation, and filling it page by page costs more than most operations; with
+    huge pages a new tensor takes a third of the time. torch obeys only before its first allocation.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to keep what this process frees for what it allocates next, where it would hand large tensors back.
+    """Ask glibc to keep the memory of large tensors that this process frees, for those it allocates next.
 
-    New pages cost more than most operations on them: a seventh of the time of decoding a picture of 512 × 512. Other C
-    libraries have no such option, and are left as they are.
+    By default glibc hands it back to the system. New pages take a seventh of the time of decoding an image of 512 × 512.
+    Other C libraries have no such option, and are left as they are.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -126,7 +127,7 @@ def free_memory(device: torch.device) -> int | None:
 
 @contextmanager
 def one_thread(wanted: bool = True) -> Iterator[None]:
-    """torch on one CPU thread for a while, so that sums are always added in the same order; the whole process is."""
+    """Run torch on one CPU thread for a while, in the whole process, so that sums are always added in the same order."""
     if not wanted:
         yield
         return

@@ -47,11 +47,23 @@ def quoted(value: Any, most: int = VALUE) -> str:
     return one_line(text, most)
 
 
-def listed(names: Iterable[Any], most: int = 10) -> str:
-    """List names for a message: the first `most` of them, each shortened, and how many more there are."""
-    names = [one_line(str(name), VALUE) for name in names]
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def listed(names: Iterable[Any], most: int = 10, characters: int = 100) -> str:
+    """List names for a message, each shortened, and how many more there are: "a, b and 510 more".
+
+    Args:
+        names: texts, or what is to be shown by its `str`.
+        most: names to show.
+        characters: room for them; the first is shown in any case.
+    """
+    names = [str(name) for name in names]
+    shown: list[str] = []
+    for name in names[:most]:
+        name = one_line(name, VALUE)
+        if shown and sum(map(len, shown)) + len(name) > characters:
+            break
+        shown.append(name)
+    more = f" and {len(names) - len(shown):,} more" if len(names) > len(shown) else ""
+    return ", ".join(shown) + more
 
 
 def one_line(text: str, most: int = LINE) -> str:

@@ -38,6 +38,30 @@ def test_what_is_asked_for_is_taken() -> None:
     assert choose_dtype("bf16", CPU) == torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["cpu:99999999999999999999", "cuda:99999999999999999999", "cpu:-1", "cpu:", "CPU", "", "meta", "x" * 5000, "\x1b[2J",
+     "cuda:9", 5, -1, 10**30, b"cpu", [1], 1.5, True, torch.device("meta"), torch.float32],
+)  # fmt: skip
+def test_what_is_no_device_is_refused_in_one_short_line(name) -> None:
+    with pytest.raises(
+        ValueError, match=r"device .* (is not one: use cuda|is not here: .*; use --device cpu)"
+    ) as caught:
+        choose_device(name)
+    assert len(str(caught.value)) < 200 and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["int8", "", "x" * 5000, 5, [], {}, torch.int8, torch.device("cpu"), "fp16"])
+def test_what_is_no_dtype_is_refused_in_one_short_line(name) -> None:
+    with pytest.raises(ValueError, match=r"dtype .* is not supported.*: use ") as caught:
+        choose_dtype(name, CPU)
+    assert len(str(caught.value)) < 200 and str(caught.value).isprintable()
+
+
+def test_a_cpu_has_no_number() -> None:
+    assert choose_device("cpu:3") == choose_device(torch.device("cpu", 3)) == CPU
+
+
 @pytest.mark.parametrize("error", [None, RuntimeError])
 def test_the_thread_count_comes_back_whatever_happens(error: type[Exception] | None) -> None:
     before = torch.get_num_threads()

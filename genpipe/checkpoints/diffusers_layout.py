@@ -1,9 +1,8 @@
 """Loading a checkpoint in the diffusers layout, from a folder or from the hub."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -48,10 +47,10 @@ def load_checkpoint(
     encoders = read_json(source, "model_index.json", text_encoders_in)
     text_configs = [read_json(source, f"{name}/config.json", TextEncoderConfig.from_dict) for name in encoders]
     unet_config = read_json(source, "unet/config.json", UNetConfig.from_dict)
-    vae_config = read_json(source, "vae/config.json", _vae_config)
+    vae_config = read_json(source, "vae/config.json", VAEConfig.from_dict)
     scheduler_config = read_json(source, "scheduler/scheduler_config.json", dict)
     scheduler_config.setdefault("_class_name", index["scheduler"][1])
-    defaults = read_json(source, "genpipe.json", dict) if source.find("genpipe.json") else {}
+    defaults = read_json(source, "genpipe.json", dict) if source.find("genpipe.json", optional=True) else {}
     tokenizers = [
         _tokenizer(source, tokenizer_of(name), config) for name, config in zip(encoders, text_configs, strict=True)
     ]
@@ -126,16 +125,10 @@ def _built(source: Source, folder: str, build: Callable[[], Network]) -> Network
         raise CheckpointError(f"{source}/{folder}/config.json cannot be used: {error}") from error
 
 
-def _vae_config(config: Mapping[str, Any]) -> VAEConfig:
-    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
-        raise ValueError(f"genpipe cannot run {config['_class_name']} (only AutoencoderKL)")
-    return VAEConfig.from_dict(config)
-
-
 def _tokenizer(source: Source, folder: str, config: TextEncoderConfig) -> Tokenizer:
-    paths = [path for name in TOKENIZER_FILES if (path := source.find(f"{folder}/{name}"))]
+    paths = [path for name in TOKENIZER_FILES if (path := source.find(f"{folder}/{name}", optional=True))]
     if not paths:
-        raise CheckpointError(f"{source} lacks the tokenizer's files in {folder}/")
+        raise CheckpointError(source.lacks(f"the tokenizer's files in {folder}/"))
     try:
         return Tokenizer.from_files(paths[0].parent, max_length=config.max_position_embeddings)
     except ValueError as error:

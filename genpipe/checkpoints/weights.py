@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from genpipe.checkpoints.errors import CheckpointError, listed
+from genpipe.checkpoints.errors import CheckpointError
 from genpipe.checkpoints.hub import Source, read_json
 from genpipe.checkpoints.layout import Layout
 from genpipe.checkpoints.patches import Patch
 from genpipe.checkpoints.tensors import DTYPES, TensorFile, is_companion, scales
+from genpipe.messages import listed, quoted
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -53,7 +54,7 @@ def find_weights(source: Source, layout: Layout, variant: str | None) -> list[Pa
     for name in names:
         path = source.find(f"{layout.folder}/{name}") if Path(name).name == name else None
         if path is None:
-            raise CheckpointError(f"{source}/{index} lists {name}, which is not there")
+            raise CheckpointError(f"{source}/{index} lists {quoted(name)}, which is not there")
         paths.append(path)
     return paths or None
 
@@ -66,13 +67,15 @@ def explain_missing(source: Source, layout: Layout) -> CheckpointError:
     ]
     pickles = [name for name in names if name.endswith(_PICKLES)]
     if variants:
-        return CheckpointError(f"{source}/{layout.folder} holds only the variant {variants[0]!r}: pass it as `variant`")
+        return CheckpointError(
+            f"{source}/{layout.folder} holds only the variant {quoted(variants[0])}: pass it as `variant`"
+        )
     if pickles:
         return CheckpointError(
-            f"{source}/{layout.folder} holds only pickle files ({', '.join(pickles)}), which genpipe does not load since "
+            f"{source}/{layout.folder} holds only pickle files ({listed(pickles)}), which genpipe does not load since "
             "they can run code: open the checkpoint with diffusers and save it with save_pretrained, which writes safetensors"
         )
-    return CheckpointError(f"{source} lacks the weights {layout.folder}/{layout.stem}.safetensors")
+    return CheckpointError(source.lacks(f"the weights {layout.folder}/{layout.stem}.safetensors"))
 
 
 def read_weights(

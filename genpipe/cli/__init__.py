@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    from genpipe.cli.output import complain, flush, show_warning
+    from genpipe.cli.output import complain, flush, logged_lines, show_warning
 
     warnings.showwarning = show_warning
     if any(action == "error" for action, *_ in warnings.filters):
@@ -50,7 +50,8 @@ def _run(arguments: list[str]) -> int:
             from genpipe.cli.parser import parse
 
             args = parse(arguments)
-            return args.run(args)
+            with logged_lines(getattr(args, "quiet", False)):
+                return args.run(args)
         finally:
             # Here and not at exit, where Python itself would complain of a reader that has gone or of a full disk.
             flush()

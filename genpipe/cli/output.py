@@ -3,9 +3,11 @@
 import contextlib
 import errno
 import json
+import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,25 @@ def complain(error: BaseException) -> None:
 def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Print a warning on stderr in one line; takes the arguments of `warnings.showwarning`."""
     say("warning", str(message))
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say("warning", record.getMessage())
+
+
+@contextlib.contextmanager
+def logged_lines(quiet: bool) -> Iterator[None]:
+    """Print on stderr what genpipe logs meanwhile, a line each; `quiet` keeps it, and what the hub's library says, back."""
+    handler, logger = _Lines(logging.CRITICAL if quiet else logging.WARNING), logging.getLogger("genpipe")
+    if quiet:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def say(kind: str, text: str) -> None:

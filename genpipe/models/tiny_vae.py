@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from genpipe.blocks import conv1x1, conv3x3
 
 # Keys of a diffusers config.json that change the network, with the only value this one implements.
-_REQUIRED = {"act_fn": "relu", "upsample_fn": "nearest", "upsampling_scaling_factor": 2, "scaling_factor": 1.0}
+IMPLEMENTED = {"act_fn": "relu", "upsample_fn": "nearest", "upsampling_scaling_factor": 2, "scaling_factor": 1.0}
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TinyVAEConfig:
         """
         if config.get("_class_name", "AutoencoderTiny") != "AutoencoderTiny":
             raise ValueError(f"{config['_class_name']} is not a tiny autoencoder (only AutoencoderTiny is)")
-        for key, wanted in _REQUIRED.items():
+        for key, wanted in IMPLEMENTED.items():
             if config.get(key, wanted) != wanted:
                 raise ValueError(f"tiny VAE config: {key} = {config[key]!r} is not supported (only {wanted!r})")
         names = {

@@ -6,7 +6,7 @@ from typing import Any
 
 _ATTENTION = {"CrossAttnDownBlock2D": True, "DownBlock2D": False, "CrossAttnUpBlock2D": True, "UpBlock2D": False}
 # Keys of a diffusers config.json that change the network, with the only values this one implements.
-_REQUIRED: dict[str, tuple[Any, ...]] = {
+IMPLEMENTED: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"),
     "addition_embed_type": (None, "text_time"),
     "attention_type": ("default",),
@@ -15,6 +15,7 @@ _REQUIRED: dict[str, tuple[Any, ...]] = {
     "class_embeddings_concat": (False,),
     "conv_in_kernel": (3,),
     "conv_out_kernel": (3,),
+    "cross_attention_norm": (None,),
     "dual_cross_attention": (False,),
     "encoder_hid_dim": (None,),
     "encoder_hid_dim_type": (None,),
@@ -90,7 +91,7 @@ class UNetConfig:
         Raises:
             ValueError: the file asks for a form of the network that is not implemented; names the key and the value.
         """
-        for key, allowed in _REQUIRED.items():
+        for key, allowed in IMPLEMENTED.items():
             if key in config and config[key] not in allowed:
                 raise ValueError(f"U-Net config: {key} = {config[key]!r} is not supported (only {allowed[0]!r})")
         if config.get("num_attention_heads") is not None:

@@ -177,7 +177,7 @@ def test_one_error_lists_everything_that_does_not_fit(edited: Any) -> None:
 
 def test_a_tensor_under_two_names_is_unexpected(edited: Any) -> None:
     edited.edit_weights("vae", lambda state: {k: t.clone() for k, t in [*legacy_names(state).items(), *state.items()]})
-    with pytest.raises(CheckpointError, match=r"unexpected: .*\.to_q\.weight"):
+    with pytest.raises(CheckpointError, match=r"unexpected: .*\.to_k\.weight"):
         load_checkpoint(edited.root)
 
 
@@ -205,12 +205,15 @@ def conv_text(edited: Any) -> None:
 
 
 MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
-    "no index": (lambda e: (e.root / "model_index.json").unlink(), "has no model_index.json"),
+    "no index": (lambda e: (e.root / "model_index.json").unlink(), "lacks model_index.json"),
     "index not JSON": (
         lambda e: (e.root / "model_index.json").write_text("{"),
-        "model_index.json cannot be used: Expecting",
+        "model_index.json cannot be used: it is not JSON: Expecting",
     ),
-    "index not an object": (lambda e: (e.root / "model_index.json").write_text("[]"), "it is not a JSON object"),
+    "index not an object": (
+        lambda e: (e.root / "model_index.json").write_text("[]"),
+        r"it must hold a JSON object, not \[\]",
+    ),
     "other parts": (
         lambda e: e.edit_json(
             "model_index.json",
@@ -228,14 +231,14 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
         lambda e: e.edit_json("model_index.json", unet=[None, None]),
         "the checkpoint lacks a unet",
     ),
-    "no VAE folder": (lambda e: shutil.rmtree(e.root / "vae"), "has no vae/config.json"),
+    "no VAE folder": (lambda e: shutil.rmtree(e.root / "vae"), "lacks vae/config.json"),
     "no tokenizer": (lambda e: shutil.rmtree(e.root / "tokenizer"), "lacks the tokenizer's files"),
     "half a tokenizer": (lambda e: (e.root / "tokenizer" / "merges.txt").unlink(), "holds neither tokenizer.json nor"),
     "no weights": (lambda e: e.weights("vae").unlink(), "lacks the weights vae/diffusion_pytorch_model.safetensors"),
     "only pickles": (only_pickles, r"only pickle files \(diffusion_pytorch_model.bin\), which genpipe does not load"),
     "other VAE": (
         lambda e: e.edit_json("vae/config.json", _class_name="AutoencoderTiny"),
-        "cannot run AutoencoderTiny",
+        "cannot run 'AutoencoderTiny'",
     ),
     "other VAE in the index": (
         lambda e: e.edit_json("model_index.json", vae=["diffusers", "AsymmetricAutoencoderKL"]),
@@ -243,7 +246,7 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
     ),
     "other U-Net": (
         lambda e: e.edit_json("unet/config.json", class_embed_type="timestep"),
-        "unet/config.json cannot be used: U-Net config: class_embed_type = 'timestep'",
+        "unet/config.json cannot be used: class_embed_type must be null, not 'timestep'",
     ),
     "no heads": (lambda e: e.edit_json("unet/config.json", attention_head_dim=0), "unet/config.json cannot be used"),
     "odd groups": (lambda e: e.edit_json("vae/config.json", norm_num_groups=3), "vae/config.json cannot be used"),
@@ -280,22 +283,22 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
         lambda e: e.weights("unet").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n"),
         "run `git lfs pull`",
     ),
-    "lost shard": (lost_shard, "lists diffusion_pytorch_model-00002-of-00002.safetensors, which is not there"),
-    "shard outside": (outside_shard, "lists ../vae/diffusion_pytorch_model.safetensors, which is not there"),
+    "lost shard": (lost_shard, "lists 'diffusion_pytorch_model-00002-of-00002.safetensors', which is not there"),
+    "shard outside": (outside_shard, "lists '../vae/diffusion_pytorch_model.safetensors', which is not there"),
     "index of shards without a map": (
         lambda e: [e.shard("vae"), e.write_json("vae/diffusion_pytorch_model.safetensors.index.json", {})],
-        "index.json cannot be used: 'weight_map'",
+        "index.json cannot be used: it lacks weight_map",
     ),
     "empty index of shards": (
         lambda e: [
             e.shard("vae"),
             e.write_json("vae/diffusion_pytorch_model.safetensors.index.json", {"weight_map": {}}),
         ],
-        "lacks the weights vae/diffusion_pytorch_model.safetensors",
+        "weight_map must be an object",
     ),
     "shapes that only aliases may have": (
         conv_text,
-        r"wrong shape: .*q_proj.weight is \(32, 32, 1, 1\), not \(32, 32\)",
+        r"wrong shape: .*position_embedding.weight is \(16, 32, 1, 1\), not \(16, 32\)",
     ),
     "wider config": (lambda e: e.edit_json("vae/config.json", block_out_channels=[8, 16, 24]), "wrong shape"),
 }

@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -219,12 +221,79 @@ def test_the_cache_alone_is_enough(
     expected = tensors(load_checkpoint(tiny_checkpoint))
     for revision in (None, "main", COMMIT):
         assert same(tensors(load_checkpoint(ID, revision=revision)), expected)
-    with pytest.raises(CheckpointError, match=r"owner/tiny has no text_encoder/config.json"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"owner/tiny: the hub's cache holds only a part of it, without text_encoder/config.json, and HF_HUB_OFFLINE",
+    ):
         load_checkpoint(ID, revision="half")
     with pytest.raises(
         CheckpointError, match="owner/other is not a folder here, nor in the hub's cache, and HF_HUB_OFFLINE"
     ):
         load_checkpoint("owner/other")
+
+
+def test_a_cached_model_starts_at_once_where_the_hub_does_not_answer(
+    cache: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tensors: Tensors, caplog: Any
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("waits to try again"))
+    point_at("http://127.0.0.1:1", cache, monkeypatch)
+    expected = tensors(load_checkpoint(tiny_checkpoint))
+    for revision in (None, "main"):
+        caplog.clear()
+        assert same(tensors(load_checkpoint(ID, revision=revision)), expected)
+        assert caplog.messages == ["owner/tiny: the hub does not answer, so the files in its cache are used"]
+    caplog.clear()
+    assert same(tensors(load_checkpoint(ID, revision=COMMIT)), expected)
+    assert not caplog.messages  # a commit never changes, and it is all there
+
+
+def test_a_hub_that_hangs_is_waited_for_once_and_shortly(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        point_at(f"http://127.0.0.1:{deaf.getsockname()[1]}", cache, monkeypatch)
+        start = time.monotonic()
+        assert load_checkpoint(ID).source == ID
+        assert 2 < time.monotonic() - start < 10
+
+
+def test_a_part_of_a_checkpoint_offline_is_told_as_such(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cache / f"models--{ID.replace('/', '--')}/snapshots/{COMMIT}/unet/diffusion_pytorch_model.safetensors").unlink()
+    point_at("http://127.0.0.1:1", cache, monkeypatch)
+    for offline, says in (
+        (False, "the hub cannot be reached: fetch it where"),
+        (True, "HF_HUB_OFFLINE forbids asking"),
+    ):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        with pytest.raises(CheckpointError) as caught:
+            load_checkpoint(ID)
+        assert "the hub's cache holds only a part of it, without the weights unet/" in str(caught.value)
+        assert says in str(caught.value)
+
+
+def test_of_a_cache_that_another_program_filled_only_our_own_file_is_asked_for(
+    hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    assert load_checkpoint(ID).defaults == {}
+    assert (hub.asked, hub.sent) == (1, [])
+    (hub.root / "genpipe.json").write_text('{"steps": 7}')
+    assert load_checkpoint(ID).defaults == {"steps": 7}
+    assert hub.sent == ["genpipe.json"]
+    load_checkpoint(ID, revision=COMMIT)
+    assert hub.sent == ["genpipe.json"]
+
+
+@pytest.mark.parametrize("revision", ["", "../../x", "a b", "\0", "-x", "x" * 999, "\x1b[2J", 5])
+def test_what_is_no_revision_is_refused(revision: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"revision .* is not one: give a branch, a tag or a commit") as caught:
+        load_checkpoint(ID, revision=revision)
+    assert len(str(caught.value)) < 200 and str(caught.value).isprintable()
+
+
+def test_a_folder_has_no_revision(tiny_checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a folder here, which has no revision 'main': leave it out"):
+        load_checkpoint(tiny_checkpoint, revision="main")
 
 
 def test_hf_home_and_hf_hub_offline_are_obeyed(cache: Path) -> None:
@@ -234,4 +303,6 @@ def test_hf_home_and_hf_hub_offline_are_obeyed(cache: Path) -> None:
         environment.pop(name, None)
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout == f"{ID}\n", done.stderr
-    assert done.stderr.splitlines()[-1].endswith("nor in the hub's cache, and HF_HUB_OFFLINE forbids asking the hub")
+    assert (
+        "nor in the hub's cache, and HF_HUB_OFFLINE forbids asking the hub: set it to 0" in done.stderr.splitlines()[-1]
+    )

@@ -1,6 +1,7 @@
 """The command as a process: streams that the shell closed, signals, warnings, packages that are missing."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,3 +84,19 @@ def test_a_package_that_is_missing_is_a_line():
 def test_what_the_terminal_cannot_show_is_escaped():
     status, out, err = run(["vocabulary", "кот"], PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert status == 0 and r"\u043a\u043e\u0442" in out and not err
+
+
+def test_a_cached_model_draws_without_a_network_and_quietly(tiny_checkpoint, tmp_path):
+    commit = "a" * 40
+    model = tmp_path / "hub" / "models--owner--tiny"
+    shutil.copytree(tiny_checkpoint, model / "snapshots" / commit)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(commit)
+    nowhere = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    arguments = ["ship", "--steps", "1", "--seed", "1", "--model", "owner/tiny", "--outdir", str(tmp_path)]
+    start = time.monotonic()
+    assert run([*arguments, "--quiet"], **nowhere) == (0, f"{tmp_path}/ship.png\n", "")
+    assert time.monotonic() - start < 20
+    status, _, err = run(arguments, **nowhere)
+    line = "genpipe: warning: owner/tiny: the hub does not answer, so the files in its cache are used"
+    assert status == 0 and [each for each in err.splitlines() if each.startswith("genpipe: ")] == [line]

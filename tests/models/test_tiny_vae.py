@@ -62,11 +62,11 @@ def test_what_does_not_fit_is_refused_in_one_line(theirs: Any, tmp_path: Path) -
         CheckpointError, match="latents of 4 channels, 4 pixels wide, where the checkpoint's have 16 and 8"
     ):
         load_tiny_vae(folder, latent_channels=16, factor=8)
-    with pytest.raises(CheckpointError, match=r"has no taesd2/config\.json"):
+    with pytest.raises(CheckpointError, match=r"lacks taesd2/config\.json"):
         load_tiny_vae(tmp_path / "taesd2", latent_channels=4, factor=4)
     config = json.loads((folder / "config.json").read_text())
     for change, message in (
-        ({"act_fn": "mish"}, "act_fn = 'mish'"),
+        ({"act_fn": "mish"}, "act_fn must be \"relu\", not 'mish'"),
         ({"_class_name": "AutoencoderKL"}, "AutoencoderKL"),
     ):
         (folder / "config.json").write_text(json.dumps(config | change))
