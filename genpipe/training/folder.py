@@ -227,7 +227,7 @@ def _read(path: Path, size: int, note: Callable[[str], None]) -> Image.Image:
                 notes.append("first frame of an animation")
             if image.mode == "CMYK":
                 notes.append("from CMYK")
-            if image.mode.startswith("I") or any(";16" in str(tile) for tile in image.tile):
+            if image.mode.startswith("I") or any(";16" in str(tile) for tile in getattr(image, "tile", ())):
                 notes.append("from 16 bits")
             with image_errors(str(path)):
                 image.draft(None, (2 * size, 2 * size))  # JPEG at a fraction of its size, for a fraction of the time

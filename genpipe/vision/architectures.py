@@ -5,6 +5,7 @@ from functools import partial
 
 from torch import nn
 
+from genpipe.messages import quoted
 from genpipe.vision.alexnet import AlexNet, AlexNet2012
 from genpipe.vision.lenet import LeNet5
 from genpipe.vision.resnet import DEPTHS, ResNet
@@ -21,13 +22,13 @@ ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
 
 
 def build(architecture: str, classes: int = 1000) -> nn.Module:
-    """A network of this name with random weights.
+    """Build a network of this name with random weights.
 
     Raises:
-        ValueError: there is none, or fewer than two classes.
+        ValueError: there is none, or it is asked for fewer than two classes.
     """
     if architecture not in ARCHITECTURES:
-        raise ValueError(f"model {architecture!r} is not known: use one of {', '.join(ARCHITECTURES)}")
+        raise ValueError(f"model {quoted(architecture)} is not known: use one of {', '.join(ARCHITECTURES)}")
     if classes < 2:
         raise ValueError(f"a classifier of {classes} classes has nothing to choose: use 2 or more")
     return ARCHITECTURES[architecture](classes)

@@ -91,6 +91,10 @@ def label(classifier: Classifier, images: Sequence[Image.Image], top: int) -> li
     first = next(classifier.network.parameters())
     pixels = torch.stack([classifier.preprocess(image) for image in images])  # (B, C, H, W)
     logits: Tensor = classifier.network(pixels.to(first.device, first.dtype))
+    if not logits.isfinite().all():
+        raise ValueError(
+            f"the {classifier.architecture} gives NaN or infinity for these images: its weights are damaged"
+        )
     # In double precision the probabilities of a thousand classes sum to one to the last digit that is shown.
     best = logits.double().softmax(dim=1).topk(min(top, len(classifier.classes)))
     return [

@@ -10,6 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from genpipe.messages import VALUE, one_line, quoted
+
+MAX_SIDE = 8192  # pixels
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 
 
@@ -37,9 +40,12 @@ class Preprocess:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.crop <= self.resize:
+        for name, value in (("resize", self.resize), ("crop", self.crop)):
+            if type(value) is not int or not 1 <= value <= MAX_SIDE:
+                raise ValueError(f"{name} {quoted(value)} is out of range: use a whole number from 1 to {MAX_SIDE}")
+        if self.crop > self.resize:
             raise ValueError(
-                f"crop {self.crop} of pictures resized to {self.resize} does not fit: use 1 to {self.resize}"
+                f"crop {self.crop} of images resized to {self.resize} does not fit: use 1 to {self.resize}"
             )
         if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean):
             raise ValueError(
@@ -47,10 +53,12 @@ class Preprocess:
             )
         if not all(math.isfinite(value) for value in self.mean) or not all(0 < value < math.inf for value in self.std):
             raise ValueError(
-                f"mean {self.mean} and std {self.std} cannot normalise: use finite means and positive stds"
+                f"mean {quoted(self.mean)} and std {quoted(self.std)} cannot normalise: use finite means, positive stds"
             )
         if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation {self.interpolation!r} is not known: use {', '.join(INTERPOLATIONS)}")
+            raise ValueError(
+                f"interpolation {quoted(self.interpolation)} is not known: use {', '.join(INTERPOLATIONS)}"
+            )
 
     def __call__(self, image: Image.Image) -> Tensor:
         """A PIL picture of any size as (C, crop, crop) float32."""
@@ -89,8 +97,11 @@ class Preprocess:
             ValueError: settings are missing, unknown or out of range.
         """
         try:
-            mean, std = (tuple(float(value) for value in settings[name]) for name in ("mean", "std"))
-            others = {name: value for name, value in settings.items() if name not in ("mean", "std")}
+            mean, std = (tuple(map(float, settings[name])) for name in ("mean", "std"))
+            others = {name: settings[name] for name in settings if name not in ("mean", "std")}
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
+            raise ValueError(f"{quoted(settings)} is not a preprocessing: {one_line(str(error), VALUE)}") from None
+        try:
             return cls(**others, mean=mean, std=std)
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"{settings} is not a preprocessing: {error}") from None
+        except TypeError as error:
+            raise ValueError(f"{quoted(settings)} is not a preprocessing: {one_line(str(error), VALUE)}") from None

@@ -99,6 +99,14 @@ def test_a_picture_that_cannot_be_read_raises_alone_and_is_told_among_others(col
         classify(folder / "none.png", model=colour)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_classifier_of_damaged_weights_is_refused(colour: Classifier, folder: Path, value: float) -> None:
+    with torch.no_grad():
+        colour.network.get_parameter("head.weight")[0, 0] = value
+    with pytest.raises(ValueError, match="the colour gives NaN or infinity for these images: its weights are damaged"):
+        classify(folder, model=colour)
+
+
 def test_a_folder_of_one_bad_picture_does_not_raise(colour: Classifier, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_text("no picture")
     (prediction,) = classify(tmp_path, model=colour, top=1)

@@ -74,7 +74,7 @@ def test_settings_survive_json() -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"crop": 300}, "crop 300 of pictures resized to 256"),
+        ({"crop": 300}, "crop 300 of images resized to 256"),
         ({"crop": 0}, "crop 0"),
         ({"mean": (0.5, 0.5)}, "2 means and 3 stds"),
         ({"std": (0.1, 0.0, 0.1)}, "cannot normalise"),

@@ -1,7 +1,9 @@
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,15 +15,9 @@ from genpipe.vision.architectures import build
 from genpipe.vision.imagenet import PUBLISHED, imagenet_classes
 from genpipe.vision.lenet import LeNet5
 from genpipe.vision.preprocess import Preprocess
-from genpipe.vision.weights import Classifier, fetch, load_classifier, load_weights, save_classifier
+from genpipe.vision.weights import Classifier, load_classifier, load_weights, save_classifier
 
 GREY = Preprocess(resize=32, crop=32, mean=(0.5,), std=(0.25,), interpolation="bicubic")
-
-
-@pytest.fixture(autouse=True)
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    return tmp_path / "torch" / "hub" / "checkpoints"
 
 
 @pytest.fixture
@@ -94,32 +90,11 @@ def test_files_from_before_batches_were_counted_load(tmp_path: Path) -> None:
     assert same(fresh, network)
 
 
-def test_a_url_is_fetched_once_into_the_cache_of_torchs_hub(saved: Path, hub: Path, classifier: Classifier) -> None:
-    path = hashed(saved)
-    url = path.as_uri()
-    assert same(load_classifier(url).network, classifier.network)
-    assert [file.name for file in hub.iterdir()] == [path.name]
-    path.unlink()
-    assert same(load_classifier(url).network, classifier.network)
-
-
-@pytest.mark.parametrize("where", ["file", "url", "cache"])
-def test_a_file_without_the_hash_in_its_name_is_refused(saved: Path, hub: Path, where: str) -> None:
-    path = saved.rename(saved.with_name("net-00000000.safetensors"))
-    if where == "cache":
-        hub.mkdir(parents=True)
-        path.rename(hub / path.name)
-    with pytest.raises(ValueError, match=r"net-00000000.safetensors .*its name says"):
-        fetch(path if where == "file" else path.as_uri())
-    assert where == "cache" or not (hub / path.name).exists()
-
-
-def test_what_cannot_be_fetched_is_an_os_error(tmp_path: Path, hub: Path) -> None:
-    with pytest.raises(OSError, match=r"file://.*none.safetensors could not be fetched"):
-        fetch((tmp_path / "none.safetensors").as_uri())
-    assert not list(hub.iterdir())
-    with pytest.raises(FileNotFoundError):
-        fetch(tmp_path / "none.safetensors")
+def test_a_url_gives_the_classifier_that_it_names(tmp_path: Path, classifier: Classifier) -> None:
+    for name, classes in (("a", ("cat", "dog", "fox")), ("b", ("ship", "car", "bus"))):
+        (tmp_path / name).mkdir()
+        save_classifier(replace(classifier, classes=classes), tmp_path / name / "same.safetensors")
+        assert load_classifier((tmp_path / name / "same.safetensors").as_uri()).classes == classes
 
 
 def test_a_pickle_is_read_only_when_asked_for(tmp_path: Path, classifier: Classifier) -> None:
@@ -165,6 +140,25 @@ def test_a_cut_file_is_a_line(saved: Path, classifier: Classifier, name: str) ->
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "data", [b"\x80\x02\x85.", b"\x80\x02\x8a\x01.", b"cos\nsystem\n(S'true'\ntR.", b"\x80\x05", b".", b"(l0\n."],
+)  # fmt: skip
+def test_a_malformed_pickle_is_a_line(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "w.pth").write_bytes(data)
+    with pytest.raises(ValueError, match=r"w.pth (is damaged, or holds more|does not hold a state dict)") as caught:
+        load_weights(LeNet5(3), tmp_path / "w.pth", allow_pickle=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, classifier: Classifier, value: float) -> None:
+    with torch.no_grad():
+        classifier.network.get_parameter("features.c3.weight")[0, 0] = value
+    save_classifier(classifier, tmp_path / "nan.safetensors")
+    with pytest.raises(ValueError, match=r"nan.safetensors holds weights that are not finite .*: features.c3.weight;"):
+        load_classifier(tmp_path / "nan.safetensors")
+
+
 def test_another_head_is_one_clear_error(saved: Path) -> None:
     with pytest.raises(ValueError, match=r"mine.safetensors has a head of 3 classes where the model has 10: build"):
         load_weights(LeNet5(10), saved)
@@ -207,11 +201,42 @@ def test_what_the_file_says_is_not_overruled(saved: Path, tmp_path: Path) -> Non
     assert load_classifier(tmp_path / "bare.safetensors", "resnet18w16").classes == imagenet_classes()
 
 
-def test_damaged_metadata_are_a_line(tmp_path: Path) -> None:
-    metadata = {"architecture": "lenet5", "classes": '["a", "b", "c"]', "preprocess": '{"resize": 1}'}
-    save_file(LeNet5(3).state_dict(), tmp_path / "odd.safetensors", metadata=metadata)
-    with pytest.raises(ValueError, match=r"odd.safetensors has damaged metadata"):
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("preprocess", '{"resize": 1}', "is not a preprocessing: 'mean'"),
+        ("preprocess", "[]", "is not a preprocessing"),
+        ("preprocess", "[" * 100_000, "recursion"),
+        ("preprocess", json.dumps({**GREY.to_dict(), "crop": 10**9}), "crop 1000000000 is out of range: use a whole number"),
+        ("preprocess", json.dumps({**GREY.to_dict(), "resize": 36.5}), "resize 36.5 is out of range"),
+        ("preprocess", json.dumps({**GREY.to_dict(), "std": [1e-400]}), "use finite means, positive stds"),
+        ("preprocess", json.dumps({**GREY.to_dict(), "mean": ["x" * 10_000]}), "is not a preprocessing"),
+        ("preprocess", json.dumps({**GREY.to_dict(), "interpolation": "x" * 10_000}), "interpolation 'x"),
+        ("classes", '"abc"', "classes is 'abc', not a list of names"),
+        ("classes", "[[], [], []]", "not a list of names"),
+        ("classes", "{", "Expecting property name"),
+        ("classes", '["a"]', "a classifier of 1 classes has nothing to choose"),
+        ("architecture", "[" * 100_000, "model '[[["),
+        ("architecture", "\x1b[31m", r"model '\x1b[31m' is not known"),
+    ],
+)  # fmt: skip
+def test_damaged_metadata_are_a_line(tmp_path: Path, key: str, value: str, says: str) -> None:
+    metadata = {"architecture": "lenet5", "classes": '["a", "b", "c"]', "preprocess": json.dumps(GREY.to_dict())}
+    save_file(LeNet5(3).state_dict(), tmp_path / "odd.safetensors", metadata=metadata | {key: value})
+    with pytest.raises(ValueError, match=r"odd.safetensors has damaged metadata: ") as caught:
         load_classifier(tmp_path / "odd.safetensors")
+    assert says in str(caught.value) and len(str(caught.value)) < 1000 and str(caught.value).isprintable()
+
+
+def test_weights_of_another_kind_of_number_are_refused(tmp_path: Path) -> None:
+    state = LeNet5(3).state_dict()
+    state["classifier.fc.bias"] = torch.ones(3, dtype=torch.int64)
+    save_file(state, tmp_path / "whole.safetensors")
+    with pytest.raises(ValueError, match=r"does not fit a LeNet5; wrong type of number: classifier.fc.bias$"):
+        load_weights(LeNet5(3), tmp_path / "whole.safetensors")
+    save_file({f"x{index}": torch.ones(1) for index in range(5000)}, tmp_path / "many.safetensors")
+    with pytest.raises(ValueError, match=r"unexpected: x0, .* and 4,990 more$"):
+        load_weights(LeNet5(3), tmp_path / "many.safetensors")
 
 
 @pytest.mark.parametrize(
