@@ -1,6 +1,7 @@
 """What the code may import, and when."""
 
 import ast
+import graphlib
 import json
 import os
 import subprocess
@@ -107,6 +108,34 @@ def test_the_import_rules_see_every_form_of_import(tmp_path):
     assert list(imports("p.q", tmp_path / "__init__.py")) == ["p.q.e.f"]
     assert area("genpipe.blocks.conv3x3") == "blocks" and area("genpipe.vision.resnet") == "vision"
     assert area("genpipe.generate") == "pipeline" and area("torch.nn") is area("genpipe") is None
+
+
+def homes() -> dict[str, str]:
+    """Where the names that packages give from their `__init__.py` are defined."""
+    found = {f"genpipe.{name}": home for name, home in genpipe._HOMES.items()}
+    for path in (ROOT / "genpipe").rglob("__init__.py"):
+        package = ".".join(path.parent.relative_to(ROOT).parts)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                found |= {f"{package}.{alias.name}": node.module for alias in node.names}
+    return found
+
+
+def test_no_two_modules_import_each_other():
+    known, defined = dict(sources()), homes()
+    graph = {}
+    for module, path in known.items():
+        if path.stem != "__init__":
+            names = {defined.get(name, name) for name in imports(module, path)}
+            origins = {name if name in known else name.rpartition(".")[0] for name in names}
+            graph[module] = {one for one in origins if one in known and known[one].stem != "__init__"}
+    order = graphlib.TopologicalSorter(graph)
+    order.prepare()  # raises CycleError, which names the circle
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "genpipe").rglob("*.py")), ids=lambda path: path.name)
+def test_files_stay_short_enough_to_hold_in_the_head(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 350
 
 
 def test_other_libraries_of_the_field_stay_in_their_corner():

@@ -116,38 +116,35 @@ def _render(args: argparse.Namespace) -> int:
 
 
 def _show_progress(run: "Run", quiet: bool) -> None:
-    from tqdm import tqdm
+    from genpipe.progress import Progress
 
-    bar = None
+    shown = None
     try:
-        for picture in run.pictures():
-            if bar is None:  # not before: loading and planning are no pictures
-                done = run.total - run.left - 1
-                bar = tqdm(
-                    total=run.total, initial=done, unit="picture", disable=quiet, leave=False, dynamic_ncols=True
-                )
-            bar.update()
-            if picture.error is not None:
-                bar.write(f"genpipe: failed: line {picture.line}: {picture.error}", file=sys.stderr)
+        for image in run.pictures():
+            if shown is None:  # not before: loading and planning draw no images
+                shown = Progress(run.total, unit="image", initial=run.total - run.left - 1, quiet=quiet)
+            shown.update()
+            if image.error is not None:
+                shown.write(f"genpipe: failed: line {image.line}: {image.error}")
     finally:
-        if bar is not None:
-            bar.close()
+        if shown is not None:
+            shown.close()
 
 
 def _conclude(run: "Run", args: argparse.Namespace, seconds: float) -> int:
     if run.rejected:
         print(f"genpipe: {run.rejected} rows cannot be drawn: see {args.out}/failures.jsonl", file=sys.stderr)
     if run.failed:
-        print(f"genpipe: {run.failed} pictures failed: see {args.out}/failures.jsonl; "
+        print(f"genpipe: {run.failed} images failed: see {args.out}/failures.jsonl; "
               "--retry-failed draws them again", file=sys.stderr)  # fmt: skip
     if run.repeated:
-        print(f"genpipe: {run.repeated} pictures are asked for twice, and are drawn once", file=sys.stderr)
+        print(f"genpipe: {run.repeated} images are asked for twice, and drawn once", file=sys.stderr)
     if run.stopped and run.left:
-        print(f"genpipe: interrupted with {run.done} of {run.total} pictures done: "
+        print(f"genpipe: interrupted with {run.done} of {run.total} images done: "
               "the same command goes on", file=sys.stderr)  # fmt: skip
         return 130
     if not args.quiet:
-        print(f"{run.report.pictures} pictures in {seconds:.0f} s, {run.done} of {run.total} in all", file=sys.stderr)
+        print(f"{run.report.pictures} images in {seconds:.0f} s, {run.done} of {run.total} in all", file=sys.stderr)
     print(run.folder.root / "index.html")
     return 1 if run.failed or run.rejected else 0
 

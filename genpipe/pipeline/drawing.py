@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
-from tqdm import tqdm
 
 from genpipe.images import Picture
 from genpipe.pipeline.progress import Progress
+from genpipe.progress import Progress as Shown
 from genpipe.request import Request
 
 # Images that go through the networks together; more requests are taken in turn, so memory stays flat.
@@ -28,20 +28,20 @@ def draw(
     Args:
         requests: agreeing in what a batch must agree in.
         stream, decode: those of a `Pipeline`.
-        progress: show a bar on stderr.
+        progress: show how far it is on stderr: a bar on a terminal, now and then a line elsewhere.
         callback: called with the `Progress` of every step.
     """
     images: list[Picture] = []
     batches = math.ceil(len(requests) / batch)
     steps = batches * requests[0].steps
-    with tqdm(total=steps, unit="step", disable=not progress, leave=False, dynamic_ncols=True) as bar:
+    with Shown(steps, unit="step", quiet=not progress) as shown:
         for start in range(0, len(requests), batch):
             part = requests[start : start + batch]
             latents: Tensor | None = None
             for state in stream(part):
-                bar.total = batches * state.steps
+                shown.total = batches * state.steps
                 latents = state.latents
-                bar.update()
+                shown.update()
                 if callback is not None:
                     callback(state)
             assert latents is not None

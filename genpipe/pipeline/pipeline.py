@@ -190,7 +190,7 @@ class Pipeline:
             best_of: draw so many for each image, with seeds from its own on, and keep the one that shows the prompt
                 best. `image.info` holds the scores of all of them.
             judge: who says so, see `genpipe.judge.score`; None is the embedded judge, for the embedded model.
-            progress: show a bar on stderr.
+            progress: show how far it is on stderr: a bar on a terminal, now and then a line elsewhere.
             callback: called with the `Progress` of every step.
             settings: the other attributes of `Request`; what is None or left out is the checkpoint's default: steps 30
                 (LCM: 4), guidance_scale 7.5 (LCM: 1), height and width what the model was trained on.

@@ -31,7 +31,7 @@ def test_the_gallery_is_all_that_is_printed(command, tmp_path):
     Path("p.txt").write_text("a ship\na cat\n")
     status, out, err = command("p.txt", "--out", "renders", "--size", "48x32", "-N", "fog")
     assert (status, out) == (0, f"{tmp_path}/renders/index.html\n")
-    assert "2 pictures in" in err and "2 of 2 in all" in err
+    assert "2 images in" in err and "2 of 2 in all" in err
     row = json.loads(Path("renders/metadata.jsonl").read_text().splitlines()[0])
     assert (row["width"], row["height"], row["negative_prompt"], row["steps"]) == (48, 32, "fog", 2)
 

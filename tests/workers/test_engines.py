@@ -97,7 +97,7 @@ def test_ctrl_c_finishes_the_batch_and_says_how_to_go_on(command, tmp_path):
     assert process.returncode == 130 and printed == ""
     done = len((out / "metadata.jsonl").read_text().splitlines())
     assert 2 <= done == pictures(out) < COUNT
-    assert f"interrupted with {done} of {COUNT} pictures done: the same command goes on" in complaints
+    assert f"interrupted with {done} of {COUNT} images done: the same command goes on" in complaints
     assert "Traceback" not in complaints
 
 
