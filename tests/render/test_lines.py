@@ -5,11 +5,11 @@ import random
 
 import pytest
 
-from genpipe.render.lines import MAX_LINE, read_lines
+from genpipe.render.lines import MAX_LINE, Line, read_lines
 
 
-def lines(data: bytes) -> list[tuple[int, str, str]]:
-    return [tuple(line) for line in read_lines(io.BytesIO(data), "file")]
+def lines(data: bytes) -> list[Line]:
+    return list(read_lines(io.BytesIO(data), "file"))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be-bom"])
