@@ -120,7 +120,7 @@ class Report:
                 "drawing": self.drawing,
                 **{stage: self.stages.get(stage, 0.0) for stage in STAGES},
             },
-            "peak_memory_bytes": self.peak,
+            "peak_memory_bytes": self.peak or None,
         }
 
 

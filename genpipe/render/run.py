@@ -91,10 +91,17 @@ class Run:
                     self.report.drawing = time.perf_counter() - started
                     yield picture
             except GeneratorExit:  # the caller has seen enough
+                self._missing(journal)
                 self._write_results(journal, model)
                 raise
             self.report.drawing = time.perf_counter() - started
+            missing = self._missing(journal)
             self._write_results(journal, model)
+            if missing:
+                raise OSError(
+                    f"{missing} of the images that were drawn are not in {self.folder.shown} any more: "
+                    "the same command draws them again"
+                )
 
     @contextmanager
     def planned(self) -> Iterator[tuple[Journal, Model]]:
@@ -254,6 +261,7 @@ class Run:
         self.engine.submit(key, tasks, batch.shape, measure)
 
     def _settle(self, journal: Journal, packer: Packer, event: Event) -> Iterator[Rendered]:
+        self.folder.check_there()
         batch = self._flying.pop(event.key)
         result = event.result
         if event.lost is not None:
@@ -302,6 +310,15 @@ class Run:
         return Rendered(entry, journal.settings(entry.settings), path=shown, read=read, detail=detail)
 
     # After drawing
+
+    def _missing(self, journal: Journal) -> int:
+        """Count the finished images that somebody has removed meanwhile; they are to be drawn again."""
+        if self._kept is not None:
+            return 0
+        self.folder.check_there()
+        missing = self.folder.check(journal, self.options.suffix, verify=False) if self.folder.local else 0
+        self.done = journal.counts()[DONE]
+        return missing
 
     def _write_results(self, journal: Journal, model: Model) -> None:
         if self._kept is not None or journal.get("results_are_written"):

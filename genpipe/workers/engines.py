@@ -239,6 +239,6 @@ def cpu_workers(model: str | None) -> int:
         return 1
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
+    except (AttributeError, ValueError, OSError):  # not every system tells
         return 1
     return max(1, min(processors(), free // (3 * size + (1 << 29))))

@@ -2,7 +2,6 @@
 
 import gc
 import hashlib
-import resource
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from genpipe.checkpoints.fingerprint import checkpoint_files, fingerprint
 from genpipe.embedded import EMBEDDED
-from genpipe.hardware import one_thread
+from genpipe.hardware import one_thread, peak_memory
 from genpipe.images import Picture, encode_image
 from genpipe.judge import best_index, judged
 from genpipe.metadata import annotate_choice
@@ -123,7 +122,7 @@ class Renderer:
                 self._decode(begun)
         result = begun.result
         self._write_all(begun, result)
-        result.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        result.peak = peak_memory()
         if self._cuda:
             result.peak = torch.cuda.max_memory_allocated(self.pipeline.device)
         return result

@@ -1,4 +1,4 @@
-"""Where pictures' bytes go: a folder, or what an fsspec URL names. Files appear whole or not at all."""
+"""Where the bytes of images go: a folder, or what an fsspec URL names. Files appear whole or not at all."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ class Storage(Protocol):
     def write(self, path: str, data: bytes) -> None: ...
 
     def size(self, path: str) -> int | None:
-        """In bytes; None for a file that is not there."""
+        """Give a file's size in bytes; None for a file that is not there."""
         ...
 
     def read(self, path: str) -> bytes: ...
@@ -25,7 +25,8 @@ class Storage(Protocol):
 class Folder:
     """A folder of this machine, or one that machines share.
 
-    A file is written below `.genpipe/parts` and then moved to its place, so whatever is elsewhere is whole.
+    A file is written below `.genpipe/parts` and then moved to its place, so whatever is elsewhere is whole. The folder
+    itself is not made: where it is gone, removed or unmounted, nothing is written in its place.
     """
 
     def __init__(self, root: Path) -> None:
@@ -34,8 +35,8 @@ class Folder:
 
     def write(self, path: str, data: bytes) -> None:
         target = self.root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self._parts.mkdir(parents=True, exist_ok=True)
+        self._make(self._parts)
+        self._make(target.parent)
         with atomic_write(target, part=self._parts / secrets.token_hex(8), durable=True) as part:
             part.write_bytes(data)
 
@@ -47,6 +48,17 @@ class Folder:
 
     def read(self, path: str) -> bytes:
         return (self.root / path).read_bytes()
+
+    def _make(self, folder: Path) -> None:
+        """Make a folder below the root, and those between."""
+        if folder.is_dir():
+            return
+        for parent in [*reversed(folder.relative_to(self.root).parents), folder.relative_to(self.root)][1:]:
+            try:
+                (self.root / parent).mkdir(exist_ok=True)
+            except FileNotFoundError:
+                gone = "this folder is gone: was it removed, or unmounted?"
+                raise FileNotFoundError(errno.ENOENT, gone, str(self.root)) from None
 
     def sweep(self) -> None:
         """Remove what processes that were killed left half-written."""

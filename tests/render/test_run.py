@@ -4,6 +4,7 @@ import errno
 import importlib
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from PIL import Image
 import genpipe
 from genpipe.metadata import read_request
 from genpipe.render import Options, Run
+from genpipe.render.folder import OutputFolder
 from genpipe.workers.engines import Event
 from genpipe.workers.messages import Result
 from tests.render.conftest import MODEL, Inline
@@ -249,6 +251,93 @@ def test_a_full_disk_ends_the_run_and_the_same_command_goes_on(run, tmp_path, mo
     assert not (tmp_path / "out/.genpipe/parts").exists()
     finished = run(PROMPTS, batch=1)
     assert finished.done == 5 and finished.report.pictures == 3
+
+
+class Removing(Inline):
+    """Has somebody remove a path of the folder after its second batch."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def event(self, timeout: float) -> Event | None:
+        event = super().event(timeout)
+        if len(self.batches) == 2:
+            shutil.rmtree(self.path)
+        return event
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_folder_that_is_removed_during_the_run_ends_it(run, tmp_path, again):
+    class Replacing(Removing):
+        def event(self, timeout: float) -> Event | None:
+            event = super().event(timeout)
+            if again and len(self.batches) == 2:
+                folder = OutputFolder(self.path)
+                folder.open().close()
+                folder.close()
+            return event
+
+    engine = Replacing(tmp_path / "out")
+    with pytest.raises(OSError, match="out was removed or replaced during the run: the same command begins it again"):
+        run(PROMPTS, engine=engine, batch=1)
+    assert len(engine.batches) == 2 and not (tmp_path / "out/metadata.jsonl").exists()
+    assert run(PROMPTS, batch=1).done == 5 and len(metadata(tmp_path / "out")) == 5
+
+
+def test_images_that_are_removed_during_the_run_are_not_in_the_metadata(run, tmp_path):
+    with pytest.raises(OSError, match=r"2 of the images that were drawn are not in .*out any more"):
+        run(PROMPTS, engine=Removing(tmp_path / "out/images"), batch=1)
+    rows = metadata(tmp_path / "out")
+    assert len(rows) == 3 and all((tmp_path / "out" / row["file_name"]).is_file() for row in rows)
+    assert json.loads((tmp_path / "out/report.json").read_text())["left"] == 2
+    rest = Inline()
+    assert run(PROMPTS, engine=rest, batch=1).done == 5
+    assert len(rest.batches) == 2 and len(metadata(tmp_path / "out")) == 5
+
+
+def test_images_of_former_plans_that_were_removed_leave_the_metadata(run, tmp_path):
+    run(PROMPTS)
+    for row in metadata(tmp_path / "out"):
+        (tmp_path / "out" / row["file_name"]).unlink()
+    assert run(["another"]).done == 1
+    assert [row["prompt"] for row in metadata(tmp_path / "out")] == ["another"]
+
+
+WITHOUT_POSIX = """
+import errno, sys, types
+from pathlib import Path
+sys.modules["fcntl"] = sys.modules["resource"] = None
+held = set()
+def locking(file, how, count):
+    if held:
+        raise OSError(errno.EACCES, "Permission denied")
+    held.add((how, count))
+import genpipe.cli, genpipe.render.run, genpipe.workers.renderer
+from genpipe.hardware import peak_memory
+from genpipe.render.folder import OutputFolder
+sys.modules["msvcrt"] = types.SimpleNamespace(LK_NBLCK=2, locking=locking)  # not before: subprocess looks for it
+OutputFolder(Path(sys.argv[1])).open()
+print(peak_memory(), held)
+try:
+    OutputFolder(Path(sys.argv[1])).open()
+except OSError as error:
+    print(error)
+del sys.modules["msvcrt"]
+try:
+    OutputFolder(Path(sys.argv[1])).open()
+except OSError as error:
+    print(error)
+"""
+
+
+def test_systems_without_posix_modules_have_other_locks(tmp_path):
+    """Run with Windows' lock imitated; on Windows itself nothing of this has been tried."""
+    command = [sys.executable, "-c", WITHOUT_POSIX, str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
+    first, second, third = done.stdout.splitlines() or [done.stderr, "", ""]
+    assert first == "0 {(2, 1)}" and "is being rendered into by process" in second
+    assert "this system has no locks for files" in third
 
 
 def test_two_renderers_cannot_have_one_folder(run, tmp_path):

@@ -25,6 +25,21 @@ def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch):
     assert storage.read("a.png") == b"old" and not list((tmp_path / ".genpipe/parts").iterdir())
 
 
+def test_a_folder_that_is_gone_is_not_made_again(tmp_path):
+    storage = Folder(tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match=r"this folder is gone: was it removed, or unmounted\?.*out'"):
+        storage.write("images/a/b.png", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_way_of_a_folder_is_an_error_that_names_it(tmp_path):
+    storage = Folder(tmp_path)
+    storage.write("a", b"old")
+    with pytest.raises(OSError, match="a"):
+        storage.write("a/b.png", b"new")
+    assert storage.read("a") == b"old"
+
+
 def test_what_a_killed_process_left_is_swept_away(tmp_path):
     storage = Folder(tmp_path)
     storage.write("a.png", b"x")
