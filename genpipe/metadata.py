@@ -1,7 +1,7 @@
-"""What a picture's file says of itself: written into its texts, and read from them.
+"""What an image's file says of itself: written into its texts, and read from them.
 
 PNGs carry what made them twice: as A1111's text under "parameters", for people and the tools that read it, and as JSON
-under "genpipe", from which `read_request` gives the `Request` back. JPEG and WebP files are plain pictures.
+under "genpipe", from which `read_request` gives the `Request` back. JPEG and WebP files are plain images.
 """
 
 import json
@@ -39,7 +39,7 @@ def annotate(image: Image.Image, request: Request, made_by: Mapping[str, Any], *
 
 
 def annotate_choice(image: Image.Image, scores: Sequence[Mapping[str, Any]]) -> None:
-    """Add to what `annotate` wrote, under "best_of", the scores of all the pictures that this one was chosen from."""
+    """Add to what `annotate` wrote, under "best_of", the scores of all the images that this one was chosen from."""
     image.info["genpipe"] = json.dumps(
         {**json.loads(image.info["genpipe"]), "best_of": list(scores)}, ensure_ascii=False
     )
@@ -49,18 +49,18 @@ def read_metadata(source: str | Path | Image.Image) -> dict[str, Any]:
     """Read what an image says of itself: the fields of `Request` and `ModelSpec`, and `BESIDES`.
 
     Raises:
-        ValueError: not a picture, or one without a readable `genpipe` text (it was not made by genpipe, or has been
+        ValueError: not an image, or one without a readable `genpipe` text (it was not made by genpipe, or has been
             saved again by a program that drops such texts).
         OSError: the file cannot be read.
     """
     try:
         if isinstance(source, Image.Image):
-            name, text = "this picture", source.info.get("genpipe")
+            name, text = "this image", source.info.get("genpipe")
         else:
             with Image.open(source) as image:
                 name, text = str(source), image.info.get("genpipe")
     except (UnidentifiedImageError, Image.DecompressionBombError):
-        raise ValueError(f"{source} is not a picture: give a PNG that genpipe wrote") from None
+        raise ValueError(f"{source} is not an image: give a PNG that genpipe wrote") from None
     if text is None:
         raise ValueError(f"{name} does not say what made it: give a PNG that genpipe wrote")
     try:

@@ -1,4 +1,4 @@
-"""What determines one picture: prompt, seed, size and settings, checked once, on construction.
+"""What determines one image: prompt, seed, size and settings, checked once, on construction.
 
 Imports no torch, so that a command line can refuse a bad value before anything heavy loads.
 """
@@ -239,7 +239,7 @@ def check_size(height: int, width: int, factor: int) -> None:
 
 
 def seeds_for(seed: int, n: int) -> list[int]:
-    """The seeds of `n` pictures: seed + k mod 2⁶⁴ for picture k, so one picture of a set can be drawn again alone.
+    """Give the seeds of `n` images: seed + k mod 2⁶⁴ for image k, so one image of a set can be drawn again alone.
 
     Raises:
         ValueError: `seed` outside 0 … 2⁶⁴ - 1, or `n` outside 1 … MAX_PICTURES.
@@ -252,13 +252,13 @@ def seeds_for(seed: int, n: int) -> list[int]:
 def expand(
     prompt: str | Sequence[str], *, n: int = 1, seed: int | None = None, seeds: Sequence[int] | None = None
 ) -> list[tuple[str, int]]:
-    """The prompt and the seed of every picture, in the order of prompts, then of n.
+    """Give the prompt and the seed of every image, in the order of prompts, then of n.
 
     Args:
         prompt: one prompt, or a list.
-        n: pictures a prompt, 1 … 100000.
-        seed: of the first picture; picture k takes seed + k mod 2⁶⁴. None draws one.
-        seeds: one for each picture, instead of `seed`.
+        n: images per prompt, 1 … 100000.
+        seed: of the first image; image k takes seed + k mod 2⁶⁴. None draws one.
+        seeds: one for each image, instead of `seed`.
 
     Raises:
         ValueError: an argument is out of its range, or they do not go together.
@@ -273,14 +273,12 @@ def expand(
     if seeds is None:
         seeds = seeds_for(random_seed() if seed is None else seed, len(texts))
     elif seed is not None or len(seeds) != len(texts):
-        raise ValueError(
-            f"seeds holds {len(seeds)} for {len(texts)} pictures: give one for each, and no seed beside it"
-        )
+        raise ValueError(f"seeds holds {len(seeds)} for {len(texts)} images: give one for each, and no seed beside it")
     return list(zip(texts, seeds, strict=True))
 
 
 def check_best_of(best_of: int) -> None:
-    """Raise ValueError unless `best_of` is a number of pictures to choose one from, 1 … MAX_BEST_OF."""
+    """Raise ValueError unless `best_of` is a number of images to choose one from, 1 … MAX_BEST_OF."""
     BEST_OF.check("best_of", best_of)
 
 
@@ -304,5 +302,5 @@ def ignored(requests: Sequence[Request], *, distilled: bool) -> list[str]:
 
 
 def random_seed() -> int:
-    """A seed from the system's entropy, below 2³² so that people can read it to each other."""
+    """Draw a seed from the system's entropy, below 2³² so that people can read it to each other."""
     return int.from_bytes(os.urandom(4))

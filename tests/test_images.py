@@ -197,7 +197,7 @@ def test_unreadable_sources_are_refused_in_one_line(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     damaged = picture()
     damaged.info["genpipe"] = "{"
-    for source, says in ((tmp_path / "text.png", "not a picture"), (picture(), "does not say"), (damaged, "damaged")):
+    for source, says in ((tmp_path / "text.png", "not an image"), (picture(), "does not say"), (damaged, "damaged")):
         with pytest.raises(ValueError, match=says):
             read_request(source)
     made = made_by()

@@ -126,7 +126,7 @@ def _asked_for(args: argparse.Namespace) -> tuple[dict[str, Any], ModelSpec]:
 
 
 def _output_paths(output: str | None, outdir: str | None, seeds: Sequence[int]) -> list[Path] | None:
-    """Where each picture goes, None for names after the prompt; refused here if it cannot be written."""
+    """Where each image goes, None for names after the prompt; refused here if it cannot be written."""
     from genpipe.files import sweep
     from genpipe.images import check_suffix
 

@@ -50,7 +50,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         listed = "\n".join(f"  {key:<10} {function.__doc__}" for key, function in COMMANDS.items())
         parser.usage = "genpipe PROMPT [options]\n       genpipe COMMAND [options]"
         parser.description = (
-            "Draw the picture that a prompt describes.\n\n"
+            "Draw the image that a prompt describes.\n\n"
             f"commands:\n{listed}\n"
             "Without one it is generate. To draw a command's name: genpipe generate info"
         )

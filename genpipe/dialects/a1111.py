@@ -21,7 +21,7 @@ _A1111_SOLVERS = {
 
 
 def parameters_text(request: Request, model: str) -> str:
-    """What made a picture, in the form that A1111's web UI writes and reads.
+    """What made an image, in the form that A1111's web UI writes and reads.
 
     The prompt keeps its line breaks; its NULs, which would end the text for many readers, become U+FFFD.
     """

@@ -1,4 +1,4 @@
-"""Small, cheap pictures of latents that are still being denoised."""
+"""Small, cheap images of latents that are still being denoised."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,7 +15,7 @@ from genpipe.models.vae import VAE
 class LatentPreview:
     """A linear map from a latent pixel to the mean colour of the pixels that it stands for, fitted to one autoencoder.
 
-    It is fitted by least squares on a few small decoded pictures at the first call, then costs next to nothing.
+    It is fitted by least squares on a few small decoded images at the first call, then costs next to nothing.
     """
 
     def __init__(self, vae: Callable[[], AbstractContextManager[VAE]]) -> None:
@@ -25,7 +25,7 @@ class LatentPreview:
 
     @torch.inference_mode()
     def __call__(self, latents: Tensor) -> list[Picture]:
-        """Scaled latents (B, C, h, w) to B pictures of w × h pixels."""
+        """Scaled latents (B, C, h, w) to B images of w × h pixels."""
         if self._map is None:
             self._map = self._fit(latents.device)
         return to_pil(torch.einsum("bchw,cr->brhw", latents.float(), self._map[:-1]) + self._map[-1][:, None, None])

@@ -1,7 +1,7 @@
 """Batch rendering: long lists of prompts, on every device there is, with nothing lost.
 
-    for picture in genpipe.render(["pirate ship", "ship"], out="renders"):
-        print(picture.path)
+    for image in genpipe.render(["pirate ship", "ship"], out="renders"):
+        print(image.path)
 
 The module itself can be called, so that `genpipe.render(...)` is the function `render` whatever has been imported. Its
 names are resolved when first used, as those of `genpipe` are.

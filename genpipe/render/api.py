@@ -20,7 +20,7 @@ def render(
     storage: str | None = None,
     **options: Unpack[RenderOptions],
 ) -> Generator[Rendered, None, None]:
-    """Render a list of prompts; a generator that yields every picture as it finishes or fails.
+    """Render a list of prompts; a generator that yields every image as it finishes or fails.
 
     The same call again goes on where the last one ended; what was finished then is not drawn and not yielded.
 
@@ -28,11 +28,11 @@ def render(
         source: a .txt, .jsonl or .csv file, "-" for standard input, or an iterable of prompts, of dicts with the fields
             of a row (prompt, negative_prompt, seed, n, steps, guidance_scale, sampler, width, height, file_name and any
             others, which are carried through), or of `Request`s.
-        out: the folder; None keeps the pictures in memory.
+        out: the folder; None keeps the images in memory.
         devices: "auto", "cpu", "cpu:4" (that many processes), "cuda", or "cuda:0,cuda:1".
         engine: "local", "ray", or an object of that interface.
         address: of the Ray cluster; None starts one on this machine.
-        storage: fsspec URL that the pictures go to instead of `out`.
+        storage: fsspec URL that the images go to instead of `out`.
         options: the attributes of `Options`, of `ModelSpec` (model, dtype, …) and of `Request` (steps, sampler, …).
 
     Raises:

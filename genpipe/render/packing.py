@@ -1,4 +1,4 @@
-"""Which pictures go through the networks together."""
+"""Which images go through the networks together."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from genpipe.request import SHARED
 
 @dataclass
 class Batch:
-    """Pictures that agree in what a batch must agree in.
+    """Images that agree in what a batch must agree in.
 
     Attributes:
         entries: at least one.
@@ -26,14 +26,14 @@ class Batch:
 
 
 class Packer:
-    """Packs a journal's pending pictures: by shape, so that it changes seldom, and equal prompts next to each other.
+    """Pack a journal's pending images into batches: by shape, so that it changes seldom, and equal prompts next to each other.
 
     It looks at some thousands at a time; what does not fill a batch waits for the next ones of its shape.
 
     Args:
-        size: how many pictures of a shape a batch takes, asked anew for each.
+        size: how many images of a shape a batch takes, asked anew for each.
         distilled: whether the network takes the scale of guidance as an input, so that a batch may mix all of them.
-        window: how many pictures it looks at together.
+        window: how many images it looks at together.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Packer:
 
 
 def shape_of(settings: dict[str, Any], distilled: bool = False) -> str:
-    """What images of one batch must share, as a text that sorts by size first."""
+    """Name what images of one batch must share, as a text that sorts by size first."""
     shared = {name: settings[name] for name in SHARED} | {"guided": distilled or settings["guidance_scale"] > 1}
     size = f"{shared.pop('height'):05}x{shared.pop('width'):05}"
     return " ".join([size, *(f"{key}={value}" for key, value in sorted(shared.items()) if value is not None)])

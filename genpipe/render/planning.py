@@ -1,4 +1,4 @@
-"""From rows to pictures in the journal: settings resolved and checked, seeds, ids."""
+"""From rows to images in the journal: settings resolved and checked, seeds, ids."""
 
 import json
 import warnings
@@ -24,11 +24,11 @@ WINDOW = 4096
 
 
 class Planner:
-    """Reads rows into a journal.
+    """Read rows into a journal.
 
     Args:
         model: its defaults apply where neither a row nor `settings` says something.
-        identity: what else than prompt, seed and settings determines the pictures.
+        identity: what else than prompt, seed and settings determines the images.
         settings: for rows that do not say otherwise.
         n: images per row, where it does not say.
         best_of: images that each is chosen from; seeds that are counted on stand so far apart.
@@ -151,7 +151,7 @@ class Planner:
 
 
 def resolve_settings(settings: dict[str, Any], model: Model) -> dict[str, Any]:
-    """Complete settings of a request to this model, without prompt and seed, from those that are given.
+    """Complete the settings of a request to this model, prompt and seed aside, from those that are given.
 
     Raises:
         ValueError: one is out of its range, or not for this model.

@@ -26,9 +26,9 @@ from genpipe.render.rows import Row, read_rows
 from genpipe.workers.engines import Engine, Event, LocalEngine
 from genpipe.workers.messages import Job, Model, Result, Task
 
-# Pictures a batch where nothing was measured.
+# Images per batch where nothing was measured.
 BATCH = 8
-# Deaths of workers over one batch: at the second it is taken apart, at the fourth its pictures are given up.
+# Deaths of workers over one batch: at the second it is taken apart, at the fourth its images are given up.
 APART, GIVEN_UP = 2, 4
 
 
@@ -39,9 +39,9 @@ class Run:
 
     Args:
         source: a file, "-" for standard input, or prompts, dicts and `Request`s.
-        out: the folder; None keeps the pictures in memory.
+        out: the folder; None keeps the images in memory.
         engine: by default this machine's processes.
-        storage: fsspec URL that the pictures go to instead of `out`.
+        storage: fsspec URL that the images go to instead of `out`.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Run:
 
     @property
     def left(self) -> int:
-        """Pictures that are neither done nor failed."""
+        """How many images are neither done nor failed."""
         return self.total - self.done - self.failed
 
     def stop(self) -> None:
@@ -75,7 +75,7 @@ class Run:
         self.stopped = True
 
     def pictures(self) -> Generator[Rendered, None, None]:
-        """Render; every picture as it finishes or fails. What was finished before this run is not among them.
+        """Render, yielding every image as it finishes or fails. What was finished before this run is not among them.
 
         Raises:
             ValueError: the input, the options or the folder cannot be used.
@@ -105,7 +105,7 @@ class Run:
 
     @contextmanager
     def planned(self) -> Iterator[tuple[Journal, Model]]:
-        """The folder taken, the engine running, the plan in the journal; all is let go of after. Errors as above."""
+        """Take the folder, start the engine and plan into the journal; let go of all of it afterwards. Errors as above."""
         rows = _peeked(read_rows(self._source))
         journal = self.folder.open()
         try:
@@ -140,13 +140,13 @@ class Run:
     # Before drawing
 
     def _identity(self, model: Model) -> dict[str, Any]:
-        """What determines pictures besides prompt, seed and settings."""
+        """What determines images besides prompt, seed and settings."""
         options = self.options
         judged = {"best_of": options.best_of, "judge": options.judge} if options.best_of > 1 else {}
         return {"fingerprint": model.fingerprint, "dtype": model.dtype, **options.spec.drawn_by(), **judged}
 
     def _check_settings(self, journal: Journal, model: Model) -> None:
-        """Refuse to mix pictures of other settings into the folder."""
+        """Refuse to mix images of other settings into the folder."""
         options = self.options
         now = {
             "genpipe": genpipe.__version__,
@@ -199,7 +199,7 @@ class Run:
             raise ValueError(f"{self._source!s:.200} has no prompts: give at least one")
 
     def _source_hash(self, plan: Any) -> str | None:
-        """Of the input file and all else that the plan depends on; None for what cannot be read twice."""
+        """Hash the input file and all else that the plan depends on; None for what cannot be read twice."""
         if not isinstance(self._source, str | Path) or str(self._source) == "-":
             return None
         with open(self._source, "rb") as file:
@@ -339,13 +339,13 @@ class Run:
 
 
 def _peeked(rows: Iterator[Row]) -> Iterator[Row]:
-    """The rows, after the first was read: what is wrong with the whole input is found out before anything begins."""
+    """Read the first row before anything begins, so that what is wrong with the whole input is found out; give all rows."""
     first = next(rows, None)
     return iter(()) if first is None else chain([first], rows)
 
 
 def request_of(entry: Entry, settings: dict[str, Any]) -> dict[str, Any]:
-    """The request of a picture, as it travels."""
+    """Give the request of an image as plain values, as it travels to workers."""
     return {"prompt": entry.prompt, "seed": entry.seed, **settings}
 
 

@@ -22,7 +22,7 @@ DEATHS = 3
 
 @dataclass(frozen=True)
 class Event:
-    """What became of a batch: its result, or none because it was not drawn: `lost` says by what accident, if by one."""
+    """What became of a batch: its result, or None where it was not drawn; `lost` names the accident where there was one."""
 
     key: int
     result: Result | None = None

@@ -5,9 +5,9 @@ from typing import Any
 
 from genpipe.spec import ModelSpec
 
-# Pictures that are larger than this get a small copy of this size, for the gallery.
+# Images that are larger than this get a small copy of this size, for the gallery.
 THUMBNAIL = 256
-# Of a picture on the disk: its number, bytes, SHA-256 in hex, and {"seed", "total", "score"} where it was judged.
+# Of an image on the disk: its number, bytes, SHA-256 in hex, and {"seed", "total", "score"} where it was judged.
 Drawn = tuple[int, int, str, dict[str, Any] | None]
 
 
@@ -62,7 +62,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Task:
-    """One picture to draw: its number in the journal, its id, its path below the run's folder, the request."""
+    """One image to draw: its number in the journal, its id, its path below the run's folder, the request."""
 
     number: int
     id: str
@@ -75,11 +75,11 @@ class Result:
     """What became of a batch.
 
     Attributes:
-        drawn: the pictures that are on the disk.
+        drawn: the images that are on the disk.
         failed: (number, reason) of the others.
         seconds: by stage; "encode" and "write", summed over threads, run beside the networks.
         peak: of the memory that the worker has ever held, in bytes.
-        size: how many pictures of this shape a batch should take, where that was found out.
+        size: how many images of this shape a batch should take, where that was found out.
     """
 
     drawn: list[Drawn] = field(default_factory=list)
@@ -90,5 +90,5 @@ class Result:
 
 
 def thumbnail_path(identifier: str) -> str:
-    """Where a picture's small copy is, below the run's folder; in a folder that ImageFolder does not look into."""
+    """Where an image's small copy is, below the run's folder; in a folder that ImageFolder does not look into."""
     return f".genpipe/thumbnails/{identifier}.webp"

@@ -29,14 +29,14 @@ from genpipe.workers.storage import open_storage
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Pictures decoded together: the decoder's memory peaks far above the denoiser's.
+# Images decoded together: the decoder's memory peaks far above the denoiser's.
 CHUNK = 4
 # What a batch may take where its best size is measured.
 LARGEST = {"cuda": 64, "mps": 16, "cpu": 16}
 
 
 class Failure(str):
-    """Why there is no picture."""
+    """Why there is no image."""
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Renderer:
         self._fits: dict[str, int] = {}
 
     def model(self) -> Model:
-        """What the coordinator must know to plan."""
+        """Say what the coordinator must know to plan."""
         pipeline, spec = self.pipeline, self.job.spec
         return Model(
             name=pipeline.name,
@@ -87,9 +87,9 @@ class Renderer:
         """Run the networks over a batch; one thread at a time.
 
         Args:
-            tasks: pictures that agree in what a batch must agree in.
+            tasks: images that agree in what a batch must agree in.
             shape: the batch's, by which sizes that fit are remembered.
-            measure: find out first how many pictures of this shape a batch should take.
+            measure: find out first how many images of this shape a batch should take.
         """
         requests = [Request.from_dict(task.request) for task in tasks]
         drawn = [one for request in requests for one in candidates(request, self.job.best_of)]
@@ -112,7 +112,7 @@ class Renderer:
         return begun
 
     def finish(self, begun: Begun) -> Result:
-        """Encode and write a batch's pictures; may run beside the next one's `begin`.
+        """Encode and write a batch's images; may run beside the next one's `begin`.
 
         Raises:
             OSError: a file cannot be written.
@@ -128,7 +128,7 @@ class Renderer:
         return result
 
     def _decode(self, begun: Begun) -> None:
-        """Pictures of the latents, and of each task's candidates the best."""
+        """Images of the latents, and of each task's candidates the best."""
         started = time.perf_counter()
         images = self._decoded(begun.latents, begun.candidates)
         begun.latents = []
@@ -140,7 +140,7 @@ class Renderer:
         begun.result.seconds |= {"decode": decoded - started, "judge": time.perf_counter() - decoded}
 
     def _denoised(self, requests: list[Request], shape: str) -> list[Tensor | Failure]:
-        """The latents (C, h, w) of each request."""
+        """Denoise each request to its latents (C, h, w)."""
 
         def run(batch: list[Request]) -> list[Tensor]:
             latents = torch.empty(0)
@@ -152,7 +152,7 @@ class Renderer:
         return self._in_chunks(run, requests, size, lambda fits: self._fits.__setitem__(shape, fits))
 
     def _decoded(self, latents: list[Tensor | Failure], requests: list[Request]) -> list[Picture | Failure]:
-        """The pictures of latents; what failed before stays as it is."""
+        """Decode latents to images; what failed before stays as it is."""
         pairs = [(x, request) for x, request in zip(latents, requests, strict=True) if not isinstance(x, Failure)]
 
         def run(chunk: list[tuple[Tensor, Request]]) -> list[Picture]:
@@ -201,7 +201,7 @@ class Renderer:
     def _best(
         self, images: list[Picture | Failure], requests: list[Request]
     ) -> tuple[Picture | Failure, dict[str, Any] | None]:
-        """The image with the highest score, its seed and what the judge said; of images that all failed, the first."""
+        """Choose the image with the highest score, with its seed and what the judge said; of images that all failed, the first."""
         drawn = [(x, request) for x, request in zip(images, requests, strict=True) if not isinstance(x, Failure)]
         if self.judge is None or not drawn:
             return (drawn[0][0] if drawn else images[0]), None
@@ -244,7 +244,7 @@ class Renderer:
         return drawn, encoded - started, time.perf_counter() - encoded
 
     def _best_size(self, request: Request) -> int:
-        """How many pictures of this shape a batch should take: doubled for as long as two steps a picture get faster."""
+        """Measure how many images of this shape a batch should take: doubled for as long as the time of two steps per image falls."""
         best, rate, size = 1, 0.0, 1
         short = replace(request, steps=min(2, request.steps))
         while size <= LARGEST[self.pipeline.device.type]:
@@ -274,7 +274,7 @@ def _out_of_memory(error: Exception) -> bool:
 
 def _reason(error: Exception) -> str:
     if _out_of_memory(error):
-        return "out of memory, with one picture at a time too: make it smaller"
+        return "out of memory, with one image at a time too: make it smaller"
     text = " ".join(str(error).split())
     return text if isinstance(error, ValueError | NonFiniteError) else f"{type(error).__name__}: {text}"
 

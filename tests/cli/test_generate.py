@@ -270,7 +270,7 @@ MEMORY = "out of memory: ask for a smaller size or for fewer images at once, or 
         (["ship", "-o", "missing/a.png"], "does not exist"),
         (["ship", "-o", "."], "has to end in"),
         (["ship", "-o", "folder.png"], "is a folder"),
-        (["--from-image", "text.png"], "not a picture"),
+        (["--from-image", "text.png"], "not an image"),
         (["--from-image", "bare.png"], "does not say what made it"),
     ],
 )
