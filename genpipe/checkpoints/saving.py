@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,16 @@ from genpipe.models.vae import VAE
 def save_checkpoint(
     directory: str | Path,
     *,
-    text_encoders: Sequence[TextEncoder],
-    tokenizers: Sequence[Tokenizer],
+    text_encoders: Sequence[TextEncoder] = (),
+    tokenizers: Sequence[Tokenizer] = (),
     unet: UNet,
     vae: VAE,
     scheduler_config: Mapping[str, Any],
     defaults: Mapping[str, Any] | None = None,
     zero_empty_negative: bool | None = None,
     dtype: torch.dtype | None = None,
+    text_encoder: TextEncoder | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> None:
     """Write a checkpoint, whole or not at all: it is written beside `directory` and then put in its place.
 
@@ -42,12 +45,20 @@ def save_checkpoint(
         zero_empty_negative: whether no negative prompt at all means vectors of zeros; None is as the family's published
             model has it.
         dtype: of the stored weights, such as `torch.float16`; None keeps the networks' own.
+        text_encoder, tokenizer: the former spelling of one of each, which goes in 0.3.
 
     Raises:
         ValueError: the networks do not fit each other, `directory` holds something other than a checkpoint,
             `scheduler_config` lacks `_class_name`, or weights are not finite in `dtype`.
         OSError: the files cannot be written; none is left behind.
     """
+    if text_encoder is not None and tokenizer is not None:
+        warnings.warn(
+            "text_encoder and tokenizer are now text_encoders and tokenizers, a tuple each; the old names go in 0.3",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        text_encoders, tokenizers = (text_encoder,), (tokenizer,)
     directory = Path(directory).absolute()
     family = family_of(unet.config, [encoder.config for encoder in text_encoders])
     zeros = family is SDXL if zero_empty_negative is None else zero_empty_negative

@@ -116,3 +116,13 @@ def test_the_index_names_every_part(tiny_checkpoint: Path) -> None:
     index = json.loads((tiny_checkpoint / "model_index.json").read_text())
     for part, (library, name) in ((k, v) for k, v in index.items() if isinstance(v, list)):
         assert (tiny_checkpoint / part).is_dir() == (library is not None and name is not None)
+
+
+def test_one_text_encoder_may_be_given_by_its_former_name(tmp_path: Path, parts: dict[str, Any]) -> None:
+    new, old = tmp_path / "new", tmp_path / "old"
+    save_checkpoint(new, **parts)
+    (encoder,), (tokenizer,) = parts.pop("text_encoders"), parts.pop("tokenizers")
+    with pytest.warns(DeprecationWarning, match="the old names go in 0.3"):
+        save_checkpoint(old, **parts, text_encoder=encoder, tokenizer=tokenizer)
+    for path in new.rglob("*.*"):
+        assert path.read_bytes() == (old / path.relative_to(new)).read_bytes()
