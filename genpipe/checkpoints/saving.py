@@ -71,11 +71,11 @@ def save_checkpoint(
     partial.mkdir(parents=True)
     try:
         index = _index(family, scheduler_config["_class_name"], zeros)
-        for name, encoder, tokenizer in zip(family.text_encoders, text_encoders, tokenizers, strict=True):
-            marks = {f"{mark}_token_id": getattr(tokenizer, f"{mark}_id") for mark in ("bos", "eos", "pad")}
+        for name, encoder, words in zip(family.text_encoders, text_encoders, tokenizers, strict=True):
+            marks = {f"{mark}_token_id": getattr(words, f"{mark}_id") for mark in ("bos", "eos", "pad")}
             text_config = {**encoder.config.to_dict(), **marks}
             _write_network(partial, layout.text_encoder(name), encoder, text_config, dtype)
-            tokenizer.save(partial / tokenizer_of(name))
+            words.save(partial / tokenizer_of(name))
             index[name] = ["transformers", text_config["architectures"][0]]
             index[tokenizer_of(name)] = ["transformers", "CLIPTokenizer"]
         _write_network(partial, layout.UNET, unet, unet.config.to_dict(), dtype)
