@@ -140,6 +140,7 @@ UNET = Layout(
         ("time_embedding.linear{}.{}", "time_embedding.linear_{}.{}"),
         ("time_embedding.guidance.{}", "time_embedding.cond_proj.{}"),
         ("added_embedding.linear{}.{}", "add_embedding.linear_{}.{}"),
+        ("class_embedding.linear{}.{}", "class_embedding.linear_{}.{}"),
         *_under("down.{}.residuals.{}", "down_blocks.{}.resnets.{}", _RESIDUAL),
         *_under("down.{}.transformers.{}", "down_blocks.{}.attentions.{}", _TRANSFORMER),
         ("down.{}.resample.conv.{}", "down_blocks.{}.downsamplers.0.conv.{}"),

@@ -19,7 +19,7 @@ from genpipe.models.vae import VAE
 Network = TypeVar("Network", bound=nn.Module)
 
 # The parts of a U-Net that a `UNetDenoiser` asks once for all steps: int8 would save nothing there.
-_ONCE = {"time_embedding", "added_embedding", "embedding", "key", "value"}
+_ONCE = {"time_embedding", "added_embedding", "class_embedding", "embedding", "key", "value"}
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,9 @@ def prepare(network: Network, *, device: torch.device, dtype: torch.dtype, forms
 def _sides(network: nn.Module) -> Iterator[tuple[nn.Module, int]]:
     """The parts of a network, with the height and width of their maps at the size that it was trained on."""
     if isinstance(network, UNet):
-        yield network, network.config.sample_size
-        levels = [(network.down, network.up, network.middle, network.config.sample_size)]
+        size = max(network.config.sample_shape)
+        yield network, size
+        levels = [(network.down, network.up, network.middle, size)]
     elif isinstance(network, VAE):
         size = network.config.sample_size
         latent = size // network.config.factor
@@ -70,7 +71,8 @@ def _sides(network: nn.Module) -> Iterator[tuple[nn.Module, int]]:
         deepest = max(len(down), len(up)) - 1
         yield from ((level, max(1, size >> depth)) for depth, level in enumerate(down))
         yield from ((level, max(1, size >> (deepest - depth))) for depth, level in enumerate(up))
-        yield middle, max(1, size >> deepest)
+        if middle is not None:
+            yield middle, max(1, size >> deepest)
 
 
 def _prepare(module: nn.Module, target: _Target, side: int) -> nn.Module:

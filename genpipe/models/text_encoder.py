@@ -133,15 +133,17 @@ class TextEncoder(nn.Module):
             None if config.projection_dim is None else nn.Linear(config.hidden_size, config.projection_dim, bias=False)
         )
 
-    def forward(self, ids: Tensor, *, clip_skip: int = 0) -> TextEncoding:
+    def forward(self, ids: Tensor, *, clip_skip: int = 0, penultimate: bool = False) -> TextEncoding:
         """Encode token ids (B, T).
 
         Args:
             ids: int64, T up to `max_position_embeddings`, begun and ended by the tokenizer's marks.
             clip_skip: how many of the last layers the context leaves out, 0 … layers - 1; `pooled` always uses all.
+            penultimate: leave one layer more out of the context, and the final norm: what SDXL attends to.
 
         Returns:
-            context (B, T, D), after the final norm, and pooled (B, D or projection_dim), read at the end of the text.
+            context (B, T, D), after the final norm unless `penultimate`, and pooled (B, D or projection_dim), read at the
+            end of the text after the final norm.
 
         Raises:
             ValueError: `clip_skip` outside its range, or more tokens than there are positions.
@@ -154,12 +156,14 @@ class TextEncoder(nn.Module):
             raise ValueError(f"{ids.shape[1]} tokens are more than the {self.config.max_position_embeddings} positions")
         dtype = self.final_norm.weight.dtype  # the embeddings may still be of the file's own
         x = self.token_embedding(ids).to(dtype) + self.position_embedding.weight[: ids.shape[1]].to(dtype)  # (B, T, D)
-        context = x
-        for index, layer in enumerate(self.layers):
+        context, layers = x, len(self.layers) - clip_skip - penultimate
+        for index, layer in enumerate(self.layers, start=1):
             x = layer(x)
-            if index == len(self.layers) - 1 - clip_skip:
+            if index == layers:
                 context = x
-        context, last = self.final_norm(context), self.final_norm(x)
+        last = self.final_norm(x)
+        if not penultimate:
+            context = self.final_norm(context)
         # Configs written before transformers 4.31 hold a wrong id 2; there the end mark is the largest id.
         ends = ids if self.config.eos_token_id == 2 else (ids == self.config.eos_token_id).int()
         pooled = last[torch.arange(len(ids), device=ids.device), ends.argmax(dim=-1)]  # (B, D)

@@ -51,12 +51,14 @@ class Level(nn.Module):
     """The layers of one resolution, in either direction: residual blocks, their spatial transformers, and a resampling."""
 
     def __init__(
-        self, config: UNetConfig, level: int, in_channels: list[int], attention: bool, resample: nn.Module | None
+        self, config: UNetConfig, level: int, in_channels: list[int], resample: nn.Module | None, *, up: bool
     ) -> None:
         super().__init__()
-        channels = config.channels[level]
+        channels, only_cross = config.channels[level], config.only_cross[level]
         self.residuals = nn.ModuleList(_residual(config, width, channels) for width in in_channels)
-        self.transformers = nn.ModuleList(_transformer(config, level) for _ in in_channels if attention)
+        self.transformers = nn.ModuleList(
+            _transformer(config, level, depth, only_cross=only_cross) for depth in config.transformers(level, up=up)
+        )
         self.resample = resample
 
     def __len__(self) -> int:
@@ -70,19 +72,23 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
-    """The bottom of the U-Net: residual block, spatial transformer, residual block."""
+    """The bottom of the U-Net: a residual block, and where it attends a spatial transformer and another residual block."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        channels = config.channels[-1]
-        self.residuals = nn.ModuleList(_residual(config, channels, channels) for _ in range(2))
-        self.transformers = nn.ModuleList([_transformer(config, len(config.channels) - 1, only_cross=False)])
+        channels, attends = config.channels[-1], config.middle == "attention"
+        self.residuals = nn.ModuleList(_residual(config, channels, channels) for _ in range(1 + attends))
+        self.transformers = nn.ModuleList(
+            [_transformer(config, len(config.channels) - 1, config.middle_depth, only_cross=False)] if attends else []
+        )
 
     def forward(self, h: Tensor, shifts: Shifts, prompts: KeysValues) -> Tensor:
-        """(B, C, H, W) -> (as many as prompts, C, H, W)."""
-        first, second = cast(Iterable[ResidualBlock], self.residuals)
-        h = self.transformers[0](first(h, shifts[first]), prompts)
-        return second(h, shifts[second])
+        """(B, C, H, W) -> (as many as prompts, C, H, W), or as many as before where it does not attend."""
+        first, *others = cast(Iterable[ResidualBlock], self.residuals)
+        h = first(h, shifts[first])
+        for transformer, residual in zip(self.transformers, others, strict=True):
+            h = residual(transformer(h, prompts), shifts[residual])
+        return h
 
 
 class UNet(nn.Module):
@@ -97,6 +103,9 @@ class UNet(nn.Module):
         self.added_embedding = (
             None if config.added_channels is None else TimeEmbedding(config.added_channels, embedding_channels)
         )
+        self.class_embedding = (
+            None if config.class_channels is None else TimeEmbedding(config.class_channels, embedding_channels)
+        )
 
         last = len(config.channels) - 1
         skips, width = [first], first
@@ -104,10 +113,10 @@ class UNet(nn.Module):
         for level, channels in enumerate(config.channels):
             widths = [width] + [channels] * (config.layers[level] - 1)
             resample = None if level == last else Downsample(channels, asymmetric=config.downsample_padding == 0)
-            self.down.append(Level(config, level, widths, config.attention[level], resample))
+            self.down.append(Level(config, level, widths, resample, up=False))
             skips += [channels] * (config.layers[level] + (level != last))
             width = channels
-        self.middle = Middle(config)
+        self.middle = None if config.middle is None else Middle(config)
         self.up = nn.ModuleList()
         for level in range(last, -1, -1):
             widths = []
@@ -115,7 +124,7 @@ class UNet(nn.Module):
                 widths.append(width + skips.pop())
                 width = config.channels[level]
             resample = None if level == 0 else Upsample(width)
-            self.up.append(Level(config, level, widths, config.attention_up[level], resample))
+            self.up.append(Level(config, level, widths, resample, up=True))
 
         self.norm_out = nn.GroupNorm(config.norm_groups, first, eps=config.norm_eps)
         self.conv_out = conv3x3(first, config.out_channels)
@@ -137,7 +146,8 @@ class UNet(nn.Module):
             timestep: (B,), 0 … 999.
             context: (B, T, D), one vector a token of the prompt.
             guidance: (B,), the guidance scale, where the config has `guidance_channels`; taken as 1 if None.
-            pooled, time_ids: (B, P) and (B, K), SDXL's pooled prompt and sizes, where the config has `added_channels`.
+            pooled, time_ids: (B, P) and (B, K), SDXL's pooled prompt and sizes, where the config has `added_channels`;
+                the first alone, an image's vector, where it has `class_channels`.
 
         Returns:
             (B, C_out, H, W); what it means (epsilon, v, sample) is the schedule's to say.
@@ -182,7 +192,8 @@ class UNet(nn.Module):
                 h = level.resample(h)
                 skips.append(h)
 
-        h = self.middle(h, shifts, prompts)
+        if self.middle is not None:
+            h = self.middle(h, shifts, prompts)
 
         for level in cast(Iterable[Level], self.up):
             for index in range(len(level) - (level.resample is None)):
@@ -231,6 +242,10 @@ class UNet(nn.Module):
                 1000 * (scale - 1), config.guidance_channels, flip_sin_to_cos=False, freq_shift=1
             ).to(dtype)
         embedding = self.time_embedding(sinusoids(timestep, config.channels[0]), embedded_guidance)
+        if self.class_embedding is not None:
+            if pooled is None or time_ids is not None:
+                raise ValueError("this U-Net takes a pooled vector and no sizes (unCLIP): pass pooled alone")
+            return embedding + self.class_embedding(pooled.to(dtype))
         if self.added_embedding is None:
             if pooled is not None or time_ids is not None:
                 raise ValueError("this U-Net takes no pooled text and no sizes: leave out pooled and time_ids")
@@ -255,14 +270,14 @@ def _residual(config: UNetConfig, in_channels: int, out_channels: int) -> Residu
     )
 
 
-def _transformer(config: UNetConfig, level: int, *, only_cross: bool | None = None) -> SpatialTransformer:
+def _transformer(config: UNetConfig, level: int, depth: int, *, only_cross: bool) -> SpatialTransformer:
     return SpatialTransformer(
         config.channels[level],
         heads=config.heads[level],
         context_channels=config.context_channels,
-        depth=config.depth[level],
+        depth=depth,
         linear=config.linear_projection,
         groups=config.norm_groups,
-        only_cross=config.only_cross[level] if only_cross is None else only_cross,
+        only_cross=only_cross,
         upcast=config.upcast_attention,
     )

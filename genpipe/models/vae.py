@@ -17,9 +17,13 @@ _EPS = 1e-6  # of every norm in the autoencoder; the denoiser's residual blocks 
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Shape of the autoencoder; `channels` has an entry a level, finest first.
+    """Shape of the autoencoder; `channels` has one entry per level, finest first.
 
-    Latents are scaled for the denoiser as (z - shift_factor) * scaling_factor.
+    Latents are scaled for the denoiser as (z - shift_factor) * scaling_factor, or, where they have a mean and a standard
+    deviation per channel (Playground v2.5), as (z - latents_mean) * scaling_factor / latents_std.
+
+    Attributes:
+        force_upcast: whether its activations overflow fp16, as those of SDXL's do.
     """
 
     in_channels: int = 3
@@ -34,6 +38,18 @@ class VAEConfig:
     quant_conv: bool = True
     post_quant_conv: bool = True
     middle_attention: bool = True
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
+    force_upcast: bool = True
+
+    def __post_init__(self) -> None:
+        mean, std = self.latents_mean, self.latents_std
+        if (mean is None) != (std is None):
+            raise ValueError("VAE config: latents_mean and latents_std go together, and one of them is missing")
+        if mean is not None and std is not None and {len(mean), len(std)} != {self.latent_channels}:
+            raise ValueError(
+                f"VAE config: latents_mean and latents_std need {self.latent_channels} numbers each, one per channel"
+            )
 
     @property
     def factor(self) -> int:
@@ -53,8 +69,7 @@ class VAEConfig:
                     raise ValueError(f"VAE config: block {kind!r} is not supported (only {wanted!r})")
         if config.get("act_fn", "silu") not in ("silu", "swish"):
             raise ValueError(f"VAE config: act_fn {config['act_fn']!r} is not supported (only 'silu')")
-        if config.get("latents_mean") is not None or config.get("latents_std") is not None:
-            raise ValueError("VAE config: latents_mean and latents_std are not supported, use shift_factor")
+        statistics = {key: config.get(key) for key in ("latents_mean", "latents_std")}
         sample_size = config.get("sample_size") or 32
         return cls(
             in_channels=config.get("in_channels", 3),
@@ -69,6 +84,8 @@ class VAEConfig:
             quant_conv=config.get("use_quant_conv", True),
             post_quant_conv=config.get("use_post_quant_conv", True),
             middle_attention=config.get("mid_block_add_attention", True),
+            force_upcast=config.get("force_upcast", True) is not False,
+            **{key: None if numbers is None else tuple(numbers) for key, numbers in statistics.items()},
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,6 +107,9 @@ class VAEConfig:
             "use_quant_conv": self.quant_conv,
             "use_post_quant_conv": self.post_quant_conv,
             "mid_block_add_attention": self.middle_attention,
+            "latents_mean": None if self.latents_mean is None else list(self.latents_mean),
+            "latents_std": None if self.latents_std is None else list(self.latents_std),
+            "force_upcast": self.force_upcast,
         }
 
 
@@ -203,8 +223,20 @@ class VAE(nn.Module):
         return mean, logvar.clamp(-30.0, 20.0)
 
     def scale(self, latents: Tensor) -> Tensor:
-        """Unscaled latents, as `encode` gives them, to the denoiser's scale."""
-        return (latents - self.config.shift_factor) * self.config.scaling_factor
+        """Scale latents, as `encode` gives them, for the denoiser; (B, C, h, w)."""
+        config = self.config
+        if config.latents_mean is not None and config.latents_std is not None:
+            mean, std = (_per_channel(latents, numbers) for numbers in (config.latents_mean, config.latents_std))
+            return (latents - mean) * config.scaling_factor / std
+        return (latents - config.shift_factor) * config.scaling_factor
+
+    def unscale(self, latents: Tensor) -> Tensor:
+        """The inverse of `scale`."""
+        config = self.config
+        if config.latents_mean is not None and config.latents_std is not None:
+            mean, std = (_per_channel(latents, numbers) for numbers in (config.latents_mean, config.latents_std))
+            return latents * std / config.scaling_factor + mean
+        return latents / config.scaling_factor + config.shift_factor
 
     def decode(self, latents: Tensor, *, tile: int | None = None) -> Tensor:
         """Scaled latents (B, C, h, w) to pixels (B, 3, h · factor, w · factor), nominally in [-1, 1], not clamped.
@@ -215,7 +247,7 @@ class VAE(nn.Module):
                 stays flat for large pictures; None decodes in one piece. The result differs slightly, since the norms
                 see a tile only. At least 16.
         """
-        latents = latents / self.config.scaling_factor + self.config.shift_factor
+        latents = self.unscale(latents)
         if tile is None:
             return self._decode(latents)
         return decode_tiles(self._decode, latents, tile=tile, factor=self.config.factor)
@@ -226,3 +258,7 @@ class VAE(nn.Module):
 
     def _decode(self, latents: Tensor) -> Tensor:
         return self.decoder(self.from_latents(latents.to(self._dtype)))
+
+
+def _per_channel(latents: Tensor, numbers: tuple[float, ...]) -> Tensor:
+    return torch.tensor(numbers, dtype=latents.dtype, device=latents.device)[:, None, None]

@@ -9,6 +9,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
 from genpipe.checkpoints.layout import UNET, Layout
+from genpipe.models.conditioning import Conditioning
 from genpipe.models.cpu.packed import can_pack
 from genpipe.models.unet import UNet
 from genpipe.models.unet_config import UNetConfig
@@ -42,6 +43,50 @@ SDXL_UNET: dict[str, Any] = {
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": 6,
     "projection_class_embeddings_input_dim": 20 + 6 * 6,
+}
+# The families whose U-Nets differ in shape, over `UNET_BASE`.
+UNET_FAMILIES: dict[str, dict[str, Any]] = {
+    "Stable Diffusion 1": {},
+    "SDXL": SDXL_UNET,
+    "SDXL refiner": {
+        **SDXL_UNET,
+        "block_out_channels": (16, 32, 48, 48),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": 2,
+        "attention_head_dim": (2, 4, 6, 6),
+        "projection_class_embeddings_input_dim": 20 + 5 * 6,
+    },
+    "SSD-1B": {
+        **SDXL_UNET,
+        "mid_block_type": "UNetMidBlock2D",
+        "transformer_layers_per_block": [1, 2, 2],
+        "reverse_transformer_layers_per_block": [[2, 2, 3], [2, 1, 1], 1],
+    },
+    "Segmind-Vega": {
+        **SDXL_UNET,
+        "mid_block_type": "UNetMidBlock2D",
+        "transformer_layers_per_block": (1, 1, 2),
+    },
+    "KOALA 700M": {**SDXL_UNET, "layers_per_block": 1, "mid_block_type": None},
+    "KOALA 1B": {**SDXL_UNET, "layers_per_block": 1, "transformer_layers_per_block": (0, 2, 3)},
+    "BK-SDM tiny": {
+        "down_block_types": ("CrossAttnDownBlock2D",) * 3,
+        "up_block_types": ("CrossAttnUpBlock2D",) * 3,
+        "layers_per_block": 1,
+        "mid_block_type": None,
+    },
+    "uneven on the way down too": {
+        **SDXL_UNET,
+        "transformer_layers_per_block": [1, [1, 2], [3, 0]],
+        "reverse_transformer_layers_per_block": [[1, 0, 2], [2, 1, 1], 1],
+    },
+    "Stable Diffusion 2.1 unCLIP": {
+        "attention_head_dim": (2, 4, 6),
+        "use_linear_projection": True,
+        "class_embed_type": "projection",
+        "projection_class_embeddings_input_dim": 20,
+    },
 }
 
 
@@ -77,6 +122,28 @@ def unet_pair(copy_weights: Copy) -> UNetPair:
         return ours, theirs
 
     return pair
+
+
+def unet_conditioning(unet: UNet, rows: int) -> Conditioning:
+    """Random rows, all different, of what a U-Net takes, for 7 tokens of 24."""
+    generator, config = torch.Generator().manual_seed(3), unet.config
+    context = torch.randn(rows, 7, 24, generator=generator)
+    pooled = torch.randn(rows, 20, generator=generator)
+    if config.added_channels is not None:
+        numbers = (config.added_channels - 20) // 6
+        time_ids = torch.randint(0, 128, (rows, numbers), generator=generator).float()
+        return Conditioning(context, pooled=pooled, time_ids=time_ids)
+    return Conditioning(context, pooled=None if config.class_channels is None else pooled)
+
+
+def their_inputs(conditioning: Conditioning) -> dict[str, Any]:
+    """What diffusers' U-Net takes for it, beside latents and timestep."""
+    given: dict[str, Any] = {"encoder_hidden_states": conditioning.context}
+    if conditioning.time_ids is not None:
+        given["added_cond_kwargs"] = {"text_embeds": conditioning.pooled, "time_ids": conditioning.time_ids}
+    elif conditioning.pooled is not None:
+        given["class_labels"] = conditioning.pooled
+    return given
 
 
 @pytest.fixture

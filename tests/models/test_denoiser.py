@@ -15,7 +15,7 @@ from genpipe.models.cpu.winograd import WinogradConv
 from genpipe.models.denoiser import UNetDenoiser
 from genpipe.models.prepare import prepare
 from genpipe.models.unet import TimeEmbedding
-from tests.models.conftest import BOTH, SDXL_UNET, UNetPair
+from tests.models.conftest import BOTH, SDXL_UNET, UNET_FAMILIES, UNetPair, their_inputs, unet_conditioning
 
 CPU, FP32 = torch.device("cpu"), torch.float32
 FORMS = Forms(packed=PACKABLE, phases=True, blocked={1024: 16})
@@ -140,52 +140,31 @@ def test_the_last_prompts_can_be_evaluated_alone(unet_pair: UNetPair) -> None:
         assert denoiser(latents, TIMES[1], last=True).shape == latents.shape
 
 
-def sdxl_conditioning(images: int) -> Conditioning:
-    """Two prompts per image, all different."""
-    generator = torch.Generator().manual_seed(3)
-    return Conditioning(
-        torch.randn(2 * images, 7, 24, generator=generator),
-        pooled=torch.randn(2 * images, 20, generator=generator),
-        time_ids=torch.randint(0, 128, (2 * images, 6), generator=generator).float(),
-    )
-
-
-def added(conditioning: Conditioning) -> dict[str, Any]:
-    return {"text_embeds": conditioning.pooled, "time_ids": conditioning.time_ids}
-
-
 @torch.inference_mode()
 @pytest.mark.parametrize("refresh", [1, 2])
-def test_pooled_text_and_sizes_differ_by_prompt(refresh: int, unet_pair: UNetPair) -> None:
-    ours, theirs = unet_pair(**SDXL_UNET)
+@pytest.mark.parametrize("name", UNET_FAMILIES)
+def test_a_denoiser_of_every_family_takes_two_prompts_per_image(name: str, refresh: int, unet_pair: UNetPair) -> None:
+    """What is embedded with the timestep, pooled text and sizes, differs by prompt."""
+    ours, theirs = unet_pair(**UNET_FAMILIES[name])
     prepare(ours, device=CPU, dtype=FP32, forms=FORMS)
-    latents, conditioning = torch.randn(3, 4, 8, 12), sdxl_conditioning(3)
+    latents, conditioning = torch.randn(3, 4, 8, 12), unet_conditioning(ours, 6)
     denoiser = UNetDenoiser(ours, TIMES, conditioning, refresh=refresh)
     for timestep in TIMES if refresh == 1 else TIMES[::2]:
-        expected = theirs(
-            latents.repeat(2, 1, 1, 1), timestep, conditioning.context, added_cond_kwargs=added(conditioning)
-        ).sample
+        expected = theirs(latents.repeat(2, 1, 1, 1), timestep, **their_inputs(conditioning)).sample
         assert float(expected.std()) > 0.1  # else anything would agree
         assert (denoiser(latents, timestep) - expected).abs().max() <= 1e-5
         assert (denoiser(latents, timestep, last=True) - expected[3:]).abs().max() <= 1e-5
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("settings", [{}, SDXL_UNET], ids=["Stable Diffusion 1", "SDXL"])
-def test_each_image_may_have_its_own_timestep(settings: dict[str, Any], unet_pair: UNetPair) -> None:
-    ours, theirs = unet_pair(**settings)
+@pytest.mark.parametrize("name", ["Stable Diffusion 1", "SDXL", "Stable Diffusion 2.1 unCLIP"])
+def test_each_image_may_have_its_own_timestep(name: str, unet_pair: UNetPair) -> None:
+    ours, theirs = unet_pair(**UNET_FAMILIES[name])
     prepare(ours, device=CPU, dtype=FP32, forms=FORMS)
-    latents, conditioning = torch.randn(2, 4, 8, 8), sdxl_conditioning(2)
-    if not settings:
-        conditioning = Conditioning(conditioning.context)
+    latents, conditioning = torch.randn(2, 4, 8, 8), unet_conditioning(ours, 4)
     denoiser = UNetDenoiser(ours, TIMES, conditioning)
     for own in ([TIMES[2], TIMES[0]], [TIMES[1], TIMES[1]]):
-        expected = theirs(
-            latents.repeat(2, 1, 1, 1),
-            torch.tensor(own * 2),
-            conditioning.context,
-            added_cond_kwargs=added(conditioning),
-        ).sample
+        expected = theirs(latents.repeat(2, 1, 1, 1), torch.tensor(own * 2), **their_inputs(conditioning)).sample
         assert (denoiser(latents, own) - expected).abs().max() <= 1e-5
         assert (denoiser(latents, own, last=True) - expected[2:]).abs().max() <= 1e-5
 
@@ -204,7 +183,7 @@ def test_packed_forms_add_rows_that_differ(
         prepare(copy.deepcopy(exact), device=CPU, dtype=dtype, forms=chosen) for chosen in (Forms(), forms)
     )
     assert winograd == any(isinstance(module, WinogradConv) for module in packed.modules())
-    latents, conditioning = torch.randn(2, 4, 16, 12), sdxl_conditioning(2)
+    latents, conditioning = torch.randn(2, 4, 16, 12), unet_conditioning(exact, 4)
     own = [TIMES[1], TIMES[0]] if per_image else TIMES[0]
     expected, rounded, output = (
         UNetDenoiser(unet, TIMES, conditioning)(latents, own).double() for unet in (exact, plain, packed)
@@ -219,7 +198,7 @@ def test_prompts_that_agree_in_what_is_embedded_share_a_row(unet_pair: UNetPair)
     ours, _ = unet_pair(**SDXL_UNET)
     prepare(ours, device=CPU, dtype=FP32, forms=FORMS)
     rows = calls(ours.time_embedding)
-    conditioning = sdxl_conditioning(1).rows([1, 1, 1])
+    conditioning = unet_conditioning(ours, 2).rows([1, 1, 1])
     latents = torch.randn(3, 4, 8, 8)
     output = UNetDenoiser(ours, TIMES, conditioning)(latents, TIMES[0])
     assert [len(x) for x in rows] == [len(TIMES)]

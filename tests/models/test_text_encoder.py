@@ -87,6 +87,17 @@ def test_clip_skip_leaves_out_the_last_layers_but_not_the_norm(copy_weights: Cal
 
 
 @torch.inference_mode()
+def test_the_penultimate_layer_comes_raw(copy_weights: Callable[..., None]) -> None:
+    """As SDXL reads both of its encoders; `pooled` is of all layers and normalised."""
+    ours, theirs = pair(CLIPTextModelWithProjection, copy_weights)
+    reference = theirs(IDS, output_hidden_states=True)
+    for skip in range(4):
+        encoding = ours(IDS, clip_skip=skip, penultimate=True)
+        assert close(encoding.context, reference.hidden_states[-(skip + 2)])
+        assert close(encoding.pooled, reference.text_embeds)
+
+
+@torch.inference_mode()
 def test_a_token_sees_only_those_before_it(copy_weights: Callable[..., None]) -> None:
     ours, _ = pair(CLIPTextModel, copy_weights)
     changed = IDS.clone()

@@ -16,6 +16,7 @@ from genpipe.checkpoints.layout import UNET
 from genpipe.models import attention
 from genpipe.models.unet import UNet
 from genpipe.models.unet_config import UNetConfig
+from tests.models.conftest import UNET_BASE, UNET_FAMILIES, UNetPair, their_inputs, unet_conditioning
 
 BASE: dict[str, Any] = {
     "block_out_channels": (16, 32),
@@ -32,19 +33,7 @@ THREE: dict[str, Any] = {
     "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
 }
-SDXL: dict[str, Any] = {
-    **THREE,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 3),
-    "attention_head_dim": (2, 4, 6),
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 6,
-    "projection_class_embeddings_input_dim": 20 + 6 * 6,
-}
 CONFIGS: dict[str, dict[str, Any]] = {
-    "Stable Diffusion 1": {**THREE, "layers_per_block": 2},
     "Stable Diffusion 2": {**THREE, "attention_head_dim": [2, 4, 6], "use_linear_projection": True},
     "Stable Diffusion 2.1": {"attention_head_dim": [2, 4], "use_linear_projection": True, "upcast_attention": True},
     "one head": {"attention_head_dim": 1},
@@ -120,13 +109,27 @@ def test_embedded_guidance_of_latent_consistency_models(copy_weights: Callable[.
 
 
 @torch.inference_mode()
-def test_added_text_and_times_of_sdxl(copy_weights: Callable[..., None]) -> None:
-    ours, theirs = pair(copy_weights, **SDXL)
-    batch, text, times = inputs(), torch.randn(3, 20), torch.tensor([[64.0, 48.0, 0.0, 8.0, 64.0, 48.0]] * 3)
-    reference = theirs(*batch, added_cond_kwargs={"text_embeds": text, "time_ids": times}).sample
-    assert close(ours(*batch, pooled=text, time_ids=times), reference)
-    with pytest.raises(ValueError, match="pass pooled and time_ids"):
-        ours(*batch)
+@pytest.mark.parametrize("name", UNET_FAMILIES)
+def test_every_family_computes_what_diffusers_computes(
+    name: str, unet_pair: UNetPair, same_norms: Callable[..., None]
+) -> None:
+    ours, theirs = unet_pair(**UNET_FAMILIES[name])
+    same_norms(theirs, ours, UNET)
+    for height, width in ((8, 12), (9, 11)):
+        latents, timesteps, _ = inputs(height=height, width=width)
+        given = unet_conditioning(ours, 3)
+        result = ours(latents, timesteps, given.context, pooled=given.pooled, time_ids=given.time_ids)
+        assert close(result, theirs(latents, timesteps, **their_inputs(given)).sample)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("SDXL", "pass pooled and time_ids"), ("Stable Diffusion 2.1 unCLIP", "pass pooled alone")],
+)
+def test_what_is_embedded_with_the_timestep_must_be_given(name: str, message: str) -> None:
+    unet = UNet(UNetConfig.from_dict({**UNET_BASE, **UNET_FAMILIES[name]}))
+    with pytest.raises(ValueError, match=message):
+        unet(*inputs())
 
 
 @torch.inference_mode()
@@ -154,13 +157,43 @@ def test_upcast_attention_computes_in_fp32(upcast: bool, monkeypatch: pytest.Mon
     assert seen == {torch.float32 if upcast else torch.bfloat16}
 
 
-@pytest.mark.parametrize("settings", [{}, SDXL, *CONFIGS.values()])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({**BASE, **settings} for settings in ({}, *CONFIGS.values())),
+        *({**UNET_BASE, **settings} for settings in UNET_FAMILIES.values()),
+    ],
+)
 def test_config_survives_a_round_trip_and_diffusers_builds_the_same_from_it(settings: dict[str, Any]) -> None:
-    config = UNetConfig.from_dict({**BASE, **settings})
+    config = UNetConfig.from_dict(settings)
     assert UNetConfig.from_dict(config.to_dict()) == config
     with torch.device("meta"):
         theirs: Any = UNet2DConditionModel.from_config(config.to_dict())
     assert UNetConfig.from_dict(theirs.config) == config
+    shapes = {name: tensor.shape for name, tensor in UNet(config).state_dict().items()}
+    assert {UNET.theirs(name): shape for name, shape in shapes.items()} == {
+        name: tensor.shape for name, tensor in theirs.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("size", "version", "shape"),
+    [
+        (32, "0.2.2", (64, 64)),
+        (32, "0.8.1", (64, 64)),
+        (32, "0.9.0.dev0", (32, 32)),
+        (32, "0.42.1", (32, 32)),
+        (96, "0.6.0", (96, 96)),
+        (32, None, (32, 32)),
+        ([96, 64], None, (96, 64)),
+        ([96, 64], "0.8.0", (96, 64)),
+        (None, None, (64, 64)),
+    ],
+)
+def test_the_trained_size_is_read_as_diffusers_reads_it(size: Any, version: str | None, shape: tuple[int, int]) -> None:
+    config = UNetConfig.from_dict({**BASE, "sample_size": size, "_diffusers_version": version})
+    assert config.sample_shape == shape
+    assert UNetConfig.from_dict(config.to_dict()).sample_shape == shape
 
 
 def test_defaults_are_those_of_stable_diffusion_1() -> None:
@@ -178,6 +211,24 @@ def test_defaults_are_those_of_stable_diffusion_1() -> None:
         ({"cross_attention_dim": [24, 32]}, "must be one number"),
         ({"attention_head_dim": 5}, "16 channels are not a multiple of 5 heads"),
         ({"layers_per_block": [1]}, "needs one entry for each of 2 levels"),
+        ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "mid_block_type = 'UNetMidBlock2DSimpleCrossAttn'"),
+        ({"transformer_layers_per_block": [[1], 1]}, "depth_up is needed too"),
+        (
+            {"transformer_layers_per_block": [[1, 2], 1], "reverse_transformer_layers_per_block": [1, 1]},
+            r"depth \(1, 2\) of level 0 needs one entry for each of its 1 layers",
+        ),
+        (
+            {"reverse_transformer_layers_per_block": [1, [1]]},
+            r"depth_up \(1,\) of level 0 needs one entry for each of its 2",
+        ),
+        (
+            {
+                "addition_embed_type": "text_time",
+                "class_embed_type": "projection",
+                "projection_class_embeddings_input_dim": 8,
+            },
+            "embeds both pooled text with sizes and a vector",
+        ),
     ],
 )
 def test_forms_that_are_not_implemented_are_named(settings: dict[str, Any], message: str) -> None:

@@ -33,6 +33,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "shifted and scaled": {"scaling_factor": 1.5305, "shift_factor": 0.0609, "latent_channels": 16},
     "other norm": {"norm_num_groups": 2},
     "masks": {"in_channels": 1, "out_channels": 1},
+    "safe in fp16": {"force_upcast": False},
 }
 
 
@@ -70,6 +71,18 @@ def test_it_computes_what_diffusers_computes(
 
 
 @torch.inference_mode()
+def test_latents_may_have_a_mean_and_a_deviation_per_channel(copy_weights: Callable[..., None]) -> None:
+    """As Playground v2.5 scales them."""
+    mean, std = [-1.6574, 1.886, -1.383, 2.5155], [8.4927, 5.9022, 6.5498, 5.2299]
+    ours, theirs = pair(copy_weights, latents_mean=mean, latents_std=std, scaling_factor=0.5)
+    m, s = (torch.tensor(numbers)[None, :, None, None] for numbers in (mean, std))
+    latents = torch.randn(2, 4, 6, 5)
+    assert close(ours.scale(latents), (latents - m) * 0.5 / s)
+    assert torch.allclose(ours.unscale(ours.scale(latents)), latents, atol=1e-5)
+    assert close(ours.decode(latents), theirs.decode(latents * s / 0.5 + m).sample)
+
+
+@torch.inference_mode()
 def test_log_variance_is_clamped(copy_weights: Callable[..., None]) -> None:
     ours, _ = pair(copy_weights)
     ours.to_moments.get_parameter("bias")[4:] = 1e4
@@ -104,6 +117,7 @@ def test_config_survives_a_round_trip_and_diffusers_builds_the_same_from_it(sett
 def test_old_configs_without_a_scale_mean_that_of_stable_diffusion() -> None:
     assert VAEConfig.from_dict(BASE).scaling_factor == 0.18215
     assert VAEConfig.from_dict({**BASE, "scaling_factor": None, "shift_factor": None}).shift_factor == 0.0
+    assert VAEConfig.from_dict(BASE).force_upcast
 
 
 @pytest.mark.parametrize(
@@ -111,7 +125,8 @@ def test_old_configs_without_a_scale_mean_that_of_stable_diffusion() -> None:
     [
         ({"down_block_types": ("AttnDownEncoderBlock2D",) * 2}, "block 'AttnDownEncoderBlock2D' is not supported"),
         ({"act_fn": "relu"}, "act_fn 'relu' is not supported"),
-        ({"latents_mean": [0.0] * 4}, "latents_mean and latents_std are not supported"),
+        ({"latents_mean": [0.0] * 4}, "latents_mean and latents_std go together"),
+        ({"latents_mean": [0.0] * 3, "latents_std": [1.0] * 3}, "need 4 numbers each, one per channel"),
     ],
 )
 def test_forms_that_are_not_implemented_are_named(settings: dict[str, Any], message: str) -> None:
