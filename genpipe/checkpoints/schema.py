@@ -40,6 +40,7 @@ UNET: Kinds = {
     "up_block_types": _NAMES,
     "layers_per_block": _per_level(whole(1, 16)),
     "transformer_layers_per_block": _depths(),
+    "reverse_transformer_layers_per_block": _depths() | NULL,
     "attention_head_dim": _per_level(whole(1, 1024)),
     "num_attention_heads": _per_level(whole(1, 1024)) | NULL,
     "only_cross_attention": _per_level(FLAG),
@@ -80,9 +81,8 @@ VAE: Kinds = {
     "use_quant_conv": FLAG,
     "use_post_quant_conv": FLAG,
     "mid_block_add_attention": FLAG,
+    "force_upcast": FLAG | NULL,
 }
-# Says only that fp16 overflows; what is not finite is decoded again in fp32.
-_VAE_HARMLESS = {"force_upcast"}
 
 TINY_VAE: Kinds = {
     **{key: one_of(value) for key, value in tiny_vae.IMPLEMENTED.items()},
@@ -161,7 +161,7 @@ DEFAULTS: Kinds = {
 # By the folder: the class of the part, its table, and the keys beside it that change nothing.
 _PARTS: dict[str, tuple[str, Kinds, Collection[str]]] = {
     "unet": ("UNet2DConditionModel", UNET, _UNET_HARMLESS),
-    "vae": ("AutoencoderKL", VAE, _VAE_HARMLESS),
+    "vae": ("AutoencoderKL", VAE, ()),
 }
 
 

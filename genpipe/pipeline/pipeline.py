@@ -258,10 +258,10 @@ class Pipeline:
     def defaults(self, sampler: str | None = None) -> dict[str, Any]:
         """What applies where a caller says nothing: the checkpoint's `genpipe.json`, else what such checkpoints want."""
         lcm = self.sampler(sampler).name == "lcm"
-        size = self.unet.config.sample_size * self.vae.config.factor
+        height, width = (side * self.vae.config.factor for side in self.unet.config.sample_shape)
         usual = {
-            "height": size,
-            "width": size,
+            "height": height,
+            "width": width,
             "steps": 4 if lcm else 30,
             "guidance_scale": 1.0 if lcm else 7.5,
             "guidance_rescale": 0.0,

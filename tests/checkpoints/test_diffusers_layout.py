@@ -246,7 +246,7 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
     ),
     "other U-Net": (
         lambda e: e.edit_json("unet/config.json", class_embed_type="timestep"),
-        "unet/config.json cannot be used: class_embed_type must be null, not 'timestep'",
+        "unet/config.json cannot be used: class_embed_type must be null or \"projection\", not 'timestep'",
     ),
     "no heads": (lambda e: e.edit_json("unet/config.json", attention_head_dim=0), "unet/config.json cannot be used"),
     "odd groups": (lambda e: e.edit_json("vae/config.json", norm_num_groups=3), "vae/config.json cannot be used"),
