@@ -6,18 +6,7 @@ from typing import Any
 
 import genpipe
 from genpipe.request import Request
-from genpipe.sampling.names import split_name
-
-_A1111_SOLVERS = {
-    "pndm": "PLMS",
-    "ddim": "DDIM",
-    "euler": "Euler",
-    "euler_a": "Euler a",
-    "heun": "Heun",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "lcm": "LCM",
-}
+from genpipe.sampling.names import SOLVERS, SPACINGS, split_name
 
 
 def parameters_text(request: Request, model: str) -> str:
@@ -49,7 +38,8 @@ def _a1111_sampler(name: str | None) -> str | None:
     if name is None:
         return None
     solver, spacing = split_name(name)
-    return " ".join([_A1111_SOLVERS.get(solver, solver), *([spacing.capitalize()] if spacing else [])])
+    label = SOLVERS[solver].a1111 if solver in SOLVERS else None
+    return " ".join([label or solver, *([SPACINGS[spacing].a1111] if spacing else [])])
 
 
 def _quoted(value: str) -> str:

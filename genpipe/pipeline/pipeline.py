@@ -193,7 +193,7 @@ class Pipeline:
             progress: show how far it is on stderr: a bar on a terminal, now and then a line elsewhere.
             callback: called with the `Progress` of every step.
             settings: the other attributes of `Request`; what is None or left out is the checkpoint's default: steps 30
-                (LCM: 4), guidance_scale 7.5 (LCM: 1), height and width what the model was trained on.
+                (LCM: 4), guidance_scale 7.5 (LCM: 1, or 8.5 where the network takes it as an input), height and width what the model was trained on.
 
         Returns:
             A PIL image for one prompt, n = 1 and no list of seeds; else a list, in the order of prompts, then of n.
@@ -263,7 +263,8 @@ class Pipeline:
             "height": height,
             "width": width,
             "steps": 4 if lcm else 30,
-            "guidance_scale": 1.0 if lcm else 7.5,
+            # 8.5 is the default of diffusers' LatentConsistencyModelPipeline, which such networks come with.
+            "guidance_scale": 8.5 if lcm and self.distilled else 1.0 if lcm else 7.5,
             "guidance_rescale": 0.0,
         }
         return {key: self.checkpoint.defaults.get(key, value) for key, value in usual.items()}

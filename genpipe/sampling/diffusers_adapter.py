@@ -1,8 +1,8 @@
-"""Any other diffusers scheduler, by its class name, as a `Sampler`. Importing this module imports diffusers.
+"""Any other diffusers scheduler as a `Sampler`. Importing this module imports diffusers.
 
-A scheduler wants the network's raw output where a sampler deals in x0, so what `denoise` made of the output is undone at
-the same step, which returns it exactly up to rounding. Its state may be scaled otherwise than what the network takes;
-what is yielded is the latter, until the last.
+A scheduler wants the network's raw output where a solver deals in x0, so what was made of the output is undone at the
+same step, which returns it exactly up to rounding. Its state may be scaled otherwise than what the network takes; what
+is asked and returned is the latter, but for the last x of a whole schedule, which is the state.
 """
 
 import copy
@@ -10,8 +10,9 @@ import difflib
 import inspect
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -21,9 +22,9 @@ from torch import Tensor
 
 from genpipe.sampling.guidance import PREDICTION_TYPES, output_from_x0
 from genpipe.sampling.sampler import Sampler
-from genpipe.sampling.schedule import Schedule, Step
-from genpipe.sampling.settings import Settings, refuse_zero_snr
-from genpipe.sampling.solvers import Denoise, Noise
+from genpipe.sampling.schedule import CLEAN, Schedule, Step
+from genpipe.sampling.settings import Settings, refuse_zero_snr, size_shift
+from genpipe.sampling.solvers import Evaluation, Noise, Solution
 
 
 @dataclass(frozen=True)
@@ -33,21 +34,25 @@ class _SchedulerSchedule(Schedule):
     scheduler: Any = None
 
 
-def adapted_sampler(class_name: str, given: Settings) -> Sampler:
+def adapted_sampler(name: str, class_name: str, given: Settings) -> Sampler:
     """The sampler that runs `diffusers.<class_name>`, made with those of the `given` settings that it takes.
 
-    It yields once for each evaluation of the network. Schedulers that draw noise draw it from `noise.generators`.
+    Each evaluation of the network is a step of its own. Schedulers that draw noise draw it from `noise.generators`.
 
-    Raises ValueError if diffusers has no such scheduler or will not make it, or as `refuse_zero_snr`.
+    Args:
+        name: what the sampler is to be called.
+
+    Raises:
+        ValueError: diffusers has no such scheduler or will not make it, or as `refuse_zero_snr`.
     """
     scheduler_class = getattr(diffusers, class_name, None)
     if not isinstance(scheduler_class, type) or not class_name.endswith("Scheduler"):
-        known = [name for name in dir(diffusers) if name.endswith("Scheduler")]
+        known = [known for known in dir(diffusers) if known.endswith("Scheduler")]
         near = difflib.get_close_matches(class_name, known, n=3)
         hint = f": did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(f"diffusers {diffusers.__version__} has no scheduler {class_name!r:.60}{hint}")
     taken = inspect.signature(scheduler_class.__init__).parameters
-    with _one_line_errors(class_name):
+    with _as_by_default(class_name):
         scheduler: Any = scheduler_class(**{key: value for key, value in given.items() if key in taken})
     flow = class_name.startswith("FlowMatch")
     if not flow and not hasattr(scheduler, "alphas_cumprod"):
@@ -56,55 +61,108 @@ def adapted_sampler(class_name: str, given: Settings) -> Sampler:
     prediction_type = "flow" if prediction_type == "flow_prediction" else prediction_type
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(
-            f"unknown prediction_type {prediction_type!r}: it must be one of {', '.join(PREDICTION_TYPES)}"
+            f"unknown prediction_type {prediction_type!r:.60}: it must be one of {', '.join(PREDICTION_TYPES)}"
         )
     if given.get("rescale_betas_zero_snr"):
         refuse_zero_snr(class_name, prediction_type, able="rescale_betas_zero_snr" in taken)
 
-    def make_schedule(steps: int) -> Schedule:
+    def make_schedule(steps: int, image_tokens: int | None) -> Schedule:
         timed = copy.deepcopy(scheduler)
-        with _one_line_errors(class_name):
-            timed.set_timesteps(steps)
-        return _schedule(timed, prediction_type)
+        with _as_by_default(class_name):
+            timed.set_timesteps(steps, **_size_shift(timed, steps, given, image_tokens))
+            return _schedule(timed)
 
-    def sample(denoise: Denoise, x: Tensor, schedule: Schedule, noise: Noise) -> Iterator[Tensor]:
-        return _sample(denoise, x, schedule, noise, prediction_type)
-
-    return Sampler(class_name, prediction_type, scheduler.config.num_train_timesteps, make_schedule, sample)
-
-
-def _schedule(scheduler: Any, prediction_type: str) -> _SchedulerSchedule:
-    train_steps = scheduler.config.num_train_timesteps
-    times = [float(t) for t in scheduler.timesteps]
-    if prediction_type == "flow":
-        sigmas = [max(t, 1.0) / train_steps for t in times]
-        steps = [Step(t, 1 - sigma, sigma) for t, sigma in zip(times, sigmas, strict=True)]
-    else:
-        squares = np.interp(times, np.arange(train_steps), scheduler.alphas_cumprod.numpy()).tolist()
-        steps = [Step(t, math.sqrt(s), math.sqrt(1 - s)) for t, s in zip(times, squares, strict=True)]
-    unit = torch.ones(1) * _start_scale(scheduler)
-    initial_scale = float(_network_input(copy.deepcopy(scheduler), unit, scheduler.timesteps[0]))
-    return _SchedulerSchedule((*steps, Step(0.0, 1.0, 0.0)), initial_scale, scheduler=scheduler)
+    return Sampler(
+        name,
+        prediction_type,
+        scheduler.config.num_train_timesteps,
+        make_schedule,
+        partial(_solve, prediction_type=prediction_type),
+        order=scheduler.order,
+    )
 
 
-def _sample(denoise: Denoise, x: Tensor, schedule: Schedule, noise: Noise, prediction_type: str) -> Iterator[Tensor]:
+def _size_shift(scheduler: Any, steps: int, given: Settings, image_tokens: int | None) -> dict[str, Any]:
+    """What `set_timesteps` wants for a schedule that depends on the image's size, as diffusers' FLUX pipeline gives it."""
+    if not scheduler.config.get("use_dynamic_shifting"):
+        return {}
+    taken = inspect.signature(scheduler.set_timesteps).parameters
+    flow = type(scheduler).__name__.startswith("FlowMatch") and "sigmas" in taken
+    sigmas = {"sigmas": np.linspace(1.0, 1 / steps, steps)} if flow else {}
+    return {"mu": size_shift(given, image_tokens), **sigmas}
+
+
+def _schedule(scheduler: Any) -> _SchedulerSchedule:
+    steps = [_level(scheduler, index) for index in range(len(scheduler.timesteps))]
+    initial_scale = float(getattr(scheduler, "init_noise_sigma", 1.0)) * _scale(_at(scheduler, 0), 0)
+    return _SchedulerSchedule((*steps, CLEAN), initial_scale, scheduler=scheduler)
+
+
+def _level(scheduler: Any, index: int) -> Step:
+    """The noise level of an evaluation, in the scaling that the network takes: what noising an image there makes of it."""
+    time = scheduler.timesteps[index : index + 1]
+    probe = _at(scheduler, index)
+    noise_as = getattr(probe, "scale_noise", None) or getattr(probe, "add_noise", None)
+    # Between the ends of a step of two evaluations a scheduler noises as at one of its ends.
+    if noise_as is None or index % scheduler.order:
+        squares = getattr(scheduler, "alphas_cumprod", None)
+        if squares is None:  # a flow
+            sigma = float(time[0]) / scheduler.config.num_train_timesteps
+            return Step(float(time[0]), 1 - sigma, sigma)
+        square = float(np.interp(float(time[0]), np.arange(len(squares)), squares.numpy()))
+        return Step(float(time[0]), math.sqrt(square), math.sqrt(1 - square))
+    image, noise = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    noised = noise_as(image, time, noise) if hasattr(probe, "scale_noise") else noise_as(image, noise, time)
+    alpha, sigma = (noised[0].double() * _scale(probe, index)).tolist()
+    return Step(float(time[0]), alpha, sigma)
+
+
+def _at(scheduler: Any, index: int) -> Any:
+    """A copy of a scheduler whose first step is to be that of evaluation `index`. The copy shares its tables."""
+    copied = copy.copy(scheduler)
+    if hasattr(copied, "set_begin_index"):
+        copied.set_begin_index(index)  # else schedulers look for it by its timestep, which two may share
+    return copied
+
+
+def _scale(scheduler: Any, index: int) -> float:
+    """What the network is shown of a state, per unit of the state."""
+    return float(_network_input(scheduler, torch.ones(1), scheduler.timesteps[index]))
+
+
+def _solve(x: Tensor, schedule: Schedule, noise: Noise, *, prediction_type: str) -> Solution:
     assert isinstance(schedule, _SchedulerSchedule)
-    scheduler = copy.deepcopy(schedule.scheduler)
-    drawing = "generator" in inspect.signature(scheduler.step).parameters
-    extra = {"generator": list(noise.generators)} if drawing else {}
-    state = x * (_start_scale(scheduler) / schedule.initial_scale)
-    for i, (t, step) in enumerate(zip(scheduler.timesteps, schedule.steps, strict=False)):
-        x = _network_input(scheduler, state, t)
-        if i > 0:
-            yield x
-        output = output_from_x0(denoise(x, step), x, step, prediction_type)
-        with _one_line_errors(type(scheduler).__name__):
-            state = scheduler.step(output, t, state, **extra).prev_sample
-    yield state
+    scheduler = _at(copy.deepcopy(schedule.scheduler), schedule.before)
+    class_name = type(scheduler).__name__
+    extra = _step_arguments(scheduler, noise)
+    with _as_by_default(class_name):
+        state = x / _scale(_at(scheduler, schedule.before), schedule.before)
+    times = scheduler.timesteps[schedule.before :]
+    for done, step in enumerate(schedule.steps[:-1]):
+        with _as_by_default(class_name):
+            shown = _network_input(scheduler, state, times[done])
+        x, x0 = yield Evaluation(shown, step, done)
+        with _as_by_default(class_name):
+            if x is not shown:
+                state = x / _network_input(scheduler, torch.ones(1, device=x.device), times[done])
+            output = output_from_x0(x0, x, step, prediction_type)
+            state = scheduler.step(output, times[done], state, **extra).prev_sample
+    if schedule.after:
+        with _as_by_default(class_name):
+            return _network_input(scheduler, state, times[len(schedule.steps) - 1])
+    return state
 
 
-def _start_scale(scheduler: Any) -> float:
-    return float(getattr(scheduler, "init_noise_sigma", 1.0))
+def _step_arguments(scheduler: Any, noise: Noise) -> dict[str, Any]:
+    """What `StableDiffusionPipeline` gives each step beside the output, the timestep and the state."""
+    taken = inspect.signature(scheduler.step).parameters
+    if hasattr(scheduler, "noise_sampler_seed") and scheduler.noise_sampler_seed is None:
+        # DPMSolverSDEScheduler would take a seed for the whole batch from torch's global generator.
+        scheduler.noise_sampler_seed = [generator.initial_seed() for generator in noise.generators]
+    return {
+        **({"generator": list(noise.generators)} if "generator" in taken else {}),
+        **({"eta": 0.0} if "eta" in taken else {}),  # TCDScheduler's own default is 0.3
+    }
 
 
 def _network_input(scheduler: Any, state: Tensor, timestep: Tensor) -> Tensor:
@@ -112,8 +170,33 @@ def _network_input(scheduler: Any, state: Tensor, timestep: Tensor) -> Tensor:
 
 
 @contextmanager
-def _one_line_errors(class_name: str) -> Iterator[None]:
-    try:
-        yield
-    except (ImportError, NotImplementedError, ValueError) as error:
-        raise ValueError(f"{class_name} refuses: {' '.join(str(error).split())}") from error
+def _as_by_default(class_name: str) -> Iterator[None]:
+    """Run diffusers' code as if nobody had changed torch's default dtype and device, which its tensors depend on.
+
+    Raises:
+        ValueError: instead of whatever else it raises, in one line that names the class.
+    """
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        if dtype != torch.float32:
+            torch.set_default_dtype(torch.float32)
+            stack.callback(torch.set_default_dtype, dtype)
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        try:
+            yield
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            ImportError,
+            LookupError,
+            NotImplementedError,
+        ) as error:
+            raise _refused(class_name, error) from error
+        except (TypeError, ValueError) as error:
+            raise _refused(class_name, error) from error
+
+
+def _refused(class_name: str, error: Exception) -> ValueError:
+    return ValueError(f"{class_name} refuses: {' '.join(str(error).split())[:250]}")

@@ -1,4 +1,4 @@
-"""Where the noise of a picture comes from."""
+"""Where the noise of an image comes from."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class ImageNoise:
-    """Unit noise (B, C, h, w) for a batch: one CPU generator a picture, so a picture's noise depends on its seed alone.
+    """Unit noise (B, C, h, w) for a batch: one CPU generator per image, so an image's noise depends on its seed alone.
 
     Drawn in fp32, the numbers are those of `torch.Generator("cpu").manual_seed(seed)` in any library.
     """
@@ -17,5 +17,9 @@ class ImageNoise:
         self._shape, self._device = shape, device
 
     def __call__(self) -> Tensor:
-        drawn = [torch.randn(self._shape, generator=generator) for generator in self.generators]
+        # Not in torch's default dtype and device, which belong to the host program.
+        drawn = [
+            torch.randn(self._shape, generator=generator, dtype=torch.float32, device="cpu")
+            for generator in self.generators
+        ]
         return torch.stack(drawn).to(self._device)

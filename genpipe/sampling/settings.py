@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from genpipe.sampling.names import SPACINGS
+from genpipe.sampling.names import NO_RESPACING
 
 Settings = dict[str, Any]
 
@@ -22,7 +22,8 @@ _BETAS: Settings = {
     "steps_offset": 0,
 }
 _LATENT_BETAS = _BETAS | {"beta_start": 0.00085, "beta_end": 0.012}
-NO_RESPACING: Settings = {f"use_{spacing}_sigmas": False for spacing in (*SPACINGS, "beta")}
+# How the noise levels of `use_dynamic_shifting` depend on the image's size; the defaults are FLUX's.
+SIZE_SHIFT: Settings = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
 
 # What diffusers' classes take where a file is silent.
 DEFAULTS: dict[str, Settings] = {
@@ -68,10 +69,12 @@ DEFAULTS: dict[str, Settings] = {
         "thresholding": False,
     },
     "FlowMatchEulerDiscreteScheduler": NO_RESPACING
+    | SIZE_SHIFT
     | {
         "num_train_timesteps": 1000,
         "shift": 1.0,
         "use_dynamic_shifting": False,
+        "time_shift_type": "exponential",
         "shift_terminal": None,
         "invert_sigmas": False,
         "stochastic_sampling": False,
@@ -96,7 +99,6 @@ _IMPLEMENTED: dict[str, tuple[Any, ...]] = {
     "use_flow_sigmas": (False,),
     "lambda_min_clipped": (-math.inf,),
     "variance_type": (None,),
-    "use_dynamic_shifting": (False,),
     "shift_terminal": (None,),
     "invert_sigmas": (False,),
     "stochastic_sampling": (False,),
@@ -141,6 +143,25 @@ def completed(class_name: str, given: Settings) -> Settings:
 def implemented(settings: Settings) -> bool:
     """Whether genpipe's own solvers do what these settings say."""
     return all(settings[key] in values for key, values in _IMPLEMENTED.items() if key in settings)
+
+
+def size_shift(settings: Mapping[str, Any], image_tokens: int | None) -> float:
+    """How far `use_dynamic_shifting` moves the noise levels of an image of so many tokens: diffusers' `mu`.
+
+    It is `base_shift` at `base_image_seq_len` tokens, `max_shift` at `max_image_seq_len`, and linear between and beyond,
+    as in diffusers' FLUX and SD 3 pipelines (`calculate_shift`). What the settings lack is FLUX's.
+
+    Raises:
+        ValueError: the number of tokens is not given.
+    """
+    if image_tokens is None:
+        raise ValueError(
+            "this checkpoint shifts its noise levels by the image's size (use_dynamic_shifting): give image_tokens"
+        )
+    shift = {key: settings.get(key, default) for key, default in SIZE_SHIFT.items()}
+    tokens = shift["base_image_seq_len"], shift["max_image_seq_len"]
+    slope = (shift["max_shift"] - shift["base_shift"]) / (tokens[1] - tokens[0])
+    return image_tokens * slope + (shift["base_shift"] - slope * tokens[0])
 
 
 def refuse_zero_snr(class_name: str, prediction_type: str, *, able: bool) -> None:

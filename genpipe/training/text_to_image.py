@@ -25,7 +25,7 @@ from genpipe.models.unet_config import UNetConfig
 from genpipe.models.vae import VAE, VAEConfig
 from genpipe.pipeline import Pipeline
 from genpipe.request import check_size
-from genpipe.sampling.schedule import cumulative_alphas
+from genpipe.sampling.levels import cumulative_alphas
 from genpipe.training.autoencoder import autoencoder_loss, psnr, standardise_latents
 from genpipe.training.diffusion import Captioned, LatentPool, TextToImage, diffusion_loss
 from genpipe.training.loop import Budget, fit

@@ -1,215 +1,31 @@
-"""Every sampler against diffusers, at each evaluation of the network: its timestep, its input, and the last latents.
+"""Every sampler against diffusers, over whole schedules; see `tests.sampling.conftest` for how they are compared."""
 
-The network is a stand-in, the noise comes from the same seeded generators. The tolerance is 1e-4 of the larger of 1 and
-the largest value. It covers float32 rounding over tens of steps, since diffusers keeps x / alpha (up to 15 times larger)
-where we keep x; a wrong coefficient or a timestep that is off by one shows at 1e-3 and more.
-"""
-
-import inspect
-import math
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from torch import Tensor
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-from genpipe.sampling.guidance import x0_from_output
-from genpipe.sampling.names import SAMPLERS, SOLVER_CLASSES, split_name
+from genpipe.sampling.names import split_name
 from genpipe.sampling.samplers import make_sampler
 from genpipe.sampling.settings import DEFAULTS, completed, inherited
+from tests.sampling.conftest import (
+    OTHERS,
+    OWN,
+    SCHEDULER_FILES,
+    STEP_COUNTS,
+    SeededNoise,
+    check,
+    diffusers_run,
+    genpipe_run,
+    loaded,
+    switched,
+)
 
-diffusers.utils.logging.set_verbosity_error()
 # diffusers' own: what it deprecates in numpy, and its complaints of the very files that it corrects.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-
-TOLERANCE = 1e-4
-STEP_COUNTS = (1, 2, 4, 10, 30)
-
-_STABLE_DIFFUSION = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "trained_betas": None,
-    "clip_sample": False,
-}
-
-SCHEDULER_FILES = {
-    "sd15": _STABLE_DIFFUSION
-    | {
-        "_class_name": "PNDMScheduler",
-        "_diffusers_version": "0.6.0",
-        "set_alpha_to_one": False,
-        "skip_prk_steps": True,
-        "steps_offset": 1,
-    },
-    "sd21": _STABLE_DIFFUSION
-    | {
-        "_class_name": "DDIMScheduler",
-        "_diffusers_version": "0.8.0",
-        "prediction_type": "v_prediction",
-        "set_alpha_to_one": False,
-        "skip_prk_steps": True,
-        "steps_offset": 1,
-    },
-    # As saved before diffusers 0.3: nothing said of the offset or of clipping.
-    "old": {
-        "_class_name": "DDIMScheduler",
-        "_diffusers_version": "0.2.4",
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-    },
-    "sd_turbo": _STABLE_DIFFUSION
-    | {
-        "_class_name": "EulerDiscreteScheduler",
-        "_diffusers_version": "0.24.0.dev0",
-        "interpolation_type": "linear",
-        "prediction_type": "epsilon",
-        "sample_max_value": 1.0,
-        "set_alpha_to_one": False,
-        "skip_prk_steps": True,
-        "steps_offset": 1,
-        "timestep_spacing": "trailing",
-        "timestep_type": "discrete",
-        "use_karras_sigmas": False,
-    },
-    "lcm_dreamshaper": _STABLE_DIFFUSION
-    | {
-        "_class_name": "LCMScheduler",
-        "_diffusers_version": "0.22.0.dev0",
-        "clip_sample": True,
-        "clip_sample_range": 1.0,
-        "dynamic_thresholding_ratio": 0.995,
-        "original_inference_steps": 50,
-        "prediction_type": "epsilon",
-        "rescale_betas_zero_snr": False,
-        "sample_max_value": 1.0,
-        "set_alpha_to_one": True,
-        "steps_offset": 1,
-        "thresholding": False,
-        "timestep_spacing": "leading",
-    },
-    "dpm_karras": _STABLE_DIFFUSION
-    | {
-        "_class_name": "DPMSolverMultistepScheduler",
-        "_diffusers_version": "0.20.0",
-        "algorithm_type": "sde-dpmsolver++",
-        "final_sigmas_type": "sigma_min",
-        "lower_order_final": True,
-        "prediction_type": "epsilon",
-        "solver_order": 2,
-        "solver_type": "midpoint",
-        "steps_offset": 0,
-        "use_karras_sigmas": True,
-    },
-    "zero_snr": _STABLE_DIFFUSION
-    | {
-        "_class_name": "DDIMScheduler",
-        "_diffusers_version": "0.23.0",
-        "prediction_type": "v_prediction",
-        "rescale_betas_zero_snr": True,
-        "set_alpha_to_one": True,
-        "steps_offset": 1,
-        "timestep_spacing": "trailing",
-    },
-    "predicts_sample": _STABLE_DIFFUSION
-    | {"_class_name": "DDIMScheduler", "prediction_type": "sample", "steps_offset": 1, "timestep_spacing": "linspace"},
-    "flow": {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0},
-}
-
-
-class SeededNoise:
-    """Two pictures' noise, (2, 4, 8, 8), each from its own generator. `dtype` changes after drawing."""
-
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        self.generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
-        self.dtype = dtype
-        self.draws = 0
-
-    def __call__(self) -> Tensor:
-        self.draws += 1
-        return torch.cat([torch.randn(1, 4, 8, 8, generator=g) for g in self.generators]).to(self.dtype)
-
-
-_MIXING = torch.randn(4, 4, generator=torch.Generator().manual_seed(5)) / 2
-
-
-def network(x: Tensor, timestep: float) -> Tensor:
-    """A fixed function of (x, timestep): smooth, not linear, and not small where x is large, as a real one's output."""
-    return 0.7 * x + 0.3 * torch.tanh(torch.einsum("ij,bjhw->bihw", _MIXING.to(x.dtype), x) + math.sin(timestep / 173))
-
-
-# --- The reference ---------------------------------------------------------------------------------------------------
-
-Run = list[tuple[float, Tensor]]  # (timestep, network input) for each evaluation, then (-1, the last latents)
-
-
-def loaded(file: dict[str, Any]) -> Any:
-    """The file's scheduler after StableDiffusionPipeline has corrected it."""
-    if file["_class_name"].startswith("FlowMatch"):
-        return getattr(diffusers, file["_class_name"]).from_config(file)
-    absent: Any = dict.fromkeys(("vae", "text_encoder", "tokenizer", "unet", "safety_checker", "feature_extractor"))
-    scheduler = getattr(diffusers, file["_class_name"]).from_config(file)
-    return StableDiffusionPipeline(**absent, scheduler=scheduler, requires_safety_checker=False).scheduler
-
-
-def switched(file: dict[str, Any], name: str) -> Any:
-    """The diffusers scheduler that a user would make of the loaded one to get what we call `name`."""
-    solver, spacing = split_name(name)
-    changes: dict[str, Any] = {"pndm": {"skip_prk_steps": True}, "dpmpp_2m": {"algorithm_type": "dpmsolver++"}}.get(
-        solver, {"algorithm_type": "sde-dpmsolver++"} if solver == "dpmpp_2m_sde" else {}
-    )
-    if spacing is not None:
-        changes |= {"use_karras_sigmas": False, f"use_{spacing}_sigmas": True}
-    before, class_name = loaded(file), SOLVER_CLASSES.get(solver, solver)
-    if type(before).__name__ == class_name and not changes:
-        return before
-    scheduler = getattr(diffusers, class_name).from_config(before.config, **changes)
-    if scheduler.config.get("clip_sample"):
-        scheduler.register_to_config(clip_sample=False)  # see test_settings_are_those_of_from_config
-    return scheduler
-
-
-def diffusers_run(scheduler: Any, steps: int) -> tuple[Run, float]:
-    """A run as StableDiffusionPipeline makes it, and the largest value that its state reached."""
-    scheduler.set_timesteps(steps)
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)  # else DPM-Solver loses its place where two rounded timesteps coincide
-    noise, run, largest = SeededNoise(), [], 0.0
-    x = noise() * getattr(scheduler, "init_noise_sigma", 1.0)
-    drawing = "generator" in inspect.signature(scheduler.step).parameters
-    extra = {"generator": noise.generators} if drawing else {}
-    for t in scheduler.timesteps:
-        largest = max(largest, x.abs().max().item())
-        given = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        run.append((float(t), given))
-        x = scheduler.step(network(given, float(t)), t, x, **extra).prev_sample
-    return [*run, (-1.0, x)], largest
-
-
-def genpipe_run(name: str | None, file: dict[str, Any], steps: int, dtype: torch.dtype = torch.float32) -> Run:
-    sampler = make_sampler(name, file)
-    schedule, noise, run = sampler.schedule(steps), SeededNoise(dtype), []
-
-    def denoise(x: Tensor, step: Any) -> Tensor:
-        run.append((step.timestep, x))
-        return x0_from_output(network(x, step.timestep), x, step, sampler.prediction_type)
-
-    yielded = list(sampler.sample(denoise, noise() * schedule.initial_scale, schedule, noise))
-    assert len(yielded) == len(schedule.steps) - 1
-    return [*run, (-1.0, yielded[-1])]
-
-
-def check(ours: Run, theirs: Run, label: str, tolerance: float = TOLERANCE) -> None:
-    assert len(ours) == len(theirs), f"{label}: {len(ours) - 1} evaluations, diffusers makes {len(theirs) - 1}"
-    for i, ((our_t, our_x), (their_t, their_x)) in enumerate(zip(ours, theirs, strict=True)):
-        where = f"{label}, " + (f"evaluation {i} of {len(theirs) - 1}" if i < len(theirs) - 1 else "final latents")
-        assert our_t == their_t, f"{where}: timestep {our_t}, diffusers has {their_t}"
-        error = (our_x - their_x).abs().max().item() / max(1.0, their_x.abs().max().item())
-        assert error <= tolerance, f"{where}: off by {error:.1e}, allowed {tolerance:.0e}"
 
 
 # --- Parity ----------------------------------------------------------------------------------------------------------
@@ -219,14 +35,14 @@ def _runs_in_diffusers(name: str, file: dict[str, Any]) -> bool:
     """Whether diffusers can, and we do, run this sampler with this file."""
     if name.startswith("flow") or file["_class_name"].startswith("FlowMatch"):
         return name.startswith("flow") and file["_class_name"].startswith("FlowMatch")
-    if file.get("prediction_type") == "sample" and name in ("pndm", "euler_a"):
+    if file.get("prediction_type") == "sample" and split_name(name)[0] in ("pndm", "euler_a"):
         return False  # diffusers raises; ours need no special case
     return not (file.get("rescale_betas_zero_snr") and split_name(name)[0] in ("pndm", "heun"))
 
 
 @pytest.mark.parametrize(
     ("file", "name"),
-    [(file, name) for file in SCHEDULER_FILES for name in SAMPLERS if _runs_in_diffusers(name, SCHEDULER_FILES[file])],
+    [(file, name) for file in SCHEDULER_FILES for name in OWN if _runs_in_diffusers(name, SCHEDULER_FILES[file])],
 )
 def test_each_sampler_matches_diffusers_with_each_file(file: str, name: str) -> None:
     scheduler = switched(SCHEDULER_FILES[file], name)
@@ -246,7 +62,7 @@ def test_each_sampler_matches_diffusers_with_each_spacing(spacing: str, predicti
         file["trained_betas"] = torch.linspace(0.001, 0.02, 1000).tolist()
     else:
         file["beta_schedule"] = betas
-    for name in SAMPLERS:
+    for name in OWN:
         if _runs_in_diffusers(name, file):
             theirs, _ = diffusers_run(switched(file, name), 7)
             check(genpipe_run(name, file, 7), theirs, f"{name}, {spacing}, {prediction_type}, {betas}")
@@ -263,7 +79,7 @@ def test_cosine_betas_match_diffusers(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [(name, {"rescale_betas_zero_snr": True}) for name in SAMPLERS if name.startswith("euler")]
+    [(name, {"rescale_betas_zero_snr": True}) for name in OWN if name.startswith("euler")]
     + [(name, {"beta_schedule": "squaredcos_cap_v2"}) for name in ("euler", "heun", "heun_karras")],
 )
 @pytest.mark.parametrize("steps", [1, 2])
@@ -362,13 +178,8 @@ def test_defaults_are_those_of_the_class(class_name: str) -> None:
 # --- The adapter -----------------------------------------------------------------------------------------------------
 
 ADAPTED = (
-    "UniPCMultistepScheduler",
-    "DEISMultistepScheduler",
+    *[name for name in OTHERS if not name.startswith("flow")],
     "DPMSolverSinglestepScheduler",
-    "KDPM2DiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "DDPMScheduler",
-    "TCDScheduler",
     "SASolverScheduler",
 )
 
@@ -411,3 +222,53 @@ def test_a_setting_that_we_do_not_implement_runs_through_diffusers(class_name: s
     assert make_sampler(None, file).name == class_name
     theirs, _ = diffusers_run(loaded(file), 10)
     check(genpipe_run(None, file, 10), theirs, f"{class_name} with {changes}")
+
+
+# --- Noise levels that depend on the image's size --------------------------------------------------------------------
+
+FLUX = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "max_image_seq_len": 4096,
+    "max_shift": 1.15,
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        (None, {}),
+        (None, {"time_shift_type": "linear"}),
+        (None, {"base_shift": 0.3, "max_shift": 0.9, "max_image_seq_len": 8192}),
+        ("flow_euler_karras", {}),
+        (None, {"shift_terminal": 0.02}),  # Qwen-Image's, which runs in diffusers
+        ("flow_euler_beta", {}),
+    ],
+)
+def test_noise_levels_shifted_by_size_are_those_of_the_flux_pipeline(name: str | None, changes: dict) -> None:
+    file = FLUX | changes
+    scheduler = switched(file, name or file["_class_name"])
+    for steps, tokens in ((4, 256), (20, 4096), (9, 6400)):
+        shift = calculate_shift(
+            tokens, *(file[key] for key in ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift"))
+        )
+        theirs, _ = diffusers_run(scheduler, steps, sigmas=np.linspace(1.0, 1 / steps, steps), mu=shift)
+        ours = genpipe_run(name, file, steps, image_tokens=tokens)
+        check(ours, theirs, f"{name} with {changes}, {steps} steps, {tokens} tokens")
+
+
+@pytest.mark.parametrize("changes", [{}, {"shift_terminal": 0.02}])
+def test_a_size_that_is_needed_and_not_given_is_asked_for_in_one_line(changes: dict) -> None:
+    with pytest.raises(ValueError, match=r"by the image's size \(use_dynamic_shifting\): give image_tokens$"):
+        make_sampler(None, FLUX | changes).schedule(4)
+
+
+def test_sd3s_static_shift_needs_no_size() -> None:
+    file = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+    for steps in (4, 28):
+        theirs, _ = diffusers_run(switched(file, "flow_euler"), steps)
+        check(genpipe_run(None, file, steps, image_tokens=4096), theirs, f"SD 3, {steps} steps")
