@@ -230,7 +230,7 @@ class PhaseUpsample(nn.Module):
         assert bias is not None
         with torch.device("meta"):
             self.conv = nn.ConvTranspose2d(len(weight), len(weight), 4, stride=2, padding=1)
-        phases = torch.tensor(_PHASES, device=weight.device)
+        phases = torch.tensor(_PHASES, dtype=torch.float32, device=weight.device)
         summed = torch.einsum("ra,oiab,sb->iors", phases, weight, phases)
         self.conv.weight = nn.Parameter(summed, requires_grad=False)
         self.conv.bias = nn.Parameter(bias.detach().float(), requires_grad=False)
@@ -240,7 +240,7 @@ class PhaseUpsample(nn.Module):
         if size is None or size == (2 * x.shape[-2], 2 * x.shape[-1]):
             return self.conv(x)
         # The zeros beyond an odd edge are not what the phases were summed for: take them apart again.
-        unphased = torch.tensor(_UNPHASED, device=x.device)
+        unphased = torch.tensor(_UNPHASED, dtype=torch.float32, device=x.device)
         kernel = unpacked_copy(self.conv).weight
         weight = torch.einsum("ar,iors,bs->oiab", unphased, kernel.float(), unphased).to(x.dtype)
         return F.conv2d(F.interpolate(x, size=size, mode="nearest"), weight, self.conv.bias, padding=1)

@@ -193,7 +193,8 @@ class Pipeline:
             progress: show how far it is on stderr: a bar on a terminal, now and then a line elsewhere.
             callback: called with the `Progress` of every step.
             settings: the other attributes of `Request`; what is None or left out is the checkpoint's default: steps 30
-                (LCM: 4), guidance_scale 7.5 (LCM: 1, or 8.5 where the network takes it as an input), height and width what the model was trained on.
+                (LCM: 4), guidance_scale 7.5 (LCM: 1, or 8.5 where the network takes it as an input), height and width
+                what the model was trained on.
 
         Returns:
             A PIL image for one prompt, n = 1 and no list of seeds; else a list, in the order of prompts, then of n.

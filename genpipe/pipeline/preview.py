@@ -33,7 +33,10 @@ class LatentPreview:
     def _fit(self, device: torch.device) -> Tensor:
         with self._vae() as vae:
             # Smooth latents, as colour is what changes slowly.
-            coarse = torch.randn((8, vae.config.latent_channels, 4, 4), generator=torch.Generator().manual_seed(0))
+            seeded = torch.Generator("cpu").manual_seed(0)
+            coarse = torch.randn(
+                (8, vae.config.latent_channels, 4, 4), generator=seeded, dtype=torch.float32, device="cpu"
+            )
             latents = F.interpolate(coarse, scale_factor=2, mode="bicubic").to(device)
             # In fp32: some autoencoders overflow 16 bits.
             pixels = F.avg_pool2d(float32_copy(vae).decode(latents), vae.config.factor)  # (8, 3, 8, 8)

@@ -55,7 +55,7 @@ class WinogradConv(nn.Module):
         super().__init__()
         self._numbers = strip
         self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
-        taps, weight = torch.tensor(_TAPS), layer.weight.detach()
+        taps, weight = torch.tensor(_TAPS, dtype=torch.float32, device="cpu"), layer.weight.detach()
         sums = torch.mm(torch.kron(taps, taps), weight.view(-1, 9).float().T)
         weights = sums.to(dtype).view(4, 4, *weight.shape[:2])
         bias = None if layer.bias is None else layer.bias.detach().to(dtype)
@@ -105,7 +105,7 @@ class WinogradConv(nn.Module):
         with torch.device("meta"):
             layer = nn.Conv2d(self.in_channels, self.out_channels, 3, padding=1)
         weights, bias = _plain(self.products)
-        taps = torch.tensor(_TAPS).pinverse()
+        taps = torch.tensor(_TAPS, dtype=torch.float32, device="cpu").pinverse()
         weight = torch.einsum("ar,rsoi,bs->oiab", taps, weights.float(), taps).to(weights.dtype)
         layer.weight = nn.Parameter(weight, requires_grad=False)
         layer.bias = cast(Any, bias)
@@ -127,7 +127,7 @@ class DifferenceUpsample(nn.Module):
 
     def __init__(self, upsample: Upsample, dtype: torch.dtype, side: int = USUAL_SIDE) -> None:
         super().__init__()
-        taps, weight, bias = torch.tensor(_NEAREST), upsample.conv.weight.detach(), upsample.conv.bias
+        taps, weight, bias = torch.tensor(_NEAREST, dtype=torch.float32, device="cpu"), upsample.conv.weight.detach(), upsample.conv.bias
         assert bias is not None
         weights = torch.einsum("ra,oiab,sb->rsoi", taps, weight.float(), taps).to(dtype)
         self.products = nn.ModuleList(
@@ -179,7 +179,7 @@ class DifferenceUpsample(nn.Module):
         weights, bias = _plain(self.products)
         with torch.device("meta"):
             upsample = Upsample(len(weights[0, 0]))
-        taps = torch.tensor(_NEAREST).inverse()
+        taps = torch.tensor(_NEAREST, dtype=torch.float32, device="cpu").inverse()
         weight = torch.einsum("ar,rsoi,bs->oiab", taps, weights.float(), taps).to(weights.dtype)
         upsample.conv.weight = nn.Parameter(weight, requires_grad=False)
         upsample.conv.bias = bias
