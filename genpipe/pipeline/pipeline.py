@@ -293,7 +293,7 @@ class Pipeline:
         texts = [*negative, *(request.prompt for request in requests)]
         conditioning = self.encode(texts, clip_skip=first.clip_skip)  # 2B rows, or B
         if self.distilled:
-            scales = torch.tensor([request.guidance_scale for request in requests], dtype=torch.float32)
+            scales = torch.tensor([request.guidance_scale for request in requests], dtype=torch.float32, device="cpu")
             conditioning = replace(conditioning, guidance_scale=scales.to(self.device))
         factor, channels = self.vae.config.factor, self.vae.config.latent_channels
         steps = denoise(

@@ -127,7 +127,11 @@ class DifferenceUpsample(nn.Module):
 
     def __init__(self, upsample: Upsample, dtype: torch.dtype, side: int = USUAL_SIDE) -> None:
         super().__init__()
-        taps, weight, bias = torch.tensor(_NEAREST, dtype=torch.float32, device="cpu"), upsample.conv.weight.detach(), upsample.conv.bias
+        taps, weight, bias = (
+            torch.tensor(_NEAREST, dtype=torch.float32, device="cpu"),
+            upsample.conv.weight.detach(),
+            upsample.conv.bias,
+        )
         assert bias is not None
         weights = torch.einsum("ra,oiab,sb->rsoi", taps, weight.float(), taps).to(dtype)
         self.products = nn.ModuleList(
