@@ -7,21 +7,17 @@ Learners" (2019). A token that ends a word carries the suffix `</w>`; ids equal 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+from genpipe.messages import one_line, quoted
+from genpipe.models.tokenizer_files import BOS, EOS, FILES, FLAGS, MARKS, read_tokenizer_files, split_merge
+
+__all__ = ["BOS", "EOS", "FILES", "LENGTH", "Tokenizer", "Tokens", "train_tokenizer"]
+
 LENGTH = 77
-FILES = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-)
 
 _SUFFIX = "</w>"
 # Marks, English contractions, runs of letters, single digits, runs of anything else that is not white space.
@@ -29,9 +25,6 @@ _PIECES = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
     r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 )
-_FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
-# In the order in which they are added to a vocabulary, with what a file that does not name them means.
-_MARKS = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
 
 
 class Tokens(NamedTuple):
@@ -80,27 +73,19 @@ class Tokenizer:
             ValueError: a file is missing or is not that of a CLIP tokenizer; names the file.
         """
         directory = Path(directory)
-        config, fast = _read_json(directory / "tokenizer_config.json"), _read_json(directory / "tokenizer.json")
-        pair = directory / "vocab.json", directory / "merges.txt"
-        if not fast and not all(path.is_file() for path in pair):
-            raise ValueError(f"{directory} holds neither tokenizer.json nor vocab.json with merges.txt")
-        marks, added = _marks_and_added(directory, config, fast)
+        files = read_tokenizer_files(directory)
         try:
-            if fast:
-                model = fast["model"]
-                vocab, merges = model["vocab"], [_pair(merge) for merge in model["merges"]]
-            else:
-                vocab, merges = models.BPE.read_file(*map(str, pair))
-            backend = _backend(vocab, merges, unknown=marks["unk_token"].content)
+            backend = _backend(files.vocab, files.merges, unknown=files.marks["unk_token"].content)
+            for token in files.added:
+                backend.add_tokens([token])
         except Exception as error:  # the tokenizers library raises nothing more precise
-            name = "tokenizer.json" if fast else "vocab.json or merges.txt"
-            raise ValueError(f"{directory}: {name} is not a byte-pair encoding: {error}") from error
-        for token in (*added, *marks.values()):
-            backend.add_tokens([token])
-        length = config.get("model_max_length") or LENGTH
-        length = LENGTH if length > 10**6 else int(length)  # transformers writes 10³⁰ for "not known"
+            raise ValueError(f"{directory} is not a byte-pair encoding: {one_line(str(error), 200)}") from error
+        length = LENGTH if files.length is None else files.length
         length = length if max_length is None else min(length, max_length)
-        return cls(backend, {name: token.content for name, token in marks.items()}, length=length)
+        try:
+            return cls(backend, {name: token.content for name, token in files.marks.items()}, length=length)
+        except ValueError as error:
+            raise ValueError(f"{directory} cannot be used: {error}") from None
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Encode prompts.
@@ -113,7 +98,7 @@ class Tokenizer:
             try:
                 encoding = self._backend.encode(text, add_special_tokens=False)
             except (TypeError, UnicodeEncodeError):
-                raise ValueError(f"the prompt {text!r} is not text that can be encoded as UTF-8") from None
+                raise ValueError(f"the prompt {quoted(text)} is not text that can be encoded as UTF-8") from None
             kept = encoding.ids[: self.length - 2]
             row = [self.bos_id, *kept, self.eos_id]
             ids.append(row + [self.pad_id] * (self.length - len(row)))
@@ -126,7 +111,7 @@ class Tokenizer:
         directory.mkdir(parents=True, exist_ok=True)
         self._backend.model.save(str(directory))
         added = {
-            str(index): {name: getattr(token, name) for name in _FLAGS} | {"content": token.content}
+            str(index): {name: getattr(token, name) for name in FLAGS} | {"content": token.content}
             for index, token in sorted(self._backend.get_added_tokens_decoder().items())
         }
         config = {
@@ -144,7 +129,7 @@ class Tokenizer:
     def _id(self, token: str) -> int:
         index = self._backend.token_to_id(token)
         if index is None:
-            raise ValueError(f"the tokenizer's vocabulary lacks its own mark {token!r}")
+            raise ValueError(f"the tokenizer's vocabulary lacks its own mark {quoted(token)}")
         return index
 
 
@@ -174,7 +159,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, length: int = LENG
     learner.train_from_iterator(texts, trainer=trainer)
     merges: list[tuple[str, str]] = []
     for pair in json.loads(learner.to_str())["model"]["merges"]:
-        left, right = _pair(pair)
+        left, right = split_merge(pair)
         if left + right not in vocab:
             if not merged:
                 break
@@ -184,13 +169,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, length: int = LENG
     vocab |= {BOS: len(vocab), EOS: len(vocab) + 1}
     backend = _backend(vocab, merges, unknown=EOS)
     backend.add_tokens([AddedToken(mark, special=True, normalized=True) for mark in (BOS, EOS)])
-    return Tokenizer(backend, _MARKS, length=length)
-
-
-def _pair(merge: str | list[str]) -> tuple[str, str]:
-    """A merge as `tokenizer.json` holds it: a list of two, or in older files one string."""
-    left, right = merge.split(" ") if isinstance(merge, str) else merge
-    return left, right
+    return Tokenizer(backend, MARKS, length=length)
 
 
 def _backend(vocab: dict[str, int], merges: list[tuple[str, str]], *, unknown: str | None) -> tokenizers.Tokenizer:
@@ -208,43 +187,3 @@ def _backend(vocab: dict[str, int], merges: list[tuple[str, str]], *, unknown: s
     )
     backend.decoder = decoders.ByteLevel()
     return backend
-
-
-def _marks_and_added(
-    directory: Path, config: dict[str, Any], fast: dict[str, Any]
-) -> tuple[dict[str, AddedToken], list[AddedToken]]:
-    """The special tokens by role, and further tokens that are matched whole, in order of their ids.
-
-    Newer files list all of them in `tokenizer_config.json`; where that list is absent the others have their say.
-    """
-    named = dict(config)
-    decoder = config.get("added_tokens_decoder")
-    if decoder is None:
-        named |= _read_json(directory / "special_tokens_map.json")
-        decoder = {index: {"content": text} for text, index in _read_json(directory / "added_tokens.json").items()}
-        decoder |= {token["id"]: token for token in fast.get("added_tokens", ())}
-    tokens = [_added_token(decoder[index]) for index in sorted(decoder, key=int)]
-    by_content = {token.content: token for token in tokens}
-    marks = {}
-    for name, default in _MARKS.items():
-        token = named.get(name) or default
-        token = _added_token({"special": True, **(token if isinstance(token, dict) else {"content": token})})
-        marks[name] = by_content.get(token.content, token)
-    return marks, tokens
-
-
-def _added_token(fields: Mapping[str, Any]) -> AddedToken:
-    return AddedToken(fields["content"], **{name: fields[name] for name in _FLAGS if name in fields})
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, {} if there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if isinstance(content, dict):
-        return content
-    raise ValueError(f"{path} must hold a JSON object, not a {type(content).__name__}")

@@ -70,6 +70,20 @@ FILES: dict[str, dict[str, Any]] = {
     },
     "pad token in the config": {"tokenizer_config.json": {**OLD_CONFIG, "pad_token": "!"}},
     "length alone": {"tokenizer_config.json": {"model_max_length": LENGTH}},
+    "more special tokens": {
+        "tokenizer_config.json": {
+            **OLD_CONFIG,
+            "additional_special_tokens": ["<cat-toy>", "Frida"],
+            "mask_token": "<mask>",
+            "sep_token": "|",
+        },
+    },
+    "more special tokens, as transformers 5 names them": {
+        "tokenizer_config.json": {**OLD_CONFIG, "extra_special_tokens": ["Frida"], "pad_token": "<cat-toy>"},
+    },
+    "special tokens by other roles": {
+        "tokenizer_config.json": {**OLD_CONFIG, "extra_special_tokens": {"toy_token": "<cat-toy>"}},
+    },
     "learned concepts": {
         "tokenizer_config.json": OLD_CONFIG,
         "added_tokens.json": {"<cat-toy>": 10_000, "Frida": 10_001},
@@ -199,7 +213,7 @@ def test_mistakes_are_named(folder: Path, learned: Tokenizer) -> None:
     (folder / "special_tokens_map.json").write_text('{"pad_token": "§§"}', encoding="utf-8")
     assert Tokenizer.from_files(folder).pad_id == 600  # a mark that the vocabulary lacks is added to it
     (folder / "special_tokens_map.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"special_tokens_map.json is not valid JSON"):
+    with pytest.raises(ValueError, match=r"special_tokens_map.json cannot be used: it is not JSON"):
         Tokenizer.from_files(folder)
     (folder / "special_tokens_map.json").unlink()
     (folder / "merges.txt").write_text("#version: 0.2\nno such pair here\n", encoding="utf-8")
@@ -209,5 +223,101 @@ def test_mistakes_are_named(folder: Path, learned: Tokenizer) -> None:
     with pytest.raises(ValueError, match=r"neither tokenizer.json nor vocab.json with merges.txt"):
         Tokenizer.from_files(folder)
     (folder / "tokenizer.json").write_text('{"model": {"type": "Unigram", "vocab": []}}', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"tokenizer.json is not a byte-pair encoding"):
+    with pytest.raises(ValueError, match=r"tokenizer.json cannot be used: it lacks merges"):
         Tokenizer.from_files(folder)
+
+
+ODD = [
+    *(
+        None,
+        True,
+        0,
+        -1,
+        3,
+        1.5,
+        float("nan"),
+        float("inf"),
+        10**30,
+        "",
+        "a",
+        "left",
+        EOS,
+        "x" * 5000,
+        "\ud800",
+        "\x1b[2J",
+    ),
+    *(
+        [],
+        [1],
+        ["a"],
+        [["a"]],
+        [8, "8"],
+        [10**9] * 2,
+        {},
+        {"content": 5},
+        {"content": "x"},
+        {"content": None},
+        {"id": 1},
+    ),
+    *({"5": "x"}, {"x": {"content": "y"}}, {"1": {"content": "zz", "special": 5}}, {"²": {"content": "y"}}),
+    *(
+        {"9" * 5000: {"content": "y"}},
+        [{"id": "a", "content": "b"}],
+        [{"content": "b"}],
+        [{"id": 3}],
+        {"__class__": "x"},
+    ),
+    *(
+        [{"id": [], "content": "b"}],
+        [{"id": 3, "content": "b", "lstrip": "no"}],
+        {"vocab": {"a": 1}, "merges": [["a"]]},
+    ),
+    *({"vocab": {"a": 1}, "merges": ["a"]}, {"vocab": {"a": -1}, "merges": []}, {"vocab": {"a": 10**12}, "merges": []}),
+]
+KEYS = {
+    "tokenizer_config.json": (
+        *("added_tokens_decoder", "model_max_length", "bos_token", "eos_token", "unk_token", "pad_token", "mask_token"),
+        *("additional_special_tokens", "extra_special_tokens", "padding_side", "tokenizer_class"),
+    ),
+    "special_tokens_map.json": ("bos_token", "pad_token", "additional_special_tokens"),
+    "added_tokens.json": ("x", "a"),
+    "vocab.json": ("a", "new"),
+    "tokenizer.json": ("model", "added_tokens", "normalizer"),
+}
+
+
+@pytest.mark.parametrize("name", KEYS)
+@pytest.mark.parametrize("alone", [True, False])
+def test_any_value_of_any_key_gives_a_tokenizer_or_one_clear_line(folder: Path, name: str, alone: bool) -> None:
+    vocab, path = json.loads((folder / "vocab.json").read_text(encoding="utf-8")), folder / name
+    base = {"vocab.json": vocab, "tokenizer.json": {"model": {"vocab": vocab, "merges": []}, "added_tokens": []}}
+    read = refused = 0
+    if not alone:
+        write_json(folder, FILES["stable diffusion 2"])
+    for key in KEYS[name]:
+        for value in ODD:
+            path.write_text(json.dumps({**base.get(name, {}), key: value}))
+            try:
+                assert len(Tokenizer.from_files(folder, max_length=16)(["a red cat"]).ids[0]) <= 16
+                read += 1
+            except ValueError as error:
+                assert str(folder) in str(error) and str(error).isprintable(), (key, value)
+                assert len(str(error)) - len(str(folder)) < 400, (key, value)
+                refused += 1
+    assert read and refused
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "vocab.json", "merges.txt"])
+def test_a_byte_order_mark_is_nothing_to_speak_of(folder: Path, name: str) -> None:
+    write_json(folder, FILES["stable diffusion 2"])
+    expected = Tokenizer.from_files(folder)(strings(100))
+    (folder / name).write_bytes(b"\xef\xbb\xbf" + (folder / name).read_bytes())
+    assert Tokenizer.from_files(folder)(strings(100)) == expected
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"a\n", b"a b c\n", b"\x1b[2J" * 9999])
+def test_merges_that_are_none_are_told_by_their_line(folder: Path, content: bytes) -> None:
+    (folder / "merges.txt").write_bytes(b"#version: 0.2\n" + content)
+    with pytest.raises(ValueError, match="is not a byte-pair encoding: ") as caught:
+        Tokenizer.from_files(folder)
+    assert str(caught.value).isprintable() and len(str(caught.value)) - len(str(folder)) < 400
