@@ -1,8 +1,9 @@
-"""Reading and writing checkpoints in the diffusers layout: the one place where foreign names are known."""
+"""Reading and writing checkpoints, in folders and single files: the one place where foreign names are known."""
 
 from genpipe.checkpoints.checkpoint import Checkpoint
-from genpipe.checkpoints.diffusers_layout import load_checkpoint, load_tiny_vae
+from genpipe.checkpoints.diffusers_layout import load_tiny_vae
 from genpipe.checkpoints.errors import CheckpointError
+from genpipe.checkpoints.loading import load_checkpoint
 from genpipe.checkpoints.saving import save_checkpoint
 
 __all__ = [

@@ -1,20 +1,19 @@
 """A loaded checkpoint: its networks and tokenizers, and where their weights were read from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from genpipe.checkpoints import layout
-from genpipe.checkpoints.families import SD1, Family, family_of
+from genpipe.checkpoints.families import SD1, Family
 from genpipe.checkpoints.patches import Patch
-from genpipe.checkpoints.tensors import Safetensors
+from genpipe.checkpoints.tensors import TensorFile, open_tensors
 from genpipe.checkpoints.weights import Network, read_weights, skeleton
-from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
+from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.tokenizer import Tokenizer
 from genpipe.models.unet import UNet
-from genpipe.models.unet_config import UNetConfig
-from genpipe.models.vae import VAE, VAEConfig
+from genpipe.models.vae import VAE
 
 
 @dataclass(frozen=True)
@@ -24,10 +23,16 @@ class Stored:
     Attributes:
         files: one, or all shards.
         names: what the files call the network's tensors.
+        allow_pickle: whether tensors may be read from a pickle file.
     """
 
     files: tuple[Path, ...]
     names: layout.Layout
+    allow_pickle: bool = False
+
+    def open(self) -> list[TensorFile]:
+        """The files, opened anew."""
+        return [open_tensors(path, allow_pickle=self.allow_pickle) for path in self.files]
 
 
 @dataclass(frozen=True)
@@ -75,29 +80,5 @@ class Checkpoint:
         kind, config = type(network), cast(Any, network).config
         copy = skeleton(lambda: kind(config))
         stored = self.stored[name]
-        files = [Safetensors(path) for path in stored.files]
-        read_weights(copy, stored.names, files, device="cpu", dtype=None, patches=self.patches)
+        read_weights(copy, stored.names, stored.open(), device="cpu", dtype=None, patches=self.patches)
         return copy
-
-
-def check_fit(
-    texts: Sequence[TextEncoderConfig], tokenizers: Sequence[Tokenizer], unet: UNetConfig, vae: VAEConfig
-) -> Family:
-    """The family of parts that fit each other.
-
-    A U-Net may take more channels than the noisy latents: a mask, other latents (editing), both (inpainting).
-
-    Raises:
-        ValueError: they do not fit; says which and why.
-    """
-    latents = vae.latent_channels
-    if unet.out_channels != latents or unet.in_channels not in (latents, latents + 1, 2 * latents, 2 * latents + 1):
-        raise ValueError(
-            f"its U-Net takes {unet.in_channels} channels and gives {unet.out_channels} where the VAE has {latents}"
-        )
-    for text, tokenizer in zip(texts, tokenizers, strict=True):
-        if tokenizer.vocab_size > text.vocab_size:
-            raise ValueError(
-                f"its tokenizer has {tokenizer.vocab_size} tokens where the text encoder knows {text.vocab_size}"
-            )
-    return family_of(unet, texts)

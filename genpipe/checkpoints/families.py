@@ -4,9 +4,10 @@ A new family is a row here and, at most, a network of its own.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from genpipe.checkpoints import ldm_layout
 from genpipe.models.text_encoder import TextEncoderConfig
 from genpipe.models.unet_config import UNetConfig
 
@@ -25,6 +26,40 @@ TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 BESIDE = ("safety_checker", "feature_extractor", "image_encoder", "watermark", "depth_estimator")
 
 
+_BETAS: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+}
+_PNDM = {"_class_name": "PNDMScheduler", **_BETAS, "skip_prk_steps": True}
+_EULER = {"_class_name": "EulerDiscreteScheduler", **_BETAS, "timestep_spacing": "leading"}
+
+
+@dataclass(frozen=True)
+class TextForm:
+    """One of a family's text encoders, as single files hold it.
+
+    Attributes:
+        folder: its name in the diffusers layout.
+        prefixes: what its tensors' names begin with; the first is how it is written.
+        open_clip: whether they go on as OpenCLIP calls them, or else as transformers does.
+        projected: whether the pooled text is projected.
+        activation: of its feed-forward layers.
+        pad: the token that fills prompts up.
+    """
+
+    folder: str
+    prefixes: tuple[str, ...]
+    open_clip: bool
+    projected: bool = False
+    activation: str = "gelu"
+    pad: str = "<|endoftext|>"
+
+
 @dataclass(frozen=True)
 class Family:
     """One row of the table.
@@ -33,22 +68,33 @@ class Family:
         name: "sd1", as messages and metadata give it.
         title: what people call it.
         pipeline: the diffusers class that `model_index.json` names when such a checkpoint is saved.
-        text_encoders: the text encoders' folders in the diffusers layout, in the order in which their vectors are joined.
-        context_channels: width of the vectors that the U-Net attends to.
+        texts: the text encoders, in the order in which their vectors are joined.
+        context_channels: width of the vectors that the published U-Net attends to.
         added_numbers: how many numbers (sizes, crops, score) are embedded beside the pooled text; 0 for none.
+        heads: attention heads on every level of the U-Net; None for one per 64 channels.
+        scaling_factor: of the latents, which single files do not tell.
         sample_size: height and width that the published model was trained at, in latent pixels.
+        scheduler_config: of the published model, which single files do not hold.
         steps, guidance_scale: what is drawn with where neither the checkpoint nor the caller says.
     """
 
     name: str
     title: str
     pipeline: str
-    text_encoders: tuple[str, ...]
+    texts: tuple[TextForm, ...]
     context_channels: int
     added_numbers: int = 0
+    heads: int | None = None
+    scaling_factor: float = 0.18215
     sample_size: int = 64
+    scheduler_config: Mapping[str, Any] = field(default_factory=lambda: _PNDM, hash=False)
     steps: int = 30
     guidance_scale: float = 7.5
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """The text encoders' folders in the diffusers layout, in the order in which their vectors are joined."""
+        return tuple(text.folder for text in self.texts)
 
     @property
     def tokenizers(self) -> tuple[str, ...]:
@@ -56,29 +102,48 @@ class Family:
         return tuple(tokenizer_of(name) for name in self.text_encoders)
 
 
-SD1 = Family("sd1", "Stable Diffusion 1.x", "StableDiffusionPipeline", ("text_encoder",), 768)
-SD2 = Family("sd2", "Stable Diffusion 2.x", "StableDiffusionPipeline", ("text_encoder",), 1024)
+_CLIP_L = TextForm("text_encoder", (ldm_layout.SD1_TEXT,), open_clip=False, activation="quick_gelu")
+_CLIP_G = TextForm("text_encoder_2", (ldm_layout.SECOND_TEXT,), open_clip=True, projected=True, pad="!")
+
+SD1 = Family("sd1", "Stable Diffusion 1.x", "StableDiffusionPipeline", (_CLIP_L,), 768, heads=8)
+SD2 = Family(
+    "sd2",
+    "Stable Diffusion 2.x",
+    "StableDiffusionPipeline",
+    (TextForm("text_encoder", (ldm_layout.SD2_TEXT, ldm_layout.ONLY_TEXT), open_clip=True, pad="!"),),
+    1024,
+)
 SDXL = Family(
     "sdxl",
     "Stable Diffusion XL",
     "StableDiffusionXLPipeline",
-    TEXT_ENCODERS,
+    (replace(_CLIP_L, prefixes=(ldm_layout.FIRST_TEXT,)), _CLIP_G),
     2048,
     added_numbers=6,
+    scaling_factor=0.13025,
     sample_size=128,
+    scheduler_config=_EULER,
     guidance_scale=5.0,
 )
 SDXL_REFINER = Family(
     "sdxl-refiner",
     "Stable Diffusion XL refiner",
     "StableDiffusionXLImg2ImgPipeline",
-    ("text_encoder_2",),
+    (replace(_CLIP_G, prefixes=(ldm_layout.ONLY_TEXT,)),),
     1280,
     added_numbers=5,
+    scaling_factor=0.13025,
     sample_size=128,
+    scheduler_config=_EULER,
     guidance_scale=5.0,
 )
 FAMILIES = (SD1, SD2, SDXL, SDXL_REFINER)
+
+
+def named(family: Family, folders: Sequence[str]) -> Family:
+    """The family, with its text encoders called as a folder calls them: a refiner's only one may be called the first."""
+    texts = (replace(text, folder=folder) for text, folder in zip(family.texts, folders, strict=True))
+    return replace(family, texts=tuple(texts))
 
 
 def tokenizer_of(text_encoder: str) -> str:

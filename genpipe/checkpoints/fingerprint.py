@@ -14,6 +14,9 @@ from genpipe.files import atomic_write
 
 def checkpoint_files(path_or_id: str | Path, revision: str | None) -> list[tuple[str, Path]]:
     """(name, path) of the files that a checkpoint is made of, those on this machine."""
+    file = Path(os.path.expanduser(str(path_or_id)))
+    if file.is_file():
+        return [("checkpoint", file)]
     source = open_source(path_or_id, revision)
     names = [
         f"{folder}/{name}"

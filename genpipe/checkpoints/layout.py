@@ -47,7 +47,7 @@ class Layout:
         stem: its weights' file name up to the first dot or dash.
         names: (our name, their name), one for one.
         aliases: (their name, another name it goes by in some files), for reading alone.
-        harmless: names of tensors in some files that the network does not need.
+        harmless: names of tensors in some files that the network does not need; all that begin so, after a dot.
         prefix: what their names begin with in the file; tensors whose names do not are another network's.
     """
 
@@ -71,7 +71,10 @@ class Layout:
 
     def is_harmless(self, key: str) -> bool:
         """Whether the file's tensor `key` is one that the network does not need."""
-        return key.startswith(self.prefix) and key.removeprefix(self.prefix) in self.harmless
+        name = key.removeprefix(self.prefix)
+        return key.startswith(self.prefix) and any(
+            name.startswith(known) if known.endswith(".") else name == known for known in self.harmless
+        )
 
     def theirs(self, key: str) -> str:
         """The file's name of our tensor `key`, with its mark if it bears one.
@@ -105,7 +108,7 @@ class Layout:
         return _rules((alias, name) for name, alias in self.aliases)
 
 
-def _under(ours: str, theirs: str, names: Names) -> Names:
+def under(ours: str, theirs: str, names: Names) -> Names:
     return tuple((f"{ours}.{a}", f"{theirs}.{b}") for a, b in names)
 
 
@@ -121,12 +124,12 @@ _ATTENTION: Names = (
     ("value.{}", "to_v.{}"),
     ("out.{}", "to_out.0.{}"),
 )
-_TRANSFORMER: Names = (
+TRANSFORMER: Names = (
     ("norm.{}", "norm.{}"),
     ("project_in.{}", "proj_in.{}"),
     ("project_out.{}", "proj_out.{}"),
     ("blocks.{}.norm{}.{}", "transformer_blocks.{}.norm{}.{}"),
-    *_under("blocks.{}.attention{}", "transformer_blocks.{}.attn{}", _ATTENTION),
+    *under("blocks.{}.attention{}", "transformer_blocks.{}.attn{}", _ATTENTION),
     ("blocks.{}.feed_forward.project.{}", "transformer_blocks.{}.ff.net.0.proj.{}"),
     ("blocks.{}.feed_forward.out.{}", "transformer_blocks.{}.ff.net.2.{}"),
 )
@@ -141,21 +144,21 @@ UNET = Layout(
         ("time_embedding.guidance.{}", "time_embedding.cond_proj.{}"),
         ("added_embedding.linear{}.{}", "add_embedding.linear_{}.{}"),
         ("class_embedding.linear{}.{}", "class_embedding.linear_{}.{}"),
-        *_under("down.{}.residuals.{}", "down_blocks.{}.resnets.{}", _RESIDUAL),
-        *_under("down.{}.transformers.{}", "down_blocks.{}.attentions.{}", _TRANSFORMER),
+        *under("down.{}.residuals.{}", "down_blocks.{}.resnets.{}", _RESIDUAL),
+        *under("down.{}.transformers.{}", "down_blocks.{}.attentions.{}", TRANSFORMER),
         ("down.{}.resample.conv.{}", "down_blocks.{}.downsamplers.0.conv.{}"),
-        *_under("middle.residuals.{}", "mid_block.resnets.{}", _RESIDUAL),
-        *_under("middle.transformers.{}", "mid_block.attentions.{}", _TRANSFORMER),
-        *_under("up.{}.residuals.{}", "up_blocks.{}.resnets.{}", _RESIDUAL),
-        *_under("up.{}.transformers.{}", "up_blocks.{}.attentions.{}", _TRANSFORMER),
+        *under("middle.residuals.{}", "mid_block.resnets.{}", _RESIDUAL),
+        *under("middle.transformers.{}", "mid_block.attentions.{}", TRANSFORMER),
+        *under("up.{}.residuals.{}", "up_blocks.{}.resnets.{}", _RESIDUAL),
+        *under("up.{}.transformers.{}", "up_blocks.{}.attentions.{}", TRANSFORMER),
         ("up.{}.resample.conv.{}", "up_blocks.{}.upsamplers.0.conv.{}"),
     ),
 )
 
 _MIDDLE: Names = (
-    *_under("residuals.{}", "resnets.{}", _RESIDUAL),
+    *under("residuals.{}", "resnets.{}", _RESIDUAL),
     ("attentions.{}.norm.{}", "attentions.{}.group_norm.{}"),
-    *_under("attentions.{}.attention", "attentions.{}", _ATTENTION),
+    *under("attentions.{}.attention", "attentions.{}", _ATTENTION),
 )
 # Before diffusers 0.15 the autoencoder's attention was a block of its own, in some files of 1 × 1 convolutions.
 _LEGACY_ATTENTION: Names = (
@@ -169,21 +172,21 @@ VAE = Layout(
     folder="vae",
     stem="diffusion_pytorch_model",
     names=(
-        *_under("encoder", "encoder", _ENDS),
-        *_under("encoder.down.{}.residuals.{}", "encoder.down_blocks.{}.resnets.{}", _RESIDUAL),
+        *under("encoder", "encoder", _ENDS),
+        *under("encoder.down.{}.residuals.{}", "encoder.down_blocks.{}.resnets.{}", _RESIDUAL),
         ("encoder.down.{}.resample.conv.{}", "encoder.down_blocks.{}.downsamplers.0.conv.{}"),
-        *_under("encoder.middle", "encoder.mid_block", _MIDDLE),
+        *under("encoder.middle", "encoder.mid_block", _MIDDLE),
         ("to_moments.{}", "quant_conv.{}"),
         ("from_latents.{}", "post_quant_conv.{}"),
-        *_under("decoder", "decoder", _ENDS),
-        *_under("decoder.middle", "decoder.mid_block", _MIDDLE),
-        *_under("decoder.up.{}.residuals.{}", "decoder.up_blocks.{}.resnets.{}", _RESIDUAL),
+        *under("decoder", "decoder", _ENDS),
+        *under("decoder.middle", "decoder.mid_block", _MIDDLE),
+        *under("decoder.up.{}.residuals.{}", "decoder.up_blocks.{}.resnets.{}", _RESIDUAL),
         ("decoder.up.{}.resample.conv.{}", "decoder.up_blocks.{}.upsamplers.0.conv.{}"),
     ),
     aliases=tuple(
         pair
         for half in ("encoder.mid_block.attentions.{}", "decoder.mid_block.attentions.{}")
-        for pair in _under(half, half, _LEGACY_ATTENTION)
+        for pair in under(half, half, _LEGACY_ATTENTION)
     ),
 )
 

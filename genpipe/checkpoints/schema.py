@@ -185,8 +185,8 @@ def check_config(name: str, content: Mapping[str, Any]) -> None:
     elif folder.startswith("text_encoder"):
         check(content, TEXT_ENCODER, harmless=_TEXT_HARMLESS)
         check(content.get("text_config") or {}, TEXT_ENCODER, harmless=_TEXT_HARMLESS)
-    elif name == f"{folder}/config.json" and folder in _PARTS:
-        kind, kinds, harmless = _PARTS[folder]
+    elif name == f"{folder}/config.json" and (folder in _PARTS or content.get("_class_name") == "AutoencoderKL"):
+        kind, kinds, harmless = _PARTS[folder if folder in _PARTS else "vae"]
         named = content.get("_class_name", kind)
         if named != kind:
             raise ValueError(f"genpipe cannot run {quoted(named)} (only {kind})")

@@ -22,6 +22,7 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 # What a file that is no safetensors begins with -> what it is.
 _OTHERS = {
     b"version https://git-lfs": "it is a Git LFS pointer, run `git lfs pull`",
@@ -97,6 +98,55 @@ class Safetensors:
         return tensor.view(dtype).reshape(shape)
 
 
+class Pickled:
+    """A pickle file of tensors, read by `torch.load(weights_only=True)`, which runs no code, and mapped where it can be.
+
+    What lies around the tensors (`state_dict`, counters of steps, optimisers) is left aside.
+
+    Raises:
+        CheckpointError: it is corrupt, or holds objects that only running its code could build.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metadata: Mapping[str, str] = {}
+        found = _unpickled(path)
+        while isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+            found = found["state_dict"]
+        if not isinstance(found, Mapping):
+            raise CheckpointError(f"{path} holds a {type(found).__name__}, not tensors by name")
+        self._tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+        names = {dtype: name for name, dtype in DTYPES.items()}
+        self.entries: Mapping[str, Entry] = {
+            key: Entry(tuple(value.shape), names.get(value.dtype, str(value.dtype).removeprefix("torch.")))
+            for key, value in self._tensors.items()
+        }
+
+    def tensor(self, key: str, third: int | None = None) -> Tensor:
+        """The tensor of that name; or of its rows the first, second or third third (0, 1, 2)."""
+        tensor = self._tensors[key].detach().contiguous()
+        return tensor if third is None else tensor.chunk(3)[third].clone()
+
+
+def _unpickled(path: Path) -> Any:
+    """What a pickle file holds. Files from before torch 1.6 cannot be mapped, and are read whole."""
+    reason: Exception | None = None
+    for mmap in (True, False):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{path} does not exist") from error
+        except Exception as error:  # noqa: BLE001 - of a malformed pickle, anything
+            reason = error
+    first = str(reason).strip().partition("\n")[0]
+    if "weights_only" in str(reason) or "Unsupported" in str(reason) or "Weights only" in str(reason):
+        raise CheckpointError(
+            f"{path} holds Python objects that only running its code could build, which genpipe does not do: "
+            "save its tensors as safetensors with the program that wrote it"
+        ) from reason
+    raise CheckpointError(f"{path} is truncated or corrupt: {first}") from reason
+
+
 def _check(path: Path) -> None:
     """Check that all the tensors that the file's header names are in the file."""
     try:
@@ -112,6 +162,31 @@ def _check(path: Path) -> None:
         if start.startswith(mark):
             reason = what
     raise CheckpointError(f"{path} is truncated or corrupt: {reason}")
+
+
+def open_tensors(path: Path, *, allow_pickle: bool = False) -> TensorFile:
+    """Open a file of weights.
+
+    Args:
+        path: a safetensors file; or a `.ckpt`, `.pt`, `.pth` or `.bin`, all of which are pickles.
+        allow_pickle: whether tensors may be read from a pickle, by torch's reader that runs no code.
+
+    Raises:
+        CheckpointError: the file is truncated, corrupt, something else, or a pickle that is not allowed.
+    """
+    if path.suffix.lower() not in PICKLES:
+        return Safetensors(path)
+    if not allow_pickle:
+        raise CheckpointError(
+            f"{path} is a pickle file, which can run code when it is read carelessly: pass allow_pickle=True "
+            "(--allow-pickle) to read its tensors alone, or save it as safetensors"
+        )
+    return Pickled(path)
+
+
+def shapes_of(file: TensorFile) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a file's tensors."""
+    return {key: entry.shape for key, entry in file.entries.items()}
 
 
 _SCALES = ("scale_weight", "weight_scale")

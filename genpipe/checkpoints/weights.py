@@ -14,12 +14,10 @@ from genpipe.checkpoints.errors import CheckpointError
 from genpipe.checkpoints.hub import Source, read_json
 from genpipe.checkpoints.layout import Layout
 from genpipe.checkpoints.patches import Patch
-from genpipe.checkpoints.tensors import DTYPES, TensorFile, is_companion, scales
+from genpipe.checkpoints.tensors import DTYPES, PICKLES, TensorFile, is_companion, scales
 from genpipe.messages import listed, quoted
 
 Network = TypeVar("Network", bound=nn.Module)
-
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
 class _Unfilled(TorchFunctionMode):
@@ -59,13 +57,25 @@ def find_weights(source: Source, layout: Layout, variant: str | None) -> list[Pa
     return paths or None
 
 
-def explain_missing(source: Source, layout: Layout) -> CheckpointError:
-    """Why `find_weights` found nothing: there are only pickle files, only variants, or no files at all."""
+def weights_in(source: Source, layout: Layout, variant: str | None = None) -> tuple[Path, ...]:
+    """The safetensors files of one network: of the variant, or where it has none, the plain ones.
+
+    Raises:
+        CheckpointError: there are none; says what there is instead.
+    """
+    files = (variant and find_weights(source, layout, variant)) or find_weights(source, layout, None)
+    if not files:
+        raise _missing(source, layout)
+    return tuple(files)
+
+
+def _missing(source: Source, layout: Layout) -> CheckpointError:
+    """Why there are no files: there are only pickle files, only variants, or no files at all."""
     names = source.listing(layout.folder)
     variants = [
         m[1] for name in names if (m := re.fullmatch(layout.stem + r"\.(\w+)(-\d+-of-\d+)?\.safetensors", name))
     ]
-    pickles = [name for name in names if name.endswith(_PICKLES)]
+    pickles = [name for name in names if name.endswith(PICKLES)]
     if variants:
         return CheckpointError(
             f"{source}/{layout.folder} holds only the variant {quoted(variants[0])}: pass it as `variant`"

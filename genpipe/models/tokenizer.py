@@ -105,6 +105,11 @@ class Tokenizer:
             cut.append(text[encoding.offsets[len(kept)][0] :] if len(encoding.ids) > len(kept) else "")
         return Tokens(ids, cut)
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token, added ones included."""
+        return self._backend.get_vocab(with_added_tokens=True)
+
     def save(self, directory: str | Path) -> None:
         """Write `vocab.json`, `merges.txt`, `tokenizer_config.json` and `special_tokens_map.json` into a folder."""
         directory = Path(directory)
@@ -148,10 +153,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, length: int = LENG
         ValueError: `vocab_size` is below 514.
     """
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {symbol: index for index, symbol in enumerate([*symbols, *(symbol + _SUFFIX for symbol in symbols)])}
-    merged = vocab_size - len(vocab) - 2
+    known = {*symbols, *(symbol + _SUFFIX for symbol in symbols)}
+    merged = vocab_size - len(known) - 2
     if merged < 0:
-        raise ValueError(f"vocab_size {vocab_size} is too small: use {len(vocab) + 2} or more")
+        raise ValueError(f"vocab_size {vocab_size} is too small: use {len(known) + 2} or more")
     learner = _backend({}, [], unknown=None)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, initial_alphabet=symbols, end_of_word_suffix=_SUFFIX, show_progress=False
@@ -160,16 +165,31 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, length: int = LENG
     merges: list[tuple[str, str]] = []
     for pair in json.loads(learner.to_str())["model"]["merges"]:
         left, right = split_merge(pair)
-        if left + right not in vocab:
+        if left + right not in known:
             if not merged:
                 break
             merged -= 1
-            vocab[left + right] = len(vocab)
+            known.add(left + right)
         merges.append((left, right))
-    vocab |= {BOS: len(vocab), EOS: len(vocab) + 1}
-    backend = _backend(vocab, merges, unknown=EOS)
-    backend.add_tokens([AddedToken(mark, special=True, normalized=True) for mark in (BOS, EOS)])
-    return Tokenizer(backend, MARKS, length=length)
+    return tokenizer_of_merges(merges, length=length)
+
+
+def tokenizer_of_merges(merges: Sequence[tuple[str, str]], *, pad: str = EOS, length: int = LENGTH) -> Tokenizer:
+    """Build a tokenizer in CLIP's layout of ids, see `train_tokenizer`, from its merges.
+
+    Args:
+        merges: pairs of symbols that become one, from the most frequent.
+        pad: the token that fills prompts up.
+        length: tokens of every prompt, the begin and end marks included.
+    """
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*symbols, *(symbol + _SUFFIX for symbol in symbols), *(left + right for left, right in merges), BOS, EOS]
+    vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    backend = _backend(vocab, list(merges), unknown=EOS)
+    marks = {**MARKS, "pad_token": pad}
+    for mark in dict.fromkeys(marks.values()):
+        backend.add_tokens([AddedToken(mark, special=True, normalized=mark in (BOS, EOS))])
+    return Tokenizer(backend, marks, length=length)
 
 
 def _backend(vocab: dict[str, int], merges: list[tuple[str, str]], *, unknown: str | None) -> tokenizers.Tokenizer:

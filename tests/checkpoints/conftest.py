@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from genpipe.checkpoints import Checkpoint
+from genpipe.checkpoints.single_file_saving import save_single_file
+from tests.checkpoints.tiny_families import NAMES, tiny
 
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
@@ -71,3 +73,17 @@ def tensors() -> Callable[[Checkpoint], dict[str, Tensor]]:
         return {f"{p}.{k}": t for p, network in checkpoint.networks.items() for k, t in network.state_dict().items()}
 
     return all_tensors
+
+
+@pytest.fixture(scope="session")
+def singles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The tiny single file of a family, made once."""
+    made: dict[str, Path] = {}
+
+    def path(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("single") / f"{name}.safetensors"
+            save_single_file(made[name], tiny(NAMES[name]))
+        return made[name]
+
+    return path

@@ -323,7 +323,7 @@ def test_paths_that_do_not_exist_get_one_clear_line(path: str | Path) -> None:
 
 
 def test_a_file_is_not_a_checkpoint(edited: Any) -> None:
-    with pytest.raises(CheckpointError, match="is a file: give the folder"):
-        load_checkpoint(edited.weights("unet"))
+    with pytest.raises(CheckpointError, match="is a VAE, not a model"):
+        load_checkpoint(edited.weights("vae"))
     with pytest.raises(CheckpointError, match="has no weights of the variant 'fp16'"):
         load_checkpoint(edited.root, variant="fp16")

@@ -3,7 +3,7 @@
 import json
 import os
 
-from genpipe.checkpoints.fingerprint import fingerprint
+from genpipe.checkpoints.fingerprint import checkpoint_files, fingerprint
 
 
 def test_a_fingerprint_is_of_names_and_bytes_alone(tmp_path):
@@ -39,3 +39,12 @@ def test_a_damaged_cache_is_no_harm(tmp_path):
     cache.write_text("{")
     assert fingerprint([("w", file)], cache) == first
     assert json.loads(cache.read_text())
+
+
+def test_a_single_file_is_known_by_its_bytes_alone(tmp_path):
+    for name, content in (("a.safetensors", b"1"), ("b.safetensors", b"1"), ("c.safetensors", b"2")):
+        (tmp_path / name).write_bytes(content)
+    first, same, other = (
+        fingerprint(checkpoint_files(tmp_path / f"{name}.safetensors", None), tmp_path / "cache.json") for name in "abc"
+    )
+    assert first == same != other

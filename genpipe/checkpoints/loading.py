@@ -1,0 +1,137 @@
+"""Loading a checkpoint from wherever it is: a folder, a single file, the hub; completed by parts from elsewhere."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from genpipe.checkpoints import layout
+from genpipe.checkpoints.checkpoint import Checkpoint
+from genpipe.checkpoints.diffusers_layout import folder_parts, text_encoder_in, vae_in
+from genpipe.checkpoints.errors import CheckpointError
+from genpipe.checkpoints.families import TEXT_ENCODERS, Family, TextForm, tokenizer_of
+from genpipe.checkpoints.hub import Folder, open_source
+from genpipe.checkpoints.parts import Part, TextPart, assemble
+from genpipe.checkpoints.single_file import file_parts, texts_in, vae_part
+from genpipe.checkpoints.tensors import PICKLES, open_tensors
+from genpipe.models.vae import VAEConfig
+
+PathLike = str | Path
+_FILES = (".safetensors", *PICKLES)
+
+
+def load_checkpoint(
+    path_or_id: PathLike,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    vae: PathLike | None = None,
+    text_encoder: PathLike | Sequence[PathLike] | None = None,
+    allow_pickle: bool = False,
+) -> Checkpoint:
+    """Load a Stable Diffusion 1.x, 2.x or XL checkpoint; of the hub's files, only those needed are fetched.
+
+    Args:
+        path_or_id: a single file (`.safetensors`), a folder in the diffusers layout, or a hub id "owner/name" (cached;
+            HF_HUB_OFFLINE is obeyed).
+        device: where the weights are to be.
+        dtype: their type; None keeps each file's own.
+        revision: branch, tag or commit on the hub.
+        variant: "fp16" reads the files of that name of a folder; a network that has none is read from its plain file.
+        vae: an autoencoder in place of the checkpoint's, or where it has none: a file (its own, or a checkpoint's), an
+            autoencoder's folder, or a checkpoint's.
+        text_encoder: text encoders likewise; for Stable Diffusion XL one checkpoint that holds both, or two.
+        allow_pickle: read `.ckpt` files too: their tensors alone, by torch's reader that runs no code.
+
+    Raises:
+        CheckpointError: the checkpoint is not there, not whole, or not one that genpipe can run.
+    """
+    path = Path(os.path.expanduser(str(path_or_id)))
+    if path.is_file():
+        for name, value in (("revision", revision), ("variant", variant)):
+            if value is not None:
+                raise CheckpointError(f"{name} {value!r} goes with a hub id or a folder, not with the file {path}")
+        parts = file_parts(path, allow_pickle=allow_pickle)
+    elif path.suffix.lower() in _FILES and not path.is_dir():
+        raise CheckpointError(f"the file {str(path_or_id)!r} does not exist")
+    else:
+        parts = folder_parts(open_source(path_or_id, revision), variant=variant)
+    if vae is not None:
+        parts = replace(parts, vae=find_vae(vae, parts.family, allow_pickle=allow_pickle))
+    if text_encoder is not None:
+        given = [text_encoder] if isinstance(text_encoder, str | Path) else text_encoder
+        parts = replace(parts, texts=find_texts(given, parts.family, allow_pickle=allow_pickle))
+    return assemble(parts, device=device, dtype=dtype)
+
+
+def find_vae(path: PathLike, family: Family, *, allow_pickle: bool = False) -> Part[VAEConfig]:
+    """The autoencoder in a file, in an autoencoder's folder or in a checkpoint's.
+
+    Args:
+        path: of the file or folder, or a hub id.
+        family: whose latents it is to decode, as a file alone does not tell their scale.
+
+    Raises:
+        CheckpointError: it is not there, or no autoencoder that genpipe can run.
+    """
+    file = Path(os.path.expanduser(str(path)))
+    if file.is_file():
+        try:
+            return vae_part(
+                open_tensors(file, allow_pickle=allow_pickle),
+                family,
+                size=8 * family.sample_size,
+                allow_pickle=allow_pickle,
+            )
+        except KeyError as error:
+            raise CheckpointError(f"{file} lacks the tensor {error.args[0]}, or is no VAE") from error
+    if (file / "config.json").is_file():
+        return vae_in(Folder(file.absolute().parent), file.absolute().name)
+    return vae_in(open_source(path), layout.VAE.folder)
+
+
+def find_texts(paths: Sequence[PathLike], family: Family, *, allow_pickle: bool = False) -> tuple[TextPart, ...]:
+    """The text encoders of a family in files or folders: one per path, or all of them in one checkpoint.
+
+    Args:
+        paths: in any order; the narrower encoder is the first of Stable Diffusion XL.
+        family: that they are for.
+
+    Raises:
+        CheckpointError: they are not there, not text encoders, or not as many as the family has.
+    """
+    found: list[tuple[int, Callable[[TextForm], TextPart]]] = []  # its width, and what it is in the place of a form
+    for path in paths:
+        file = Path(os.path.expanduser(str(path)))
+        if file.is_file():
+            held = texts_in(open_tensors(file, allow_pickle=allow_pickle), allow_pickle=allow_pickle)
+            found += [(text.width, text.part) for text in held]
+            continue
+        if (file / "config.json").is_file():
+            source, folders = Folder(file.absolute().parent), [file.absolute().name]
+        else:
+            source = open_source(path)
+            folders = [name for name in TEXT_ENCODERS if source.find(f"{name}/config.json") is not None]
+        for name in folders:
+            text = text_encoder_in(source, name, tokenizer_of(name))
+            found.append((text.config.hidden_size, partial(_in_place, text)))
+    if len(found) != len(family.texts):
+        raise CheckpointError(
+            f"{family.title} has {len(family.texts)} text encoder(s) and {', '.join(map(str, paths))} "
+            f"hold(s) {len(found)}: give one checkpoint that holds all, or one path for each"
+        )
+    found.sort(key=lambda each: each[0])
+    try:
+        return tuple(make(form) for (_, make), form in zip(found, family.texts, strict=True))
+    except KeyError as error:
+        raise CheckpointError(f"{', '.join(map(str, paths))}: the tensor {error.args[0]} is missing") from error
+
+
+def _in_place(text: TextPart, form: TextForm) -> TextPart:
+    names = replace(text.stored.names, folder=form.folder)
+    return replace(text, stored=replace(text.stored, names=names))
