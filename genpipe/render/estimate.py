@@ -1,4 +1,4 @@
-"""`--dry-run`: what a run would draw, how long that would take and how much disk."""
+"""`--dry-run`: what a run would draw, how long it would take and how much disk it would need."""
 
 import tempfile
 from collections.abc import Iterable
@@ -12,14 +12,14 @@ from genpipe.render.run import BATCH, Run, request_of
 from genpipe.workers.engines import Engine
 from genpipe.workers.messages import Task
 
-# Solver steps of the pictures that are drawn to see how fast it goes.
+# Solver steps of the images that are drawn to measure the speed.
 STEPS = 2
 
 
 def estimate(source: str | Path | Iterable[Any], options: Options, engine: Engine) -> str:
-    """The plan of a run into a new folder, for people: pictures, batches, time, disk.
+    """Describe a run into a new folder, for people: images, batches, time, disk.
 
-    Time and disk are those of one batch drawn in two steps, times what there is to draw.
+    One batch is drawn in two steps; its time and bytes per pixel are scaled to all that there is to draw.
 
     Raises:
         ValueError: the input or the options cannot be used.
@@ -29,7 +29,7 @@ def estimate(source: str | Path | Iterable[Any], options: Options, engine: Engin
         run = Run(source, folder, options, engine=engine)
         with run.planned() as (journal, model):
             packer = Packer(journal, lambda _: options.batch or BATCH, distilled=model.distilled)
-            pictures = batches = shapes = 0
+            images = batches = shapes = 0
             work, area, last = 0.0, 0, None
             samples: list[Batch] = []
             while (batch := packer.next()) is not None:
@@ -39,31 +39,35 @@ def estimate(source: str | Path | Iterable[Any], options: Options, engine: Engin
                 for entry in batch.entries:
                     settings = journal.settings(entry.settings)
                     pixels = settings["width"] * settings["height"]
-                    pictures, area, work = pictures + 1, area + pixels, work + pixels * settings["steps"]
-            step, decode, size = _sample(journal, samples, engine)
+                    images, area, work = images + 1, area + pixels, work + pixels * settings["steps"]
+            step, decode, size = _sample(journal, samples, engine, options.suffix)
             seconds = (work * step + area * decode) * options.best_of / engine.workers
         lines = [
             f"model      {model.name}, {model.dtype}, {engine.workers} worker{'s' * (engine.workers > 1)}",
-            f"pictures   {pictures:,}" + f", the best of {options.best_of} each" * (options.best_of > 1),
+            f"pictures   {images:,}" + f", the best of {options.best_of} each" * (options.best_of > 1),
             f"batches    {batches:,} of at most {options.batch or BATCH}, {shapes:,} changes of shape",
             f"time       about {_duration(seconds)}, by a batch that was drawn in {STEPS} steps",
             f"disk       about {area * size / 1e6:,.1f} MB",
         ]
         if run.rejected:
-            lines.append(f"not drawn  {run.rejected:,} rows that cannot be")
+            lines.append(f"not drawn  {run.rejected:,} rows that cannot be drawn")
         if run.repeated:
             lines.append(f"repeated   {run.repeated:,} pictures, drawn once")
         return "\n".join(lines)
 
 
-def _sample(journal: Journal, batches: list[Batch], engine: Engine) -> tuple[float, float, float]:
-    """Draw the first of these that can be, twice: seconds a pixel and step, seconds of decoding and bytes a pixel."""
+def _sample(journal: Journal, batches: list[Batch], engine: Engine, suffix: str) -> tuple[float, float, float]:
+    """Draw the first of these batches that can be drawn, twice.
+
+    Returns:
+        Seconds per pixel and step; seconds of decoding per pixel; bytes per pixel.
+    """
     why = ""
     for batch in batches:
         settings = [{**journal.settings(entry.settings), "steps": STEPS} for entry in batch.entries]
         pixels = settings[0]["width"] * settings[0]["height"] * len(settings)
         tasks = [
-            Task(entry.number, entry.id.hex(), f"images/{entry.number}.png", request_of(entry, one))
+            Task(entry.number, entry.id.hex(), f"images/{entry.number}{suffix}", request_of(entry, one))
             for entry, one in zip(batch.entries, settings, strict=True)
         ]
         result = None

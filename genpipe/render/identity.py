@@ -1,4 +1,4 @@
-"""What a picture is: the id that all that determines it has, the seed of a row that names none, a model's fingerprint."""
+"""Ids of images, made of all that determines them, and seeds of rows that name none."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-# Seeds that are derived stay below this, so that every reader of JSON keeps them whole.
+# Derived seeds stay below this, where every reader of JSON keeps them exact.
 DERIVED_SEEDS = 1 << 53
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")).encode
@@ -23,10 +23,10 @@ def canonical_json(value: Any) -> str:
 
 
 class Identity:
-    """Ids of the pictures that one model draws with one set of settings.
+    """Ids of the images that one model draws with one set of settings.
 
     Args:
-        model: what else determines the pictures: the model's fingerprint, the dtype, ….
+        model: what else determines the images: the model's fingerprint, the dtype, ….
         settings: of the request, without prompt and seed.
     """
 
@@ -34,32 +34,32 @@ class Identity:
         self._begun = hashlib.sha256(canonical_json([model, settings]).encode())
 
     def of(self, prompt: bytes, seed: int) -> bytes:
-        """The id (16 bytes) of the picture of a prompt, in UTF-8, and a seed."""
+        """Give the id (16 bytes) of the image of a prompt, in UTF-8, and a seed."""
         hasher = self._begun.copy()
         hasher.update(b"%d %b" % (seed, prompt))
         return hasher.digest()[:16]
 
 
 def content_hash(row: bytes) -> bytes:
-    """The hash (16 bytes) of what a row says."""
+    """Give the hash (16 bytes) of what a row says."""
     return hashlib.sha256(row).digest()[:16]
 
 
 def derived_seed(content: bytes, ordinal: int) -> int:
-    """The seed of the row with this content, the `ordinal`-th (from 0) of those that are identical."""
+    """Derive the seed of a row from its content; `ordinal` counts the identical rows before it."""
     return int.from_bytes(hashlib.sha256(b"%b %d" % (content, ordinal)).digest()[:8]) % DERIVED_SEEDS
 
 
 class Ordinals:
-    """How many rows of the same content came before each row, in 8 bytes of memory a row."""
+    """Counts how many rows of the same content came before each row, in 8 bytes of memory per row."""
 
     def __init__(self) -> None:
-        # Sorted, each longer than the next, so that a row is merged into a longer one a few times only.
+        # Sorted arrays, each longer than the next: a row is merged into a longer one only a few times.
         self._before: list[np.ndarray] = []
 
     def of(self, contents: Sequence[bytes]) -> list[int]:
-        """The ordinals, from 0, of the next rows with these content hashes."""
-        # 64 bits of each: two contents that share them, as hardly ever happens, only count on from one another.
+        """Give the ordinals, from 0, of the next rows, which have these content hashes."""
+        # 64 bits of each hash: the rare two contents that share them count as one, and still get different seeds.
         keys = np.frombuffer(b"".join([content[:8] for content in contents]), np.uint64)
         order = np.argsort(keys, kind="stable")
         keys = keys[order]

@@ -1,4 +1,4 @@
-"""Which images go through the networks together."""
+"""Batches: which images go through the networks together."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from genpipe.request import SHARED
 
 @dataclass
 class Batch:
-    """Images that agree in what a batch must agree in.
+    """Images that agree in all that a batch must agree in.
 
     Attributes:
         entries: at least one.
         shape: what they share, see `shape_of`.
         deaths: how many workers have died over it.
-        more: whether many others of this shape wait, so that it pays to measure for it.
+        more: whether many others of this shape wait, so that it pays to measure the best size of a batch.
     """
 
     entries: list[Entry]
@@ -26,12 +26,12 @@ class Batch:
 
 
 class Packer:
-    """Pack a journal's pending images into batches: by shape, so that it changes seldom, and equal prompts next to each other.
+    """Packs a journal's pending images by shape, so that it seldom changes, with equal prompts next to each other.
 
-    It looks at some thousands at a time; what does not fill a batch waits for the next ones of its shape.
+    It looks at some thousands at a time; images that do not fill a batch wait for the next ones of their shape.
 
     Args:
-        size: how many images of a shape a batch takes, asked anew for each.
+        size: gives how many images of a shape fill a batch; asked for each batch anew.
         distilled: whether the network takes the scale of guidance as an input, so that a batch may mix all of them.
         window: how many images it looks at together.
     """
@@ -45,11 +45,11 @@ class Packer:
         self._batches = self._pack()
 
     def next(self) -> Batch | None:
-        """The next batch; None when nothing is left but what is being drawn."""
+        """Give the next batch; None when all others are being drawn or have been."""
         return self._returned.pop() if self._returned else next(self._batches, None)
 
     def give_back(self, batch: Batch) -> None:
-        """This one was not drawn."""
+        """Take back a batch that was not drawn."""
         self._returned.append(batch)
 
     def _pack(self) -> Iterator[Batch]:
@@ -63,7 +63,7 @@ class Packer:
         yield from self._fill(waiting, False)
 
     def _fill(self, waiting: dict[str, list[Entry]], keep: bool) -> Iterator[Batch]:
-        """Full batches; unless they are to be kept for the next window, the rests too."""
+        """Make full batches; and of what is left batches that are not full, unless it is kept for the next window."""
         for shape in sorted(waiting):
             entries = waiting.pop(shape)
             entries.sort(key=lambda entry: (entry.prompt, entry.settings))
@@ -84,7 +84,7 @@ class Packer:
 
 
 def shape_of(settings: dict[str, Any], distilled: bool = False) -> str:
-    """Name what images of one batch must share, as a text that sorts by size first."""
+    """Write what the images of one batch must share as a text that sorts by size first."""
     shared = {name: settings[name] for name in SHARED} | {"guided": distilled or settings["guidance_scale"] > 1}
     size = f"{shared.pop('height'):05}x{shared.pop('width'):05}"
     return " ".join([size, *(f"{key}={value}" for key, value in sorted(shared.items()) if value is not None)])

@@ -1,4 +1,4 @@
-"""What a run yields."""
+"""One result of a run: an image that is finished, or the reason why it failed."""
 
 import io
 from collections.abc import Callable
@@ -11,14 +11,14 @@ from genpipe.request import Request
 
 
 class Rendered:
-    """A picture that is finished, or that failed.
+    """An image that is finished, or that failed.
 
     Attributes:
-        id: the hash of all that determines it.
-        line: the row of the input that asked for it, from 1.
-        path: of its file, None where it is kept in memory or failed.
-        score: what the judge said, None where it was not asked.
-        error: why it failed, None where it did not.
+        id: hash of all that determines it, in hex.
+        line: the line of the input that asked for it, from 1.
+        path: of its file; None where it is kept in memory or failed.
+        score: what the judge said; None where it was not asked.
+        error: why it failed; None where it did not.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Rendered:
 
     @property
     def request(self) -> Request:
-        """What was drawn; of several candidates, the best."""
+        """The request that was drawn; of several candidates, the best."""
         return Request(self._entry.prompt, seed=self._seed, **self._settings)
 
     @property
@@ -48,13 +48,14 @@ class Rendered:
 
     @property
     def image(self) -> Image.Image:
-        """The picture.
+        """The image.
 
         Raises:
             ValueError: it failed.
+            OSError: its file cannot be read.
         """
         if self._read is None:
-            raise ValueError(f"the picture of row {self.line} failed: {self.error}")
+            raise ValueError(f"the image of line {self.line} failed: {self.error}")
         image = Image.open(io.BytesIO(self._read()))
         image.load()
         return image

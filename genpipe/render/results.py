@@ -1,4 +1,4 @@
-"""What a run leaves for others: metadata.jsonl, which Hugging Face's ImageFolder reads, failures.jsonl, report.json."""
+"""Files that a run leaves for others: metadata.jsonl (read by Hugging Face's ImageFolder), failures.jsonl, report.json."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from genpipe.render.folder import image_path
 from genpipe.render.journal import DONE, FAILED, Entry, Journal
 from genpipe.workers.messages import Result
 
-# What a worker's time goes to; "measure" finds out how large a batch should be.
+# Where a worker's time goes; "measure" finds out how large a batch should be.
 STAGES = ("measure", "text", "denoise", "decode", "judge", "encode", "write")
 
 
@@ -34,7 +34,7 @@ def image_row(entry: Entry, settings: dict[str, Any], suffix: str) -> dict[str, 
 
 
 def write_metadata(journal: Journal, root: Path, suffix: str) -> None:
-    """Write metadata.jsonl: a line for every picture that is there, of former plans too."""
+    """Write metadata.jsonl: one line per image that is there, those of former plans too."""
 
     def rows() -> Iterator[dict[str, Any]]:
         for window in journal.windows(state=DONE, plan=False):
@@ -45,7 +45,7 @@ def write_metadata(journal: Journal, root: Path, suffix: str) -> None:
 
 
 def write_failures(journal: Journal, root: Path, suffix: str) -> None:
-    """Write failures.jsonl: rows that cannot be drawn, then pictures that failed, each with its "error"."""
+    """Write failures.jsonl: the rows that cannot be drawn, then the images that failed, each with its "error"."""
 
     def rows() -> Iterator[dict[str, Any]]:
         for line, reason, text in journal.rejects():
@@ -58,12 +58,13 @@ def write_failures(journal: Journal, root: Path, suffix: str) -> None:
 
 
 def as_line(value: dict[str, Any]) -> str:
+    """Make one line of JSON, in UTF-8."""
     # Half a surrogate pair, which JSON can hold, is no UTF-8.
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode() + "\n"
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file, which appears whole or not at all."""
     # One renderer at a time has the folder.
     with (
         atomic_write(path, part=path.with_name(f".{path.name}.part"), durable=True) as part,
@@ -74,7 +75,7 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
 
 @dataclass
 class Report:
-    """What a run took. Seconds are of this run alone, counts of the whole folder's last plan."""
+    """What a run took: images, batches, bytes of memory, and seconds of each stage; all of this run alone."""
 
     pictures: int = 0
     failed: int = 0
@@ -88,7 +89,7 @@ class Report:
     lost_workers: int = 0
 
     def add(self, result: Result) -> None:
-        """Count a batch."""
+        """Add what one batch took."""
         self.batches += 1
         self.pictures += len(result.drawn)
         self.failed += len(result.failed)
@@ -98,12 +99,12 @@ class Report:
 
     @property
     def utilisation(self) -> float:
-        """The share of the workers' time, while drawing, that their networks ran: 0 … 1."""
+        """The share of the workers' time while drawing in which networks ran, 0 … 1."""
         busy = sum(self.stages.get(stage, 0.0) for stage in ("text", "denoise", "decode"))
         return busy / (self.drawing * self.workers) if self.drawing and self.workers else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON: seconds, bytes, pictures a second."""
+        """Give the report as JSON has it: seconds, bytes, images per second."""
         return {
             "genpipe": genpipe.__version__,
             "python": sys.version.split()[0],

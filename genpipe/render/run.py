@@ -331,7 +331,7 @@ class Run:
         report = {**self.report.to_dict(), "model": model.name, "dtype": model.dtype, "left": left}
         if self.report.batches or not (root / "report.json").exists():
             write_report(report, root)
-        write_gallery(journal, root, suffix, model.name, base)
+        write_gallery(journal, root, suffix, model.name, base, self.options.spec)
         if not self.folder.local:  # that folder is whole, too
             for name in ("metadata.jsonl", "failures.jsonl", "report.json"):
                 self.folder.files.write(name, (root / name).read_bytes())

@@ -4,10 +4,13 @@ import errno
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from genpipe.files import atomic_write
+from genpipe.messages import one_line, quoted
 
 
 class Storage(Protocol):
@@ -43,7 +46,7 @@ class Folder:
     def size(self, path: str) -> int | None:
         try:
             return os.stat(f"{self.root}/{path}").st_size
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def read(self, path: str) -> bytes:
@@ -69,7 +72,7 @@ class Remote:
     """What an fsspec URL names; object stores put an object whole or not at all.
 
     Raises:
-        ValueError: fsspec, or what it needs for this kind of URL, is not installed.
+        ValueError: fsspec, or what it needs for this kind of URL, is not installed or refuses it.
     """
 
     def __init__(self, url: str) -> None:
@@ -78,27 +81,40 @@ class Remote:
 
             self._fs: Any
             self._fs, self._root = url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise ValueError(f"the storage {url} cannot be used: {error}") from None
+        except Exception as error:  # noqa: BLE001 - a client raises what it likes
+            raise ValueError(f"the storage {quoted(url)} cannot be used: {one_line(str(error), 200)}") from None
 
     def write(self, path: str, data: bytes) -> None:
         target = f"{self._root}/{path}"
-        try:
+        with _errors_of(target):
             self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
             self._fs.pipe_file(target, data)
-        except OSError as error:
-            raise OSError(error.errno or errno.EIO, error.strerror or str(error), target) from error
 
     def size(self, path: str) -> int | None:
-        try:
-            return self._fs.info(f"{self._root}/{path}")["size"]
-        except FileNotFoundError:
-            return None
+        target = f"{self._root}/{path}"
+        with _errors_of(target):
+            try:
+                return self._fs.info(target)["size"]
+            except FileNotFoundError:
+                return None
 
     def read(self, path: str) -> bytes:
-        return self._fs.cat_file(f"{self._root}/{path}")
+        target = f"{self._root}/{path}"
+        with _errors_of(target):
+            return self._fs.cat_file(target)
+
+
+@contextmanager
+def _errors_of(target: str) -> Iterator[None]:
+    """Raise what an object store's client raises, of whatever kind, as OSError that names the object."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno or errno.EIO, error.strerror or one_line(str(error)), target) from error
+    except Exception as error:
+        raise OSError(errno.EIO, one_line(f"{type(error).__name__}: {error}"), target) from error
 
 
 def open_storage(root: str) -> Storage:
-    """The storage at a folder's path or an fsspec URL ("s3://bucket/renders")."""
+    """Open the storage at a folder's path or an fsspec URL ("s3://bucket/renders")."""
     return Remote(root) if "://" in root else Folder(Path(root))

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,10 +11,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from genpipe import Request
+from genpipe.cli.options import given_fields
+from genpipe.cli.parser import parse
 from genpipe.render.gallery import LIMIT, write_gallery
 from genpipe.render.journal import Journal
 from genpipe.render.planning import Planner
 from genpipe.render.rows import read_rows
+from genpipe.spec import ModelSpec
 from tests.render.conftest import MODEL
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -26,7 +31,11 @@ NASTY = "<script>document.title='broken'</script> </script> 'quotes' \"and\" $(r
 
 
 def gallery(
-    folder: Path, rows: list, scores: dict[int, float] | None = None, failed: dict[int, str] | None = None
+    folder: Path,
+    rows: list,
+    scores: dict[int, float] | None = None,
+    failed: dict[int, str] | None = None,
+    spec: ModelSpec | None = None,
 ) -> Path:
     """A gallery of these rows, all done but those that failed; one small file is every picture."""
     folder.mkdir(exist_ok=True)
@@ -43,7 +52,7 @@ def gallery(
                 journal.failed([(entry.number, failed[entry.number])])  # pyright: ignore[reportOptionalSubscript]
             else:
                 journal.done([(entry.number, 1, b"h", details.get(entry.number))])
-    write_gallery(journal, folder, ".png", "embedded")
+    write_gallery(journal, folder, ".png", "embedded", spec=spec)
     journal.close()
     return folder / "index.html"
 
@@ -141,6 +150,27 @@ def test_ten_thousand_pictures_come_in_parts(tmp_path):
     assert document.count('loading="lazy"') == len(cards(document))
     found = cards(page(index, tmp_path, "#q=ship%209999"))
     assert found == ["ship 9999"]
+
+
+def test_its_command_asks_for_the_same_image(tmp_path):
+    """Every setting that is not the default, and the model's, come back when the command is parsed."""
+    spec = ModelSpec("-odd/mo del", variant="fp16", dtype="bf16", int8=True)
+    rows = [
+        {"prompt": "a", "steps": 7, "guidance_scale": 2.25, "width": 64, "height": 32, "speed": "draft"},
+        {"prompt": "b", "negative_prompt": "-fog 'n' \"rain\"\n$(x)", "sampler": "Euler a", "clip_skip": 1},
+        {"prompt": "c", "guidance_rescale": 0.7, "original_size": (32, 48), "crop": (4, 0)},
+    ]
+    index = gallery(tmp_path / "out", rows, spec=spec)
+    script = (index.parent / ".genpipe/gallery.js").read_text()
+    head = json.loads(script.splitlines()[0].removeprefix("const GALLERY = ").removesuffix(";"))
+    commands = [json.loads(text) for text in re.findall(r"^GALLERY\.commands\[\d+\] = (.*);$", script, re.MULTILINE)]
+    wanted = [json.loads(text) for text in re.findall(r"^GALLERY\.settings\[\d+\] = (.*);$", script, re.MULTILINE)]
+    assert len(commands) == len(wanted) == 3
+    for command, settings in zip(commands, wanted, strict=True):
+        args = parse(["generate", "--prompt=x", "--seed", "1", *shlex.split(f"{command} {head['command']}")])
+        args.prompt, (args.width, args.height) = args.prompt_option, args.size
+        assert Request.from_dict(given_fields(args, Request)) == Request("x", seed=1, **settings)
+        assert ModelSpec.from_dict(given_fields(args, ModelSpec)) == spec
 
 
 def test_the_data_is_a_script_that_holds_each_picture_once(tmp_path):

@@ -44,7 +44,7 @@ def test_lines_are_utf8_whatever_they_hold():
     assert json.loads(as_line({"a": "\ud800 корабль"}).encode()) == {"a": "? корабль"}
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.jsonl"
     write_lines(path, ["one\n"])
 

@@ -1,7 +1,5 @@
 """Files appear whole or not at all, here and by fsspec."""
 
-import os
-
 import pytest
 
 from genpipe.workers.storage import Folder, Remote, open_storage
@@ -15,14 +13,12 @@ def test_a_file_is_written_whole_with_its_folders(tmp_path):
     assert [path for path in (tmp_path / ".genpipe/parts").iterdir()] == []
 
 
-def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_what_was_there(tmp_path):
     storage = Folder(tmp_path)
-    storage.write("a.png", b"old")
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    storage.write("a.png/b.png", b"old")
     with pytest.raises(OSError, match=r"a\.png"):
         storage.write("a.png", b"new")
-    monkeypatch.undo()
-    assert storage.read("a.png") == b"old" and not list((tmp_path / ".genpipe/parts").iterdir())
+    assert storage.read("a.png/b.png") == b"old" and not list((tmp_path / ".genpipe/parts").iterdir())
 
 
 def test_a_folder_that_is_gone_is_not_made_again(tmp_path):
@@ -57,6 +53,37 @@ def test_storage_by_url():
     assert (storage.read("images/a.png"), storage.size("images/a.png"), storage.size("b")) == (b"abc", 3, None)
 
 
+def test_errors_of_any_client_name_the_object():
+    fsspec = pytest.importorskip("fsspec")
+
+    class Broken(fsspec.AbstractFileSystem):
+        protocol = "broken"
+
+        def makedirs(self, path, exist_ok=False):
+            raise RuntimeError("no\ncredentials")
+
+        def info(self, path, **_):
+            raise PermissionError("403")
+
+        def cat_file(self, path, **_):
+            raise KeyError("Body")
+
+    fsspec.register_implementation("broken", Broken, clobber=True)
+    storage = open_storage("broken://bucket")
+    with pytest.raises(OSError, match=r"RuntimeError: no credentials.*bucket/a"):
+        storage.write("a", b"x")
+    with pytest.raises(OSError, match=r"403.*bucket/a"):
+        storage.size("a")
+    with pytest.raises(OSError, match=r"KeyError: 'Body'.*bucket/a"):
+        storage.read("a")
+
+
+def test_what_is_below_a_file_is_not_there(tmp_path):
+    storage = Folder(tmp_path)
+    storage.write("a", b"x")
+    assert storage.size("a/b.png") is None
+
+
 def test_an_unknown_url_is_refused():
-    with pytest.raises(ValueError, match="storage nonsense://x cannot be used"):
+    with pytest.raises(ValueError, match="storage 'nonsense://x' cannot be used"):
         open_storage("nonsense://x")
