@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import genpipe
+from genpipe.render.finish import finish
 from genpipe.render.folder import OutputFolder, image_path
-from genpipe.render.gallery import write_gallery
 from genpipe.render.identity import canonical_json
-from genpipe.render.journal import DONE, FAILED, PENDING, Entry, Journal
+from genpipe.render.journal import DONE, FAILED, Entry, Journal
 from genpipe.render.options import Options
 from genpipe.render.packing import Batch, Packer
 from genpipe.render.planning import Planner
 from genpipe.render.rendered import Rendered
-from genpipe.render.results import Report, write_failures, write_metadata, write_report
+from genpipe.render.results import Report
 from genpipe.render.rows import Row, read_rows
 from genpipe.workers.engines import Engine, Event, LocalEngine
 from genpipe.workers.messages import Job, Model, Result, Task
@@ -91,13 +91,10 @@ class Run:
                     self.report.drawing = time.perf_counter() - started
                     yield picture
             except GeneratorExit:  # the caller has seen enough
-                self._missing(journal)
-                self._write_results(journal, model)
+                self._finish(journal, model)
                 raise
             self.report.drawing = time.perf_counter() - started
-            missing = self._missing(journal)
-            self._write_results(journal, model)
-            if missing:
+            if missing := self._finish(journal, model):
                 raise OSError(
                     f"{missing} of the images that were drawn are not in {self.folder.shown} any more: "
                     "the same command draws them again"
@@ -311,31 +308,13 @@ class Run:
 
     # After drawing
 
-    def _missing(self, journal: Journal) -> int:
-        """Count the finished images that somebody has removed meanwhile; they are to be drawn again."""
+    def _finish(self, journal: Journal, model: Model) -> int:
+        """Write the run's results; count the finished images that are gone."""
         if self._kept is not None:
             return 0
-        self.folder.check_there()
-        missing = self.folder.check(journal, self.options.suffix, verify=False) if self.folder.local else 0
+        missing = finish(journal, self.folder, self.options, model, self.report)
         self.done = journal.counts()[DONE]
         return missing
-
-    def _write_results(self, journal: Journal, model: Model) -> None:
-        if self._kept is not None or journal.get("results_are_written"):
-            return
-        root, suffix = self.folder.root, self.options.suffix
-        base = "" if self.folder.local else f"{self.folder.url}/"
-        write_metadata(journal, root, suffix)
-        write_failures(journal, root, suffix)
-        left = journal.counts()[PENDING]
-        report = {**self.report.to_dict(), "model": model.name, "dtype": model.dtype, "left": left}
-        if self.report.batches or not (root / "report.json").exists():
-            write_report(report, root)
-        write_gallery(journal, root, suffix, model.name, base, self.options.spec)
-        if not self.folder.local:  # that folder is whole, too
-            for name in ("metadata.jsonl", "failures.jsonl", "report.json"):
-                self.folder.files.write(name, (root / name).read_bytes())
-        journal.set("results_are_written", True)
 
 
 def _peeked(rows: Iterator[Row]) -> Iterator[Row]:

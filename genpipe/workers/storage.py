@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from genpipe.files import atomic_write
-from genpipe.messages import one_line, quoted
+from genpipe.messages import one_line
 
 
 class Storage(Protocol):
@@ -82,7 +82,7 @@ class Remote:
             self._fs: Any
             self._fs, self._root = url_to_fs(url)
         except Exception as error:  # noqa: BLE001 - a client raises what it likes
-            raise ValueError(f"the storage {quoted(url)} cannot be used: {one_line(str(error), 200)}") from None
+            raise ValueError(f"the storage {one_line(url, 200)} cannot be used: {one_line(str(error), 200)}") from None
 
     def write(self, path: str, data: bytes) -> None:
         target = f"{self._root}/{path}"

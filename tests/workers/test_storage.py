@@ -85,5 +85,5 @@ def test_what_is_below_a_file_is_not_there(tmp_path):
 
 
 def test_an_unknown_url_is_refused():
-    with pytest.raises(ValueError, match="storage 'nonsense://x' cannot be used"):
+    with pytest.raises(ValueError, match="storage nonsense://x cannot be used"):
         open_storage("nonsense://x")
