@@ -130,7 +130,7 @@ def test_workers_do_not_outlive_their_coordinator(command, tmp_path):
 
 def test_a_model_that_cannot_be_loaded_is_refused_in_one_line(tmp_path):
     run = Run(["a"], tmp_path / "out", Options.of(model=str(tmp_path / "missing")), engine=LocalEngine("cpu"))
-    with pytest.raises(ValueError, match="missing"):
+    with pytest.raises(ValueError, match="does not exist"):
         list(run.pictures())
 
 
