@@ -23,7 +23,7 @@ from torch import Tensor
 from genpipe.sampling.guidance import PREDICTION_TYPES, output_from_x0
 from genpipe.sampling.sampler import Sampler
 from genpipe.sampling.schedule import CLEAN, Schedule, Step
-from genpipe.sampling.settings import Settings, refuse_zero_snr, size_shift
+from genpipe.sampling.settings import Settings, check_alphas, check_settings, refuse_zero_snr, size_shift
 from genpipe.sampling.solvers import Evaluation, Noise, Solution
 
 
@@ -52,8 +52,10 @@ def adapted_sampler(name: str, class_name: str, given: Settings) -> Sampler:
         hint = f": did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(f"diffusers {diffusers.__version__} has no scheduler {class_name!r:.60}{hint}")
     taken = inspect.signature(scheduler_class.__init__).parameters
+    settings = {key: value for key, value in given.items() if key in taken}
+    check_settings(settings)
     with _as_by_default(class_name):
-        scheduler: Any = scheduler_class(**{key: value for key, value in given.items() if key in taken})
+        scheduler: Any = scheduler_class(**settings)
     flow = class_name.startswith("FlowMatch")
     if not flow and not hasattr(scheduler, "alphas_cumprod"):
         raise ValueError(f"{class_name} is not made for networks trained at discrete timesteps: use another sampler")
@@ -63,8 +65,11 @@ def adapted_sampler(name: str, class_name: str, given: Settings) -> Sampler:
         raise ValueError(
             f"unknown prediction_type {prediction_type!r:.60}: it must be one of {', '.join(PREDICTION_TYPES)}"
         )
-    if given.get("rescale_betas_zero_snr"):
+    zero_snr = given.get("rescale_betas_zero_snr") is True
+    if zero_snr:
         refuse_zero_snr(class_name, prediction_type, able="rescale_betas_zero_snr" in taken)
+    if not flow:
+        check_alphas(scheduler.alphas_cumprod.tolist(), zero_snr=zero_snr)
 
     def make_schedule(steps: int, image_tokens: int | None) -> Schedule:
         timed = copy.deepcopy(scheduler)
@@ -94,6 +99,8 @@ def _size_shift(scheduler: Any, steps: int, given: Settings, image_tokens: int |
 
 def _schedule(scheduler: Any) -> _SchedulerSchedule:
     steps = [_level(scheduler, index) for index in range(len(scheduler.timesteps))]
+    if any(step.sigma <= 0 for step in steps):
+        raise ValueError("it shows the network images without noise, as for no text-to-image model here: use another")
     initial_scale = float(getattr(scheduler, "init_noise_sigma", 1.0)) * _scale(_at(scheduler, 0), 0)
     return _SchedulerSchedule((*steps, CLEAN), initial_scale, scheduler=scheduler)
 

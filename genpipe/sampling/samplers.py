@@ -32,7 +32,7 @@ def make_sampler(name: str | None, config: Mapping[str, Any]) -> Sampler:
     if name is None:
         class_name = config.get("_class_name")
         if not isinstance(class_name, str):
-            raise ValueError("the scheduler config has no _class_name: name a sampler")
+            raise ValueError("scheduler_config.json has no _class_name: name a sampler")
         canonical = class_name
     else:
         canonical = canonical_name(name)
@@ -47,7 +47,7 @@ def make_sampler(name: str | None, config: Mapping[str, Any]) -> Sampler:
     given = rules.inherited(config, class_name) | insists
     if class_name in _BUILDERS:
         settings = rules.completed(class_name, given)
-        if given.get("rescale_betas_zero_snr"):
+        if given.get("rescale_betas_zero_snr") is True:
             rules.refuse_zero_snr(class_name, settings["prediction_type"], able="rescale_betas_zero_snr" in settings)
         if rules.implemented(settings):
             sampler = _BUILDERS[class_name](settings)
@@ -78,6 +78,7 @@ def _alphas_squared(settings: Settings, *, positive: bool = False) -> list[float
         trained_betas=settings["trained_betas"],
         zero_terminal_snr=zero_snr,
     )
+    rules.check_alphas(squares, zero_snr=zero_snr)
     return [*squares[:-1], levels.TINY_ALPHA_SQUARED] if zero_snr and positive else squares
 
 

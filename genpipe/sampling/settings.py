@@ -5,9 +5,10 @@ from it takes the new class's default. Two corrections that `StableDiffusionPipe
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from genpipe.checks import FLAG, NULL, Kinds, check, list_of, number, one_of, whole
 from genpipe.sampling.names import NO_RESPACING
 
 Settings = dict[str, Any]
@@ -104,17 +105,77 @@ _IMPLEMENTED: dict[str, tuple[Any, ...]] = {
     "stochastic_sampling": (False,),
 }
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "prediction_type": ("epsilon", "v_prediction", "sample", "flow_prediction"),
-    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
-    "timestep_spacing": ("linspace", "leading", "trailing"),
-    "final_sigmas_type": ("zero", "sigma_min"),
+# What each key may hold, whichever class it is handed to.
+_RATIO, _POSITIVE = number(0, 1), number(0, 1e6, above=True)
+_BETA = number(1e-6, 0.999)  # less is lost in float32, more leaves nothing of an image
+KINDS: Kinds = {
+    **dict.fromkeys(
+        (
+            *("clip_sample", "euler_at_final", "invert_sigmas", "lower_order_final", "predict_x0", "set_alpha_to_one"),
+            *(
+                "rescale_betas_zero_snr",
+                "skip_prk_steps",
+                "stochastic_sampling",
+                "thresholding",
+                "use_dynamic_shifting",
+            ),
+            *("use_flow_sigmas", "use_lu_lambdas"),
+        ),
+        FLAG,
+    ),
+    **dict.fromkeys(NO_RESPACING, FLAG | NULL),
+    "num_train_timesteps": whole(1, 100_000),
+    "beta_start": _BETA,
+    "beta_end": _BETA,
+    "beta_schedule": one_of("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"),
+    "trained_betas": NULL | list_of(_BETA, 1, 100_000),
+    "prediction_type": one_of("epsilon", "v_prediction", "sample", "flow_prediction"),
+    "timestep_spacing": one_of("linspace", "leading", "trailing"),
+    "timestep_type": one_of("discrete", "continuous"),
+    "steps_offset": whole(0, 999),
+    "interpolation_type": one_of("linear", "log_linear"),
+    "final_sigmas_type": one_of("zero", "sigma_min"),
+    "sigma_min": NULL | _POSITIVE,
+    "sigma_max": NULL | _POSITIVE,
+    "algorithm_type": one_of(
+        *("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++"),
+        *("deis", "data_prediction", "noise_prediction"),
+    ),
+    "solver_type": one_of("midpoint", "heun", "logrho", "bh1", "bh2"),
+    "solver_order": whole(1, 10),
+    "solver_p": NULL,
+    "predictor_order": whole(1, 4),
+    "corrector_order": whole(0, 4),
+    "disable_corrector": list_of(whole(0, 100_000), 0, 1000),
+    "tau_func": NULL,
+    "lambda_min_clipped": number(-1e9, 1e9) | one_of(-math.inf),
+    "variance_type": NULL
+    | one_of("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"),
+    "eta": _RATIO,
+    "noise_sampler_seed": NULL | whole(0, 2**63 - 1),
+    "dynamic_thresholding_ratio": _RATIO,
+    "sample_max_value": _POSITIVE,
+    "clip_sample_range": _POSITIVE,
+    "snr_shift_scale": _POSITIVE,
+    "timestep_scaling": _POSITIVE,
+    "original_inference_steps": whole(1, 100_000),
+    "shift": number(0, 1000, above=True),
+    "flow_shift": number(0, 1000, above=True),
+    "shift_terminal": NULL | number(0, 0.999),
+    "time_shift_type": one_of("exponential", "linear"),
+    "base_shift": number(-20, 20),
+    "max_shift": number(-20, 20),
+    "base_image_seq_len": whole(1, 10_000_000),
+    "max_image_seq_len": whole(1, 10_000_000),
+    "scale_factors": NULL | list_of(_POSITIVE, 0, 1000),
+    "upscale_mode": one_of("nearest", "linear", "bilinear", "bicubic", "trilinear", "area", "nearest-exact"),
 }
 
 
 def inherited(config: Mapping[str, Any], class_name: str) -> Settings:
     """What the file `config` hands on to `class_name`, which may use only some of it."""
-    absent = config.get("_use_default_values", ())  # how diffusers notes which of a live config's keys no file held
+    absent = config.get("_use_default_values")  # how diffusers notes which of a live config's keys no file held
+    absent = absent if isinstance(absent, list | tuple) else ()
     given = {key: value for key, value in config.items() if not key.startswith("_") and key not in absent}
     # On loading, the correction fills a gap as well; once the sampler is switched, a gap is the new class's default.
     if "steps_offset" in given or config.get("_class_name") == class_name:
@@ -127,17 +188,51 @@ def inherited(config: Mapping[str, Any], class_name: str) -> Settings:
 def completed(class_name: str, given: Settings) -> Settings:
     """The settings of a class in `DEFAULTS`: those given that it knows, and its defaults for the rest.
 
-    Raises ValueError that names the first setting whose value is not one of the known.
+    Raises:
+        ValueError: as `check_settings`.
     """
     defaults = DEFAULTS[class_name]
     settings = defaults | {key: value for key, value in given.items() if key in defaults}
-    for key, choices in _CHOICES.items():
-        ignored = key == "beta_schedule" and settings.get("trained_betas") is not None
-        if key in settings and settings[key] not in choices and not ignored:
-            raise ValueError(
-                f"unknown {key} {settings[key]!r} in the scheduler config: it must be one of {', '.join(choices)}"
-            )
+    check_settings(settings)
     return settings
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Hold the settings of one class to `KINDS`, and to each other.
+
+    Raises:
+        ValueError: a value is not one that the key can have; names the file, the key, the value and what is allowed.
+    """
+    unread = ("beta_schedule", "beta_start", "beta_end") if settings.get("trained_betas") is not None else ()
+    try:
+        check({key: value for key, value in settings.items() if key not in unread}, KINDS)
+        train_steps = settings.get("num_train_timesteps", 1000)
+        betas, distilled = settings.get("trained_betas"), settings.get("original_inference_steps", 1)
+        if betas is not None and len(betas) != train_steps:
+            raise ValueError(f"trained_betas holds {len(betas)} values for {train_steps} training timesteps")
+        if distilled > train_steps:
+            raise ValueError(
+                f"original_inference_steps must be at most num_train_timesteps {train_steps}, not {distilled}"
+            )
+        tokens = settings.get("base_image_seq_len"), settings.get("max_image_seq_len")
+        if tokens[0] is not None and tokens[0] == tokens[1]:
+            raise ValueError(f"base_image_seq_len and max_image_seq_len must differ, and both are {tokens[0]}")
+    except ValueError as error:
+        raise ValueError(f"scheduler_config.json: {error}") from None
+
+
+def check_alphas(alphas_squared: Sequence[float], *, zero_snr: bool) -> None:
+    """Check that each training timestep has noise and signal; with `zero_snr` the last may have no signal.
+
+    Raises:
+        ValueError: one has not; says which.
+    """
+    for timestep, square in enumerate(alphas_squared):
+        if not 0 < square < 1 and not (zero_snr and timestep == len(alphas_squared) - 1):
+            raise ValueError(
+                f"scheduler_config.json: its betas leave {'no signal' if square <= 0 else 'no noise'} at timestep "
+                f"{timestep}: beta_start 0.00085 and beta_end 0.012 are Stable Diffusion's"
+            )
 
 
 def implemented(settings: Settings) -> bool:

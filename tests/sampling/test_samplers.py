@@ -58,11 +58,19 @@ ZERO_SNR = SD15 | {"rescale_betas_zero_snr": True, "prediction_type": "v_predict
     ("name", "config", "message"),
     [
         ("eulr", SD15, "unknown sampler 'eulr': did you mean euler"),
-        (None, {}, "the scheduler config has no _class_name: name a sampler"),
-        ("ddim", SD15 | {"beta_schedule": "sigmoid"}, "unknown beta_schedule 'sigmoid' in the scheduler config"),
-        ("ddim", SD15 | {"prediction_type": "score"}, "unknown prediction_type 'score' in the scheduler config"),
-        ("euler", SD15 | {"timestep_spacing": "log"}, "unknown timestep_spacing 'log' in the scheduler config"),
-        ("euler", SD15 | {"final_sigmas_type": "one"}, "unknown final_sigmas_type 'one' in the scheduler config"),
+        (None, {}, "scheduler_config.json has no _class_name: name a sampler"),
+        ("ddim", SD15 | {"beta_schedule": "sigmoid"}, "unknown beta_schedule 'sigmoid': choose linear"),
+        (
+            "ddim",
+            SD15 | {"prediction_type": "score"},
+            r"scheduler_config\.json: prediction_type must be .* not 'score'",
+        ),
+        ("euler", SD15 | {"timestep_spacing": "log"}, r"scheduler_config\.json: timestep_spacing must be .* not 'log'"),
+        (
+            "euler",
+            SD15 | {"final_sigmas_type": "one"},
+            r"scheduler_config\.json: final_sigmas_type must be .*, not 'one'",
+        ),
         ("ddim", SD15 | {"trained_betas": [0.1]}, "trained_betas holds 1 values for 1000 training timesteps"),
         ("euler", ZERO_SNR | {"prediction_type": "epsilon"}, "zero terminal SNR .* does not go with .* epsilon"),
         ("heun", ZERO_SNR, "HeunDiscreteScheduler cannot start from zero terminal SNR: use ddim"),
@@ -75,8 +83,11 @@ ZERO_SNR = SD15 | {"rescale_betas_zero_snr": True, "prediction_type": "v_predict
         ("UniPCMultistpScheduler", SD15, "has no scheduler .*: did you mean UniPCMultistepScheduler"),
         (None, {"_class_name": "StableDiffusionPipeline"}, "has no scheduler 'StableDiffusionPipeline'"),
         ("EDMEulerScheduler", SD15, "EDMEulerScheduler is not made for networks trained at discrete timesteps"),
-        ("UniPCMultistepScheduler", SD15 | {"beta_schedule": "sigmoid2"}, "UniPCMultistepScheduler refuses: sigmoid2"),
-        ("LMSDiscreteScheduler", SD15 | {"prediction_type": "score"}, "unknown prediction_type 'score'"),
+        ("UniPCMultistepScheduler", SD15 | {"beta_schedule": "sigmoid2"}, "beta_schedule must be .*, not 'sigmoid2'"),
+        ("UniPCMultistepScheduler", SD15 | {"beta_schedule": "sigmoid"}, "UniPCMultistepScheduler refuses: sigmoid is"),
+        ("LMSDiscreteScheduler", SD15 | {"prediction_type": "score"}, "prediction_type must be .*, not 'score'"),
+        ("PaintByExampleScheduler", SD15, "has no scheduler 'PaintByExampleScheduler'"),
+        ("RePaintScheduler", SD15 | {"eta": 2}, "eta must be a number from 0 to 1, not 2"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused_in_one_line(name: str | None, config: dict, message: str) -> None:
