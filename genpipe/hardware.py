@@ -72,6 +72,14 @@ def choose_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.
     return torch.bfloat16 if instruction_set() in ("amx", "avx512_bf16") else torch.float32
 
 
+def training_dtype(device: torch.device) -> torch.dtype:
+    """Return what a training on this device multiplies in: bf16 where that is native, else fp32.
+
+    Weights stay in fp32 either way. fp16 would lose small gradients.
+    """
+    return torch.bfloat16 if choose_dtype(None, device) == torch.bfloat16 else torch.float32
+
+
 def instruction_set() -> str:
     """Say what the CPU offers to oneDNN: "amx" or "avx512_bf16", which multiply bf16 natively, or "other".
 

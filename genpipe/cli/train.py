@@ -28,6 +28,7 @@ def train_command(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--minutes", type=float, default=60.0, metavar="X", help="how long (default: 60)")
     group.add_argument("--init", metavar="NAME", help="start from the weights of this checkpoint (default: fresh ones)")
     group.add_argument("--size", type=int, metavar="PX", help="side of the images in pixels (default: 128)")
+    group.add_argument("--device", metavar="NAME", help="cuda, cuda:1, mps or cpu (default: the best there is)")
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -37,12 +38,11 @@ def _train(args: argparse.Namespace) -> int:
 
     from genpipe.request import check_size
     from genpipe.training.folder import read_folder
-    from genpipe.training.loop import Budget
+    from genpipe.training.loop import Budget, choose_accelerator
     from genpipe.training.text_to_image import (
         RATE,
         SIZE,
         VAE_CONFIG,
-        choose_accelerator,
         new_model,
         train,
         trained_model,
@@ -50,21 +50,21 @@ def _train(args: argparse.Namespace) -> int:
 
     size = SIZE if args.size is None else args.size
     torch.manual_seed(0)
-    accelerator = choose_accelerator()
+    accelerator = choose_accelerator(args.device)
     first, rest = (Budget(minutes=args.minutes * share) for share in (VAE_SHARE, 1 - VAE_SHARE))
-    # Reading the folder takes a while: what can be wrong without it is found before.
+    # Reading the folder takes a while: what can be wrong without it is found first.
     model = None
     if args.init is not None:
         model = trained_model(args.out, args.init, size=size)
     check_size(size, size, VAE_CONFIG.factor)
-    pictures = read_folder(args.folder, size, device=accelerator.device)
-    print(pictures.report)
+    images = read_folder(args.folder, size, device=accelerator.device)
+    print(images.report)
     if model is None:
-        model = new_model(args.out, pictures.captions, size=size)
-    captions = sorted(set(pictures.captions))
+        model = new_model(args.out, images.captions, size=size)
+    captions = sorted(set(images.captions))
     train(
         model,
-        pictures,
+        images,
         out=args.out,
         accelerator=accelerator,
         autoencoder=first if args.init is None else None,

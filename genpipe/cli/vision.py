@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def vision_command(parser: argparse.ArgumentParser) -> None:
-    """train a classifier on your own pictures, or look inside one"""
+    """train a classifier on your own images, or look inside one"""
     parser.usage = "%(prog)s COMMAND ..."
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, add in (("train", train_command), ("inspect", inspect_command)):
@@ -26,7 +26,7 @@ def vision_command(parser: argparse.ArgumentParser) -> None:
 
 
 def train_command(parser: argparse.ArgumentParser) -> None:
-    """train a classifier on a folder that holds a folder of pictures for each class"""
+    """train a classifier on a folder that holds a folder of images for each class"""
     parser.usage = "%(prog)s DIR [options]"
     parser.set_defaults(run=_train)
     parser.add_argument("directory", metavar="DIR",
@@ -39,14 +39,15 @@ def train_command(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--allow-pickle", action="store_true", help="read a --from that is not safetensors (.pth)")
     group.add_argument("--freeze", metavar="LAYERS",
                        help="what of --from stays as it is: features (all but the head), or layers as in layer1,layer2")  # fmt: skip
-    group.add_argument("--size", type=int, metavar="PX", help="side of the pictures (default: what suits the model)")
+    group.add_argument("--size", type=int, metavar="PX", help="side of the images (default: what suits the model)")
     group = parser.add_argument_group("training")
     group.add_argument("-o", "--out", type=Path, default=Path("runs/vision"), metavar="DIR",
                        help="where state, log and the best weights go; begun again, it continues (default: %(default)s)")  # fmt: skip
     group.add_argument("--minutes", type=float, metavar="X", help="how long (default: 30)")
     group.add_argument("--steps", type=int, metavar="N", help="how many batches, in place of --minutes")
-    group.add_argument("--batch", type=int, default=32, metavar="N", help="pictures a step (default: %(default)s)")
+    group.add_argument("--batch", type=int, default=32, metavar="N", help="images per step (default: %(default)s)")
     group.add_argument("--smoothing", type=float, default=0.1, metavar="X", help="of the labels (default: %(default)s)")
+    group.add_argument("--device", metavar="NAME", help="cuda, cuda:1, mps or cpu (default: the best there is)")
     group.add_argument("-s", "--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
 
 
@@ -54,14 +55,14 @@ def _train(args: argparse.Namespace) -> int:
     if args.freeze is not None and args.weights is None:
         raise ValueError("--freeze keeps what was learned before: give it with --from FILE")
     from genpipe.training.image_folder import BEST, train_on_folder
-    from genpipe.training.text_to_image import choose_accelerator
+    from genpipe.training.loop import choose_accelerator
 
     try:
         train_on_folder(
             args.directory,
             args.out,
             budget=_budget(args.minutes, args.steps),
-            accelerator=choose_accelerator(),
+            accelerator=choose_accelerator(args.device),
             architecture=args.model,
             weights=args.weights,
             frozen=_frozen(args.freeze),
@@ -70,7 +71,7 @@ def _train(args: argparse.Namespace) -> int:
             batch=args.batch,
             smoothing=args.smoothing,
             seed=args.seed,
-            on_pictures=lambda report: print(report, file=sys.stderr),
+            on_images=lambda report: print(report, file=sys.stderr),
             on_validation=_tell,
         )
     except FloatingPointError as error:
@@ -81,7 +82,7 @@ def _train(args: argparse.Namespace) -> int:
 
 def _tell(error: float, better: bool) -> None:
     note = ", the best so far" if better else ""
-    print(f"\ntop-1 error on the held-out pictures: {error:.1%}{note}", file=sys.stderr)
+    print(f"top-1 error on the held-out images: {error:.1%}{note}", file=sys.stderr)
 
 
 def _frozen(layers: str | None) -> list[str] | None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from genpipe.models.vae import VAE
-from genpipe.training.loop import Draw
+from genpipe.training.loop import Randomness
 
 # Standard deviation of the noise on latents in training. The denoiser leaves errors of about this size, so the decoder
 # learns to draw a clean picture from them, and the latents cannot hide detail in their last digits.
@@ -20,8 +20,8 @@ def gradient_loss(pixels: Tensor, target: Tensor) -> Tensor:
 
 
 def autoencoder_loss(
-    pictures: Callable[[Draw], Tensor], *, decoder_only: bool = False
-) -> Callable[[nn.Module, int, Draw], Tensor]:
+    pictures: Callable[[Randomness], Tensor], *, decoder_only: bool = False
+) -> Callable[[nn.Module, int, Randomness], Tensor]:
     """L1 plus gradient loss, with noise on the latents and a weak pull of their mean square towards zero.
 
     The pull against the noise of fixed size is the KL term of a VAE whose posterior has variance LATENT_NOISE².
@@ -31,12 +31,12 @@ def autoencoder_loss(
         decoder_only: keep the encoder as it is, so that a denoiser trained on its latents stays valid.
     """
 
-    def loss(model: nn.Module, step: int, draw: Draw) -> Tensor:
+    def loss(model: nn.Module, step: int, randomness: Randomness) -> Tensor:
         assert isinstance(model, VAE)
-        pixels = pictures(draw)
+        pixels = pictures(randomness)
         with torch.set_grad_enabled(not decoder_only):
             mean, _ = model.encode(pixels)
-        noise = torch.randn(mean.shape, generator=draw.noise).to(mean.device)
+        noise = torch.randn(mean.shape, generator=randomness.noise).to(mean.device)
         unit = model.scale(mean.float())
         decoded = model.decode(unit + LATENT_NOISE * noise).float()
         reconstruction = (decoded - pixels).abs().mean() + 0.5 * gradient_loss(decoded, pixels)

@@ -7,12 +7,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genpipe.training.loop import Budget, Draw, fit
+from genpipe.training.loop import Budget, Randomness, fit
 
 
 def classification_loss(
-    batches: Callable[[Draw], tuple[Tensor, Tensor]], *, smoothing: float = 0.1
-) -> Callable[[nn.Module, int, Draw], Tensor]:
+    batches: Callable[[Randomness], tuple[Tensor, Tensor]], *, smoothing: float = 0.1
+) -> Callable[[nn.Module, int, Randomness], Tensor]:
     """Cross-entropy with label smoothing ("Rethinking the Inception Architecture for Computer Vision", 2015).
 
     Args:
@@ -25,8 +25,8 @@ def classification_loss(
     if not 0 <= smoothing < 1:
         raise ValueError(f"a label smoothing of {smoothing} is out of range: use 0 or more, below 1")
 
-    def loss(model: nn.Module, step: int, draw: Draw) -> Tensor:
-        pixels, labels = batches(draw)
+    def loss(model: nn.Module, step: int, randomness: Randomness) -> Tensor:
+        pixels, labels = batches(randomness)
         device = next(model.parameters()).device
         logits = model(pixels.to(device)).float()
         return F.cross_entropy(logits, labels.to(device), label_smoothing=smoothing)
@@ -36,7 +36,7 @@ def classification_loss(
 
 def train_classifier(
     model: nn.Module,
-    batches: Callable[[Draw], tuple[Tensor, Tensor]],
+    batches: Callable[[Randomness], tuple[Tensor, Tensor]],
     *,
     directory: Path,
     budget: Budget,

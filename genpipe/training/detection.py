@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from genpipe.scenes.compose import Composer, Truth
 from genpipe.scenes.concepts import names
 from genpipe.scenes.world import sample
-from genpipe.training.loop import Draw
+from genpipe.training.loop import Randomness
 from genpipe.vision.detection import STRIDE, Maps, around, places
 
 RADIUS = 1.5  # how many places from the middle of a box still learn it, along either axis
@@ -24,18 +24,18 @@ class Objects:
     labels: Tensor  # (K,) int64
 
 
-Batches = Callable[[Draw], tuple[Tensor, Sequence[Objects]]]
+Batches = Callable[[Randomness], tuple[Tensor, Sequence[Objects]]]
 
 
-def detection_loss(batches: Batches) -> Callable[[nn.Module, int, Draw], Tensor]:
+def detection_loss(batches: Batches) -> Callable[[nn.Module, int, Randomness], Tensor]:
     """The loss of FCOS, for `genpipe.training.loop.fit` and a `genpipe.vision.detection.Detector`.
 
     Args:
         batches: draws pixels (B, 3, H, W), preprocessed, and what is in each picture.
     """
 
-    def loss(model: nn.Module, step: int, draw: Draw) -> Tensor:
-        pixels, objects = batches(draw)
+    def loss(model: nn.Module, step: int, randomness: Randomness) -> Tensor:
+        pixels, objects = batches(randomness)
         return fcos_loss(model(pixels.to(next(model.parameters()).device)), objects)
 
     return loss
@@ -111,8 +111,8 @@ def generalised_iou(first: Tensor, second: Tensor) -> Tensor:
 def scene_objects(composer: Composer, concepts: Sequence[str], batch: int) -> Batches:
     """Batches of random training scenes of these concepts: pixels in [-1, 1], and objects as in `objects_of`."""
 
-    def draw_batch(draw: Draw) -> tuple[Tensor, Sequence[Objects]]:
-        pixels, truths = composer.truth([sample(draw.scenes, concepts) for _ in range(batch)])
+    def draw_batch(randomness: Randomness) -> tuple[Tensor, Sequence[Objects]]:
+        pixels, truths = composer.truth([sample(randomness.choices, concepts) for _ in range(batch)])
         return pixels, [objects_of(truth, concepts) for truth in truths]
 
     return draw_batch

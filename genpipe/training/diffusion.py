@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from genpipe.models.attention import SpatialTransformer
 from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.tokenizer import Tokenizer
 from genpipe.models.unet import UNet
-from genpipe.training.loop import Draw, quick_attention
+from genpipe.training.loop import Randomness, quick_attention
 
 
 class TextToImage(nn.Module):
@@ -40,10 +39,8 @@ class TextToImage(nn.Module):
         return self.unet(latents, timestep, self.text_encoder(ids).context)
 
 
-class Captioned(Protocol):
-    """Something that can be captioned: called with a source of randomness, it words one of its captions."""
-
-    def __call__(self, rng: random.Random) -> str: ...
+# Words one of the captions of an image; in which words is up to chance.
+Wording = Callable[[random.Random], str]
 
 
 class LatentPool:
@@ -61,7 +58,7 @@ class LatentPool:
 
     def __init__(
         self,
-        source: Callable[[int, int], tuple[Tensor, Sequence[Captioned]]],
+        source: Callable[[int, int], tuple[Tensor, Sequence[Wording]]],
         *,
         initial: int = 2048,
         fresh: int = 8,
@@ -73,7 +70,7 @@ class LatentPool:
         capacity = self._end or capacity
         self._source, self._initial, self._fresh, self._capacity = source, initial, fresh, capacity
         self._latents: Tensor | None = None  # ring buffer: picture i lies at i mod capacity
-        self._captions: list[Captioned | None] = [None] * capacity
+        self._captions: list[Wording | None] = [None] * capacity
         self._stop = 0
 
     def draw(self, step: int, batch: int, rng: random.Random) -> tuple[Tensor, list[str]]:
@@ -92,7 +89,7 @@ class LatentPool:
         captions = [caption(rng) for index in chosen if (caption := self._captions[index]) is not None]
         return self._latents[chosen].float(), captions
 
-    def _put(self, start: int, latents: Tensor, captions: Sequence[Captioned]) -> None:
+    def _put(self, start: int, latents: Tensor, captions: Sequence[Wording]) -> None:
         if self._latents is None:
             self._latents = latents.new_empty(self._capacity, *latents.shape[1:], dtype=torch.float16)
         slots = [(start + i) % self._capacity for i in range(len(latents))]
@@ -109,7 +106,7 @@ def diffusion_loss(
     batch: int = 128,
     caption_dropout: float = 0.1,
     gamma: float = 5.0,
-) -> Callable[[nn.Module, int, Draw], Tensor]:
+) -> Callable[[nn.Module, int, Randomness], Tensor]:
     """Mean squared error of the predicted velocity, with less weight on latents of hardly any noise.
 
     v-prediction is "Progressive Distillation for Fast Sampling of Diffusion Models" (2022); the weights
@@ -124,15 +121,15 @@ def diffusion_loss(
     snr = squared / (1 - squared)
     weights = (gamma / (snr + 1)).clamp(max=1.0)
 
-    def loss(model: nn.Module, step: int, draw: Draw) -> Tensor:
-        latents, captions = pool.draw(step, batch, draw.scenes)
-        captions = ["" if draw.scenes.random() < caption_dropout else caption for caption in captions]
+    def loss(model: nn.Module, step: int, randomness: Randomness) -> Tensor:
+        latents, captions = pool.draw(step, batch, randomness.choices)
+        captions = ["" if randomness.choices.random() < caption_dropout else caption for caption in captions]
         device = latents.device
         ids = torch.tensor(tokenizer(captions).ids, device=device)
         # One timestep in each of `batch` equal stretches: the loss says less by chance.
-        stretch = torch.arange(batch) + torch.rand(batch, generator=draw.noise)
+        stretch = torch.arange(batch) + torch.rand(batch, generator=randomness.noise)
         timestep = (stretch * (len(squared) / batch)).long().clamp(max=len(squared) - 1)
-        noise = torch.randn(latents.shape, generator=draw.noise).to(device)
+        noise = torch.randn(latents.shape, generator=randomness.noise).to(device)
         alpha = squared[timestep].sqrt().to(device)[:, None, None, None]
         sigma = (1 - squared[timestep]).sqrt().to(device)[:, None, None, None]
         noisy = alpha * latents + sigma * noise

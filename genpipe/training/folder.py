@@ -1,7 +1,7 @@
-"""A person's own folder of captioned pictures, checked and read once, before any training.
+"""A person's own folder of captioned images, checked and read once, before any training.
 
-Captions stand in `metadata.jsonl`, in the form of Hugging Face's ImageFolder (one JSON object a line, with `file_name`
-and `text`), or in a `.txt` file of the same name beside each picture.
+Captions stand in `metadata.jsonl`, in the form of Hugging Face's ImageFolder (one JSON object per line, with `file_name`
+and `text`), or in a `.txt` file of the same name beside each image.
 """
 
 import json
@@ -16,26 +16,26 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
 
 from genpipe.images import image_errors, open_image
 from genpipe.messages import VALUE, listed, quoted
-from genpipe.training.diffusion import Captioned
+from genpipe.progress import Progress
+from genpipe.training.diffusion import Wording
 from genpipe.vision.pictures import SUFFIXES, as_seen, why_unusable
 
 METADATA = "metadata.jsonl"
 CAPTION_KEYS = ("text", "caption", "prompt")
-# A picture is enlarged at most so many times: beyond that it would teach nothing but blur.
+# An image is enlarged at most so many times: beyond that it would teach nothing but blur.
 ENLARGED = 4
 
 
 class _Unusable(Exception):
-    """Why a picture is skipped, in a few words."""
+    """Why an image is skipped, in a few words."""
 
 
 @dataclass
 class Report:
-    """What became of a folder's pictures: how many are used, and the names of those skipped or converted, by reason.
+    """What became of a folder's images: how many are used, and the names of those skipped or converted, by reason.
 
     `str()` of it is for people: a line of counts, then a line for each reason, with the first ten names.
     """
@@ -45,13 +45,15 @@ class Report:
     converted: dict[str, list[str]] = field(default_factory=dict)
 
     def skip(self, name: str, reason: str) -> None:
+        """Note that an image is not used."""
         self.skipped.setdefault(reason, []).append(_printable(name))
 
     def convert(self, name: str, reason: str) -> None:
+        """Note that an image is not used quite as it is."""
         self.converted.setdefault(reason, []).append(_printable(name))
 
     def __str__(self) -> str:
-        counts = [f"{self.used} picture" + "s" * (self.used != 1)]
+        counts = [f"{self.used} image" + "s" * (self.used != 1)]
         details = []
         for title, reasons in (("skipped", self.skipped), ("converted", self.converted)):
             if names := {name for names in reasons.values() for name in names}:
@@ -61,13 +63,13 @@ class Report:
 
 
 class Folder:
-    """The usable pictures of a folder as an endless supply for training; see `genpipe.training.text_to_image.Pictures`.
+    """The usable images of a folder as an endless supply for training, see `text_to_image.CaptionedImages`.
 
     They are held in memory, as bytes: what happens to the files later cannot stop a training.
 
     Args:
         pixels: (N, 3, size, size) uint8.
-        captions: one a picture.
+        captions: one per image.
         report: what was skipped and converted.
         device: where batches are wanted.
     """
@@ -81,11 +83,11 @@ class Folder:
         random.Random(0).shuffle(self._order)
 
     def draw(self, rng: random.Random, count: int) -> Tensor:
-        """`count` pictures at random: (count, 3, size, size) in [-1, 1]."""
+        """Return `count` images at random: (count, 3, size, size) in [-1, 1]."""
         return self._floats([rng.randrange(self.period) for _ in range(count)])
 
-    def sequence(self, start: int, stop: int) -> tuple[Tensor, list[Captioned]]:
-        """Pictures start … stop - 1 of a shuffled order that repeats after `period`, with their captions."""
+    def sequence(self, start: int, stop: int) -> tuple[Tensor, list[Wording]]:
+        """Return images start … stop - 1 of a shuffled order that repeats after `period`, with their captions."""
         chosen = [self._order[index % self.period] for index in range(start, stop)]
         return self._floats(chosen), [partial(_said, self.captions[index]) for index in chosen]
 
@@ -94,42 +96,44 @@ class Folder:
 
 
 def read_folder(directory: str | Path, size: int, *, device: torch.device | str = "cpu") -> Folder:
-    """Check and read every picture of a folder and of the folders in it: one pass, with a bar.
+    """Check and read every image of a folder and of the folders in it, in one pass.
 
-    Pictures come out upright (EXIF), on white where they are transparent, in 8 bits RGB, of an animation the first frame,
-    cropped to the central square and resampled. Memory: 3 · size² bytes a picture, 49 KB at 128. Skipped, and named in
-    the report, are pictures that are damaged, truncated, over Pillow's limit of pixels (decompression bombs), less than
-    a quarter of `size` on a side, without a caption, or of the same name as one before; and rows of `metadata.jsonl`
-    that are not JSON objects or name a file outside the folder. Symbolic links are followed.
+    Images come out upright (EXIF), on white where they are transparent, in 8 bits RGB, of an animation the first frame,
+    cropped to the central square and resampled. Memory: 3 · size² bytes per image, 49 KB at 128. Skipped, and named in
+    the report, are images that are damaged, over Pillow's limit of pixels (decompression bombs), less than a quarter of
+    `size` on a side, without a caption, or of the same name as one before; and rows of `metadata.jsonl` that are not JSON
+    objects or name a file outside the folder. Symbolic links are followed.
 
     Args:
         directory: where `metadata.jsonl` is looked for; without one, captions are `.txt` files.
-        size: side of the pictures, in pixels.
-        device: where the batches drawn are to be.
+        size: side of the images, in pixels.
+        device: where batches are wanted.
 
     Raises:
-        ValueError: not a folder, one without pictures, or none of them is usable.
+        ValueError: not a folder, one without images, or none of them can be used.
         OSError: the folder cannot be read.
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise ValueError(f"{directory} is not a folder: give one that holds pictures and their captions")
+        raise ValueError(f"{directory} is not a folder: give one that holds images and their captions")
     report = Report()
-    found = {path.relative_to(directory).as_posix(): path for path in _picture_files(directory)}
+    found = {path.relative_to(directory).as_posix(): path for path in _image_files(directory)}
     has_metadata = (directory / METADATA).is_file()
     rows = list((_listed if has_metadata else _with_texts)(directory, found, report))
     if not rows and not report.skipped:
-        raise ValueError(f"{directory} holds no pictures: put {', '.join(sorted(SUFFIXES))} files into it")
+        raise ValueError(f"{directory} holds no images: put {', '.join(sorted(SUFFIXES))} files into it")
     pixels = torch.empty(len(rows), 3, size, size, dtype=torch.uint8)
     captions: list[str] = []
-    for name, path, caption in tqdm(rows, desc="reading pictures", unit="picture", leave=False, dynamic_ncols=True):
-        try:
-            picture = _read(path, size, partial(report.convert, name))
-        except _Unusable as reason:
-            report.skip(name, str(reason))
-            continue
-        pixels[len(captions)] = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-        captions.append(caption)
+    with Progress(len(rows), unit="image", label="reading") as progress:
+        for name, path, caption in rows:
+            try:
+                image = _read(path, size, partial(report.convert, name))
+            except _Unusable as reason:
+                report.skip(name, str(reason))
+            else:
+                pixels[len(captions)] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+                captions.append(caption)
+            progress.update()
     report.used = len(captions)
     if not captions:
         why = "; ".join(
@@ -137,11 +141,11 @@ def read_folder(directory: str | Path, size: int, *, device: torch.device | str 
             for reason, names in report.skipped.items()
         )
         fix = f"give each a caption, in {METADATA} or in a .txt beside it"
-        raise ValueError(f"none of the pictures in {directory} can be used ({why}): {fix}")
+        raise ValueError(f"none of the images in {directory} can be used ({why}): {fix}")
     return Folder(pixels[: len(captions)], captions, report, device=device)
 
 
-def _picture_files(directory: Path) -> Iterator[Path]:
+def _image_files(directory: Path) -> Iterator[Path]:
     for path in sorted(directory.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(directory).parts)
         if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
@@ -149,7 +153,7 @@ def _picture_files(directory: Path) -> Iterator[Path]:
 
 
 def _listed(directory: Path, found: dict[str, Path], report: Report) -> Iterator[tuple[str, Path, str]]:
-    """Name, path and caption of the pictures that `metadata.jsonl` lists, each once."""
+    """Name, path and caption of the images that `metadata.jsonl` lists, each once."""
     seen: set[str] = set()
     for number, line in enumerate((directory / METADATA).read_bytes().splitlines(), start=1):
         if not line.strip():
@@ -181,7 +185,7 @@ def _listed(directory: Path, found: dict[str, Path], report: Report) -> Iterator
 
 
 def _with_texts(directory: Path, found: dict[str, Path], report: Report) -> Iterator[tuple[str, Path, str]]:
-    """Name, path and caption of the pictures that have a `.txt` beside them; of one name with two suffixes, the first."""
+    """Name, path and caption of the images that have a `.txt` beside them; of one name with two suffixes, the first."""
     seen: set[Path] = set()
     for name, path in found.items():
         text = path.with_suffix(".txt")

@@ -1,6 +1,6 @@
-"""A classifier from a person's own folder: a folder of pictures for each class, in the form of torchvision's ImageFolder.
+"""A classifier from a person's own folder: a folder of images for each class, in the form of torchvision's ImageFolder.
 
-    train_on_folder("flowers", Path("runs/flowers"), architecture="resnet18", budget=Budget(minutes=30))
+    train_on_folder("flowers", Path("runs/flowers"), architecture="resnet18", budget=Budget(minutes=30), accelerator=…)
 
 The best weights so far are in `best.safetensors`, which `genpipe.vision.weights.load_classifier` and `genpipe classify
 --weights` read. Killed and begun again, the training continues.
@@ -9,6 +9,7 @@ The best weights so far are in `best.safetensors`, which `genpipe.vision.weights
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -17,11 +18,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from genpipe.messages import listed
+from genpipe.progress import Progress
 from genpipe.training.classifier import train_classifier
 from genpipe.training.folder import Report
-from genpipe.training.loop import Budget, Draw
+from genpipe.training.loop import Budget, Randomness
 from genpipe.vision.architectures import build
 from genpipe.vision.metrics import top_k_error
 from genpipe.vision.pictures import SUFFIXES, read_picture, why_unusable
@@ -31,16 +33,16 @@ from genpipe.vision.transfer import freeze, replace_head
 from genpipe.vision.weights import Classifier, load_classifier, save_classifier
 
 BEST = "best.safetensors"
-HELD_OUT = 10  # one picture of a class in so many measures how good a training is, where there is no folder of them
-LEAST_AREA, WIDEST = 0.35, 4 / 3  # of a random crop: its share of the picture, and its width over its height
+HELD_OUT = 10  # one image of a class in so many measures how good a training is, where there is no folder of them
+LEAST_AREA, WIDEST = 0.35, 4 / 3  # of a random crop: its share of the image, and its width over its height
 RATE, GENTLE_RATE = 1e-3, 3e-4  # peak learning rates: of what starts fresh, and of what was trained before
 BATCH = 32
 NAMED = 3  # files in an error of one line
 
 
 @dataclass(frozen=True)
-class LabelledPictures:
-    """Pictures in memory, and the class of each."""
+class LabelledImages:
+    """Images in memory, and the class of each."""
 
     pixels: Tensor  # (N, C, size, size) uint8
     labels: Tensor  # (N,) int64
@@ -48,37 +50,37 @@ class LabelledPictures:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """What a folder holds: pictures to learn from, others to be measured by, and what became of its files."""
+    """What a folder holds: images to learn from, others to be measured by, and what became of its files."""
 
     classes: tuple[str, ...]
-    training: LabelledPictures
-    validation: LabelledPictures
+    training: LabelledImages
+    validation: LabelledImages
     report: Report
 
 
 def read_image_folder(directory: str | Path, preprocess: Preprocess) -> ImageFolder:
-    """Check and read every picture of the folders in `directory`, one a class: one pass, with a bar.
+    """Check and read every image of the folders in `directory`, one per class, in one pass.
 
-    Where `directory` holds `train` and `val` and nothing else, the classes are in these; else one picture in ten of each
-    class is held out. Pictures come out as `read_picture` gives them, the central square resampled to the side that the
-    preprocessing resizes to. Memory: 196 KB a picture of 256 pixels. Unreadable pictures are skipped and named in the
-    report.
+    Where `directory` holds `train` and `val` and nothing else, the classes are in these; else one image in ten of each
+    class is held out. Images come out as `read_picture` gives them, the central square resampled to the side that the
+    preprocessing resizes to. Memory: 196 KB per image of 256 pixels. Images that cannot be read are skipped and named in
+    the report.
 
     Raises:
-        ValueError: not a folder, fewer than two classes, or classes without a picture that can be read.
+        ValueError: not a folder, fewer than two classes, or classes without an image that can be read.
         OSError: a folder cannot be read.
     """
     directory, report = Path(directory), Report()
     if not directory.is_dir():
-        raise ValueError(f"{directory} is not a folder: give one that holds a folder of pictures for each class")
+        raise ValueError(f"{directory} is not a folder: give one that holds a folder of images for each class")
     parts = [path.name for path in _folders(directory)]
     split = parts == ["train", "val"]
     source = directory / "train" if split else directory
     classes = tuple(path.name for path in _folders(source))
     if len(classes) < 2:
         raise ValueError(
-            f"{source} holds {_count(len(classes), 'folder', 'folders')} of pictures, and a classifier needs 2 classes "
-            "or more: put the pictures of each class into a folder with its name"
+            f"{source} holds {_count(len(classes), 'folder', 'folders')} of images, and a classifier needs 2 classes "
+            "or more: put the images of each class into a folder with its name"
         )
     read = _read_all(source, directory, classes, preprocess, report)
     seen = {label for label, _ in read}
@@ -88,20 +90,20 @@ def read_image_folder(directory: str | Path, preprocess: Preprocess) -> ImageFol
         if len(skipped) > NAMED:
             skipped[NAMED:] = [f"; {len(skipped) - NAMED} more cannot be used"]
         raise ValueError(
-            f"{source} has {_count(len(missing), 'class', 'classes')} without a picture that can be read "
-            f"({', '.join(missing)}{''.join(skipped)}): add pictures, or remove the folders"
+            f"{source} has {_count(len(missing), 'class', 'classes')} without an image that can be read "
+            f"({listed(missing)}{''.join(skipped)}): add images, or remove the folders"
         )
     if split:
         others = sorted({path.name for path in _folders(directory / "val")} - set(classes))
         if others:
-            raise ValueError(f"{directory / 'val'} has classes that are not in train: {', '.join(others)}")
+            raise ValueError(f"{directory / 'val'} has classes that are not in train: {listed(others)}")
         held = _read_all(directory / "val", directory, classes, preprocess, report)
         if not held:
-            raise ValueError(f"{directory / 'val'} holds no picture that can be read: put some of each class into it")
+            raise ValueError(f"{directory / 'val'} holds no image that can be read: put some of each class into it")
     else:
         read, held = _hold_out(read)
     if not held:
-        raise ValueError(f"{directory} leaves no picture to measure by: give at least one class 2 pictures or more")
+        raise ValueError(f"{directory} leaves no image to measure by: give at least one class 2 images or more")
     report.used = len(read) + len(held)
     return ImageFolder(classes, _stack(read), _stack(held), report)
 
@@ -120,13 +122,14 @@ def train_on_folder(
     batch: int = BATCH,
     smoothing: float = 0.1,
     seed: int = 0,
-    on_pictures: Callable[[Report], None] | None = None,
+    measure: Callable[[Classifier, LabelledImages], float] | None = None,
+    on_images: Callable[[Report], None] | None = None,
     on_validation: Callable[[float, bool], None] | None = None,
 ) -> Classifier:
     """Train a classifier on a folder, see `read_image_folder`, and return the best that it was.
 
-    Pictures are cropped at random and mirrored; the learning rate warms up, stays, and falls as a cosine; weights are
-    averaged. At each checkpoint the top-1 error on the held-out pictures is measured.
+    Images are cropped at random and mirrored; the learning rate warms up, stays, and falls as a cosine; weights are
+    averaged. At each checkpoint the top-1 error on the held-out images is measured.
 
     Args:
         out: holds the state of the training, its log, and the best weights.
@@ -134,12 +137,13 @@ def train_on_folder(
         weights: a file to start from, see `load_classifier`; its head is replaced by one of the folder's classes.
         frozen: layers that stay as they are; None is all but the head.
         allow_pickle: read weights that are not safetensors, such as the published ones.
-        size: side of the pictures that the network sees, in pixels; by default what its weights were trained on, 32 for
+        size: side of the images that the network sees, in pixels; by default what its weights were trained on, 32 for
             lenet5, 224 for the others.
-        batch: pictures a step.
+        batch: images per step.
         smoothing: of the labels.
-        on_pictures: called once the pictures are read.
-        on_validation: called at each checkpoint with the top-1 error and whether none was lower so far.
+        measure: the error of a classifier on the held-out images; by default `held_out_error`.
+        on_images: called once the images are read.
+        on_validation: called at each checkpoint with that error and whether none was lower so far.
 
     Raises:
         ValueError: a folder, weights, layers, size, batch or smoothing that cannot be used, or `out` holds another training.
@@ -147,13 +151,14 @@ def train_on_folder(
         FloatingPointError: the loss is not finite; the last checkpoint is intact.
     """
     if batch < 2:
-        raise ValueError(f"batch {batch} is too small: batch norms need 2 pictures or more")
+        raise ValueError(f"batch {batch} is too small: batch norms need 2 images or more")
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is not a folder: give --out one that is new, or that of a training to continue")
     start = _starting_point(architecture, weights, size, allow_pickle)
     folder = read_image_folder(directory, start.preprocess)
-    if on_pictures is not None:
-        on_pictures(folder.report)
+    if on_images is not None:
+        on_images(folder.report)
+    measure = measure or partial(held_out_error, accelerator=accelerator)
     torch.manual_seed(seed)
     network = build(start.architecture, len(folder.classes)) if weights is None else start.network
     network = network if weights is None else replace_head(network, len(folder.classes))
@@ -166,12 +171,12 @@ def train_on_folder(
         earlier = load_classifier(best)
         if (earlier.architecture, earlier.classes) != (model.architecture, model.classes):
             raise ValueError(f"{best} is of another training: repeat that one's arguments, or give another --out")
-        least = _error(earlier, folder.validation, accelerator)
+        least = measure(earlier, folder.validation)
 
     def keep_the_best(averaged: nn.Module) -> None:
         nonlocal least
         candidate = replace(model, network=averaged)
-        error = _error(candidate, folder.validation, accelerator)
+        error = measure(candidate, folder.validation)
         better = error <= least  # of equals the one that learned longer
         if better:
             save_classifier(candidate, best)
@@ -179,9 +184,9 @@ def train_on_folder(
         if on_validation is not None:
             on_validation(error, better)
 
-    def batches(draw: Draw) -> tuple[Tensor, Tensor]:
-        chosen = torch.randint(len(folder.training.labels), (batch,), generator=draw.noise)
-        levels = augment(folder.training.pixels[chosen], model.preprocess.crop, draw.noise)
+    def batches(randomness: Randomness) -> tuple[Tensor, Tensor]:
+        chosen = torch.randint(len(folder.training.labels), (batch,), generator=randomness.noise)
+        levels = augment(folder.training.pixels[chosen], model.preprocess.crop, randomness.noise)
         return model.preprocess.normalise(levels), folder.training.labels[chosen]
 
     fresh = weights is None or frozen is None
@@ -200,14 +205,14 @@ def train_on_folder(
 
 
 def augment(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Of each picture (B, C, S, S) a random part, 35 to 100 % of it and not much wider than high or higher than wide,
+    """Return of each image (B, C, S, S) a random part, 35 to 100 % of it and not much wider than high or higher than wide,
     in half of the cases mirrored: (B, C, size, size) float32, on the scale of the pixels."""
     count = len(pixels)
     area, shape, x, y, mirror = torch.rand(5, count, generator=generator)
     side = (LEAST_AREA + (1 - LEAST_AREA) * area).sqrt()
     stretch = WIDEST ** (shape - 0.5)
     width, height = (side * stretch).clamp(max=1), (side / stretch).clamp(max=1)
-    # Shares of the picture to the coordinates of `grid_sample`, -1 … 1.
+    # Shares of the image to the coordinates of `grid_sample`, -1 … 1.
     part = torch.zeros(count, 2, 3)
     part[:, 0, 0] = torch.where(mirror < 0.5, -width, width)
     part[:, 1, 1] = height
@@ -239,17 +244,17 @@ def _starting_point(
 
 
 @torch.no_grad()
-def _error(classifier: Classifier, pictures: LabelledPictures, accelerator: Accelerator) -> float:
-    """Top-1 error on the middles of the pictures."""
+def held_out_error(classifier: Classifier, images: LabelledImages, *, accelerator: Accelerator) -> float:
+    """Return the top-1 error of a classifier on the middles of images, on the accelerator's device."""
     network = classifier.network.eval().to(accelerator.device)
-    crop, side = classifier.preprocess.crop, pictures.pixels.shape[-1]
+    crop, side = classifier.preprocess.crop, images.pixels.shape[-1]
     start = round((side - crop) / 2)
-    middles = pictures.pixels[..., start : start + crop, start : start + crop]
+    middles = images.pixels[..., start : start + crop, start : start + crop]
     logits = []
     for part in middles.split(BATCH):
         with accelerator.autocast():
             logits.append(network(classifier.preprocess.normalise(part).to(accelerator.device)).float().cpu())
-    return top_k_error(torch.cat(logits), pictures.labels)
+    return top_k_error(torch.cat(logits), images.labels)
 
 
 def _count(number: int, one: str, several: str) -> str:
@@ -263,7 +268,7 @@ def _folders(directory: Path) -> list[Path]:
 def _read_all(
     source: Path, directory: Path, classes: Sequence[str], preprocess: Preprocess, report: Report
 ) -> list[tuple[int, Tensor]]:
-    """The squares of every class's pictures with its number; what is skipped is named as seen from `directory`."""
+    """The squares of every class's images with its number; what is skipped is named as seen from `directory`."""
     whole = replace(preprocess, crop=preprocess.resize)
     files = [
         (label, path)
@@ -273,18 +278,20 @@ def _read_all(
         if path.is_file() or not path.exists()  # a link to nothing is told of
     ]
     read = []
-    for label, path in tqdm(files, desc="reading pictures", unit="picture", leave=False, dynamic_ncols=True):
-        try:
-            read.append((label, whole.square(read_picture(path))))
-        except ValueError as error:
-            report.skip(path.relative_to(directory).as_posix(), why_unusable(error, str(path)))
-        except OSError as error:
-            report.skip(path.relative_to(directory).as_posix(), f"cannot be read ({error.strerror})")
+    with Progress(len(files), unit="image", label="reading") as progress:
+        for label, path in files:
+            try:
+                read.append((label, whole.square(read_picture(path))))
+            except ValueError as error:
+                report.skip(path.relative_to(directory).as_posix(), why_unusable(error, str(path)))
+            except OSError as error:
+                report.skip(path.relative_to(directory).as_posix(), f"cannot be read ({error.strerror})")
+            progress.update()
     return read
 
 
 def _hold_out(read: Sequence[tuple[int, Tensor]]) -> tuple[list[tuple[int, Tensor]], list[tuple[int, Tensor]]]:
-    """Pictures to learn from and pictures to measure by: of each class one in ten, at least one where it has several."""
+    """Images to learn from and images to measure by: of each class one in ten, at least one where it has several."""
     training, held = [], []
     for label, group in groupby(read, key=itemgetter(0)):
         mine = list(group)
@@ -295,5 +302,5 @@ def _hold_out(read: Sequence[tuple[int, Tensor]]) -> tuple[list[tuple[int, Tenso
     return training, held
 
 
-def _stack(read: Sequence[tuple[int, Tensor]]) -> LabelledPictures:
-    return LabelledPictures(torch.stack([pixels for _, pixels in read]), torch.tensor([label for label, _ in read]))
+def _stack(read: Sequence[tuple[int, Tensor]]) -> LabelledImages:
+    return LabelledImages(torch.stack([pixels for _, pixels in read]), torch.tensor([label for label, _ in read]))

@@ -14,7 +14,7 @@ from genpipe.scenes.atlas import variants
 from genpipe.scenes.compose import Composer, Truth
 from genpipe.scenes.places import LOOK
 from genpipe.scenes.world import ROWS
-from genpipe.training.loop import Draw
+from genpipe.training.loop import Randomness
 from genpipe.vision.scene_model import SIDE, STRIDE, SceneModel, Seen, centres, shrink
 
 MOST = 4  # objects in a picture
@@ -80,7 +80,7 @@ class Labelled:
 
 
 def label(composer: Composer, scenes: list[Scene]) -> Labelled:
-    """Draw scenes with all that is to be learned of them."""
+    """Randomness scenes with all that is to be learned of them."""
     pictures, truths = composer.truth(scenes)
     smaller = SIDE / composer.size
     n = len(scenes)
@@ -176,17 +176,19 @@ def soften(pixels: Tensor, noise: torch.Generator) -> Tensor:
     return (softened * (0.88 + 0.2 * contrast) + 0.16 * (light - 0.5) + grain).clamp(-1, 1)
 
 
-def judge_loss(pool: ScenePool, *, batch: int = 64, smoothing: float = 0.1) -> Callable[[nn.Module, int, Draw], Tensor]:
+def judge_loss(
+    pool: ScenePool, *, batch: int = 64, smoothing: float = 0.1
+) -> Callable[[nn.Module, int, Randomness], Tensor]:
     """The sum of what is wrong with places, boxes, concepts, colours and the setting.
 
     Args:
         smoothing: of the concepts' labels; half of it for colours and settings.
     """
 
-    def loss(model: nn.Module, step: int, draw: Draw) -> Tensor:
+    def loss(model: nn.Module, step: int, randomness: Randomness) -> Tensor:
         assert isinstance(model, SceneModel)
-        shown = pool.draw(step, batch, draw.scenes)
-        pixels = soften(shown.pixels.float() / 127.5 - 1, draw.noise)
+        shown = pool.draw(step, batch, randomness.choices)
+        pixels = soften(shown.pixels.float() / 127.5 - 1, randomness.noise)
         device = next(model.parameters()).device
         seen = model(pixels.to(device, memory_format=torch.channels_last))
         return scene_loss(model, seen, Labelled(*(getattr(shown, f.name).to(device) for f in fields(shown))), smoothing)
@@ -216,16 +218,16 @@ def scene_loss(model: SceneModel, seen: Seen, shown: Labelled, smoothing: float)
 
 def segmentation_loss(
     pool: ScenePool, *, batch: int = 64, points: int = 1024
-) -> Callable[[nn.Module, int, Draw], Tensor]:
+) -> Callable[[nn.Module, int, Randomness], Tensor]:
     """Binary cross-entropy at random pixels of each picture: as good as all of them, and cheap ("PointRend", 2020)."""
 
-    def loss(model: nn.Module, step: int, draw: Draw) -> Tensor:
-        shown = pool.draw(step, batch, draw.scenes)
-        pixels = soften(shown.pixels.float() / 127.5 - 1, draw.noise)
+    def loss(model: nn.Module, step: int, randomness: Randomness) -> Tensor:
+        shown = pool.draw(step, batch, randomness.choices)
+        pixels = soften(shown.pixels.float() / 127.5 - 1, randomness.noise)
         device = next(model.parameters()).device
         logits = model(pixels.to(device, memory_format=torch.channels_last)).float()  # (B, 1, h, w)
         size = shown.masks.shape[-1]
-        at = torch.randint(size * size, (batch, points), generator=draw.noise)
+        at = torch.randint(size * size, (batch, points), generator=randomness.noise)
         true = shown.masks.flatten(1).gather(1, at).float().to(device)
         where = (torch.stack([at % size, at // size], dim=-1) + 0.5) * (2 / size) - 1  # (B, points, 2)
         sampled = F.grid_sample(logits, where[:, None].to(device), padding_mode="border", align_corners=False)

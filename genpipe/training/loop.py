@@ -4,11 +4,14 @@ Everything random in a step is drawn from generators seeded by (seed, step), so 
 checkpoint on the very numbers that it would have seen.
 """
 
+# torch's foreach operations, which torch's own optimizers are made of, have no public names.
+# pyright: reportPrivateImportUsage=false
+
 import json
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,13 +19,16 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError, safe_open
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm import tqdm
 
-from genpipe.files import write_safetensors
+from genpipe.hardware import choose_device, choose_dtype, training_dtype
+from genpipe.progress import Progress
 from genpipe.training.muon import Muon, matrices
+from genpipe.training.state import restore, save
+
+LOGGED = 50  # steps between two lines of the log
 
 
 @dataclass(frozen=True)
@@ -56,21 +62,27 @@ def learning_rate(fraction: float, peak: float, *, warmup: float = 0.02, flat: f
 
 
 @dataclass
-class Draw:
-    """The randomness of one training step: a function of the seed and the step alone."""
+class Randomness:
+    """All that is random in one training step: a function of the seed and the step alone.
 
-    scenes: random.Random
+    Attributes:
+        choices: of Python, for choosing images and words.
+        noise: of torch, on the CPU, for tensors.
+    """
+
+    choices: random.Random
     noise: torch.Generator
 
     @classmethod
-    def at(cls, seed: int, step: int) -> "Draw":
+    def at(cls, seed: int, step: int) -> "Randomness":
+        """Return the randomness of a step."""
         mixed = (seed << 32) + step
         return cls(random.Random(mixed), torch.Generator().manual_seed(mixed))
 
 
 def fit(
     model: nn.Module,
-    loss: Callable[[nn.Module, int, Draw], Tensor],
+    loss: Callable[[nn.Module, int, Randomness], Tensor],
     *,
     directory: Path,
     budget: Budget,
@@ -84,66 +96,130 @@ def fit(
 ) -> nn.Module:
     """Train `model` until the budget is used, and return the moving average of its weights.
 
+    Within a step nothing waits for the device: the loss is looked at once per second, and before anything is saved.
+
     Args:
         model: trained in place, in fp32; the accelerator's autocast lowers the precision of the arithmetic.
-        loss: called with (model, step, draw), returns a scalar.
+        loss: called with (model, step, randomness), returns a scalar.
         directory: holds `state.safetensors` (weights, average, optimizers' moments) and `log.jsonl`; a run that finds a
             state there continues from it.
         peak_rate: the highest learning rate, see `learning_rate`.
         muon: whether Muon has the matrices and AdamW the rest, else AdamW has all.
         average: decay of the moving average, reached gradually in the first steps.
+        checkpoint_minutes: time between two checkpoints.
         on_checkpoint: called with the average after each checkpoint, to draw samples or to save weights, and at once
             if the budget was used up before: the last run may have been killed between its state and this.
 
     Raises:
-        ValueError: the state in `directory` is that of another network, or damaged.
+        ValueError: the state in `directory` is that of another network, damaged, or none of ours.
         FloatingPointError: the loss is not finite; the last checkpoint is intact.
     """
     directory.mkdir(parents=True, exist_ok=True)
     model = model.to(accelerator.device)
     averaged = deepcopy(model).requires_grad_(False).eval()
-    optimizers = _optimizers(model, peak_rate, muon)
-    step, seconds = _restore(directory / "state.safetensors", model, averaged, optimizers)
-    parameters, averages = list(model.parameters()), list(averaged.parameters())
+    optimizers = _optimizers(model, peak_rate, muon, accelerator)
+    state = directory / "state.safetensors"
+    step, seconds = restore(state, model, averaged, optimizers)
     if step and budget.fraction(step, seconds) >= 1 and on_checkpoint is not None:
         on_checkpoint(averaged)
-    buffers, averaged_buffers = list(model.buffers()), list(averaged.buffers())
-
+    parameters = list(model.parameters())
+    losses = Losses(accelerator.device)
     started, saved = time.monotonic() - seconds, time.monotonic()
-    running: float | None = None
-    with tqdm(desc=directory.name, initial=step, unit="step", dynamic_ncols=True) as bar:
-        while (fraction := budget.fraction(step, seconds)) < 1:
-            rate = learning_rate(fraction, peak_rate)
+    with Progress(budget.steps, initial=step, label=directory.name) as progress:
+        while (share := budget.fraction(step, seconds)) < 1:
+            rate = learning_rate(share, peak_rate)
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = rate
             with accelerator.autocast():
-                value = loss(model, step, Draw.at(seed, step))
-            if not torch.isfinite(value):
-                raise FloatingPointError(f"the loss is {value.item()} at step {step}: lower the learning rate")
+                value = loss(model, step, Randomness.at(seed, step))
+            losses.add(value, step)
             accelerator.backward(value)
-            accelerator.clip_grad_norm_(parameters, 1.0)
+            nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
             for optimizer in optimizers:
                 optimizer.step()
             model.zero_grad(set_to_none=True)
-            follow = 1 - min(average, (1 + step) / (10 + step))
-            for mean, parameter in zip(averages, parameters, strict=True):
-                mean.lerp_(parameter.detach(), follow)
-            # A batch norm's statistics are averages already.
-            for mean, buffer in zip(averaged_buffers, buffers, strict=True):
-                mean.copy_(buffer)
+            follow(averaged, model, 1 - min(average, (1 + step) / (10 + step)))
 
             step, seconds = step + 1, time.monotonic() - started
-            running = value.item() if running is None else 0.98 * running + 0.02 * value.item()
-            bar.update()
-            bar.set_postfix(loss=f"{running:.4f}", rate=f"{rate:.1e}", used=f"{fraction:.0%}")
-            if step % 50 == 0:
-                _log(directory / "log.jsonl", step=step, seconds=round(seconds, 1), loss=round(running, 5), rate=rate)
-            if time.monotonic() - saved > 60 * checkpoint_minutes or budget.fraction(step, seconds) >= 1:
-                _save(directory / "state.safetensors", model, averaged, optimizers, step, seconds)
+            share = budget.fraction(step, seconds)
+            due = share >= 1 or time.monotonic() - saved > 60 * checkpoint_minutes
+            if due or step % LOGGED == 0 or losses.old:
+                losses.look()
+            progress.update(share=share, note=f"loss {losses.running:.4f}")
+            if step % LOGGED == 0:
+                log = {"step": step, "seconds": round(seconds, 1), "loss": round(losses.running, 5), "rate": rate}
+                with (directory / "log.jsonl").open("a") as file:
+                    file.write(json.dumps(log) + "\n")
+            if due:
+                save(state, model, averaged, optimizers, step, seconds)
                 if on_checkpoint is not None:
                     on_checkpoint(averaged)
                 saved = time.monotonic()
     return averaged
+
+
+class Losses:
+    """The running mean of the losses of the steps, kept on the device, and whether all were finite.
+
+    Attributes:
+        running: the mean at the last look; NaN before the first.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.running = math.nan
+        self._mean: Tensor | None = None
+        self._bad = torch.tensor(-1, device=device)  # the first step whose loss was not finite
+        self._looked = -math.inf
+
+    def add(self, value: Tensor, step: int) -> None:
+        """Take up the loss of a step, without waiting for it."""
+        value = value.detach().float()
+        self._bad = torch.where((self._bad < 0) & ~value.isfinite(), step, self._bad)
+        self._mean = value if self._mean is None else self._mean.lerp(value, 0.02)
+
+    @property
+    def old(self) -> bool:
+        """Whether the last look was a second ago or more."""
+        return time.monotonic() - self._looked >= 1
+
+    def look(self) -> None:
+        """Wait for the losses so far.
+
+        Raises:
+            FloatingPointError: one of them is not finite.
+        """
+        if (bad := int(self._bad)) >= 0:
+            raise FloatingPointError(f"the loss is not finite at step {bad}: lower the learning rate")
+        self.running, self._looked = float(self._mean if self._mean is not None else math.nan), time.monotonic()
+
+
+@torch.no_grad()
+def follow(averaged: nn.Module, model: nn.Module, share: float) -> None:
+    """Move the averaged weights by a share of the way to those of the model; buffers, averages themselves, are copied."""
+    torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), share)
+    if buffers := list(averaged.buffers()):
+        torch._foreach_copy_(buffers, list(model.buffers()))
+
+
+def choose_accelerator(device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Accelerator:
+    """Return what a training runs on.
+
+    Args:
+        device: "cuda", "cuda:1", "mps" or "cpu"; None takes the best there is.
+        dtype: of the arithmetic, "fp32" or "bf16"; None takes bf16 where that is native. Weights are in fp32.
+
+    Raises:
+        ValueError: the device is not available, or another dtype.
+    """
+    chosen = choose_device(device)
+    multiplied = training_dtype(chosen) if dtype is None else choose_dtype(dtype, chosen)
+    if multiplied not in (torch.float32, torch.bfloat16):
+        raise ValueError("dtype fp16 is not supported in training, it loses small gradients: use bf16 or fp32")
+    if chosen.type == "cuda" and chosen.index is not None:
+        torch.cuda.set_device(chosen)
+    # accelerate has one state per process, and refuses a second training on another device or in another dtype.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(mixed_precision="bf16" if multiplied == torch.bfloat16 else "no", cpu=chosen.type == "cpu")
 
 
 def quick_attention(device: torch.device, tokens: int) -> AbstractContextManager[object]:
@@ -152,70 +228,16 @@ def quick_attention(device: torch.device, tokens: int) -> AbstractContextManager
     return sdpa_kernel(SDPBackend.MATH) if few else nullcontext()
 
 
-def _optimizers(model: nn.Module, rate: float, muon: bool) -> list[torch.optim.Optimizer]:
+def _optimizers(model: nn.Module, rate: float, muon: bool, accelerator: Accelerator) -> list[torch.optim.Optimizer]:
     orthogonal = matrices(model) if muon else []
     taken = {id(parameter) for parameter in orthogonal}
     rest = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in taken]
-    adamw = torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.99), weight_decay=0.01) if rest else None
-    return [*([Muon(orthogonal, rate)] if orthogonal else []), *([adamw] if adamw else [])]
-
-
-def _log(path: Path, **values: float) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(values) + "\n")
-
-
-def _save(
-    path: Path,
-    model: nn.Module,
-    averaged: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
-    step: int,
-    seconds: float,
-) -> None:
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {f"average.{name}": tensor for name, tensor in averaged.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        # What is frozen has no moments.
-        for optimizer in optimizers:
-            for moment in optimizer.state.get(parameter, {}).keys() & {"exp_avg", "exp_avg_sq", "momentum"}:
-                tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # A fixed name: a state is large, trainings are killed, and each has its own folder.
-    metadata = {"step": str(step), "seconds": str(seconds)}
-    write_safetensors(path, contiguous, metadata, part=path.with_suffix(".tmp"))
-
-
-def _restore(
-    path: Path, model: nn.Module, averaged: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
-) -> tuple[int, float]:
-    """Load a state saved by `_save`; returns the step and the seconds it was saved at, 0 and 0.0 without one."""
-    if not path.exists():
-        return 0, 0.0
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-            metadata = file.metadata()
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it to begin again") from None
-    step = int(metadata["step"])
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {key[len(prefix) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(prefix + ".")}
-
-    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    if {name: tensor.shape for name, tensor in part("model").items()} != wanted:
-        raise ValueError(f"{path} is the state of another network: repeat that run's arguments, or use another folder")
-    model.load_state_dict(part("model"))
-    averaged.load_state_dict(part("average"))
-    for name, parameter in model.named_parameters():
-        moments = {moment: tensors.get(f"{moment}.{name}") for moment in ("exp_avg", "exp_avg_sq", "momentum")}
-        state: dict[str, Tensor] = {
-            m: tensor.to(parameter.device) for m, tensor in moments.items() if tensor is not None
-        }
-        if "exp_avg" in state:
-            state["step"] = torch.tensor(float(step))
-        for optimizer in optimizers:
-            if state and any(parameter is one for group in optimizer.param_groups for one in group["params"]):
-                optimizer.state[parameter] = state
-    return step, float(metadata["seconds"])
+    # As the accelerator was told by `genpipe.hardware`: bf16 only where it is native.
+    dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    optimizers: list[torch.optim.Optimizer] = []
+    if orthogonal:
+        optimizers.append(Muon(orthogonal, rate, dtype=dtype))
+    if rest:
+        fused = accelerator.device.type in ("cpu", "cuda")
+        optimizers.append(torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=fused))
+    return optimizers

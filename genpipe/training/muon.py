@@ -5,6 +5,9 @@ Scalable for LLM Training" (2025), which let it share AdamW's learning rate. It 
 of one word with one picture, in far fewer steps than AdamW alone.
 """
 
+# torch's foreach operations, which torch's own optimizers are made of, have no public names.
+# pyright: reportPrivateImportUsage=false
+
 from collections.abc import Iterable
 
 import torch
@@ -17,21 +20,26 @@ ADAMW_RMS = 0.2
 SMALLEST = 16  # rows or columns: a matrix below that is left to AdamW
 
 
-def orthogonalise(matrix: Tensor, *, iterations: int = 5) -> Tensor:
-    """Nearly the closest orthogonal matrix to `matrix` (N, M): its singular values become about 1 (0.7 … 1.2)."""
+def orthogonalise(matrices: Tensor, *, dtype: torch.dtype = torch.float32, iterations: int = 5) -> Tensor:
+    """Return nearly the closest orthogonal matrices: the singular values of each become about 1 (0.7 … 1.2).
+
+    Args:
+        matrices: one (N, M), or a batch of one shape (B, N, M).
+        dtype: what they are multiplied in; fast where the device has it natively.
+    """
     a, b, c = COEFFICIENTS
-    x = matrix.bfloat16()
-    tall = x.shape[0] > x.shape[1]
+    x = matrices.to(dtype)
+    tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
-    x = x / (x.norm() + 1e-7)
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(iterations):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrix.dtype)
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 def matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that Muon is for: trainable matrices and convolutions, but no embeddings and nothing narrow."""
+    """Return the parameters that Muon is for: trainable matrices and convolutions, but no embeddings and nothing narrow."""
     looked_up = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     return [
         parameter
@@ -44,32 +52,52 @@ def matrices(model: nn.Module) -> list[nn.Parameter]:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for weights of two or more dimensions; a convolution counts as a matrix of one row an output channel.
+    """Muon for weights of two or more dimensions; a convolution counts as a matrix of one row per output channel.
+
+    Weights of one shape are made orthogonal together, and all else is done for all weights at once.
 
     Args:
         parameters: see `matrices`.
         lr: as for AdamW.
         momentum: decay of the gradients' running sum (Nesterov's form).
-        weight_decay: decoupled, times `lr` a step.
+        weight_decay: decoupled, times `lr` per step.
+        dtype: what matrices are multiplied in, see `genpipe.hardware.training_dtype`.
     """
 
     def __init__(
-        self, parameters: Iterable[Tensor], lr: float = 1e-3, *, momentum: float = 0.95, weight_decay: float = 0.01
+        self,
+        parameters: Iterable[Tensor],
+        lr: float = 1e-3,
+        *,
+        momentum: float = 0.95,
+        weight_decay: float = 0.01,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Change the weights by their gradients; those without one stay as they are."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                gradient = parameter.grad
-                if gradient is None:
-                    continue
-                state = self.state[parameter]
-                if "momentum" not in state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                momentum = state["momentum"].lerp_(gradient, 1 - group["momentum"])
-                update = orthogonalise(gradient.lerp(momentum, group["momentum"]).flatten(1))
-                scale = ADAMW_RMS * max(update.shape) ** 0.5
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
+            weights = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if weights:
+                self._step(weights, group["lr"], group["momentum"], group["weight_decay"])
+
+    def _step(self, weights: list[Tensor], lr: float, decay: float, weight_decay: float) -> None:
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        momenta = [self.state[weight].setdefault("momentum", torch.zeros_like(weight)) for weight in weights]
+        torch._foreach_lerp_(momenta, gradients, 1 - decay)
+        updates = torch._foreach_lerp(gradients, momenta, decay)
+        torch._foreach_mul_(weights, 1 - lr * weight_decay)
+        shapes: dict[tuple[int, ...], list[int]] = {}
+        for index, update in enumerate(updates):
+            shapes.setdefault(tuple(update.flatten(1).shape), []).append(index)
+        for shape, members in shapes.items():
+            together = torch.stack([updates[index].flatten(1) for index in members])  # (B, N, M)
+            chosen = [weights[index] for index in members]
+            steps = [
+                each.view(weight.shape)
+                for each, weight in zip(orthogonalise(together, dtype=self.dtype), chosen, strict=True)
+            ]
+            torch._foreach_add_(chosen, steps, alpha=-lr * ADAMW_RMS * max(shape) ** 0.5)

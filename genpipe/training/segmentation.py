@@ -9,20 +9,20 @@ from torch.nn import functional as F
 from genpipe.scenes.compose import Composer, Truth
 from genpipe.scenes.concepts import names
 from genpipe.scenes.world import sample
-from genpipe.training.loop import Draw
+from genpipe.training.loop import Randomness
 
-Batches = Callable[[Draw], tuple[Tensor, Tensor]]
+Batches = Callable[[Randomness], tuple[Tensor, Tensor]]
 
 
-def segmentation_loss(batches: Batches) -> Callable[[nn.Module, int, Draw], Tensor]:
+def segmentation_loss(batches: Batches) -> Callable[[nn.Module, int, Randomness], Tensor]:
     """Cross-entropy of every pixel, for `genpipe.training.loop.fit`.
 
     Args:
         batches: draws pixels (B, 3, H, W), preprocessed, and classes (B, H, W) int64; a negative class does not count.
     """
 
-    def loss(model: nn.Module, step: int, draw: Draw) -> Tensor:
-        pixels, labels = batches(draw)
+    def loss(model: nn.Module, step: int, randomness: Randomness) -> Tensor:
+        pixels, labels = batches(randomness)
         device = next(model.parameters()).device
         logits = model(pixels.to(device)).float()  # (B, K, H, W)
         # A pixel a row: with many classes far faster than along the second axis.
@@ -35,8 +35,8 @@ def segmentation_loss(batches: Batches) -> Callable[[nn.Module, int, Draw], Tens
 def scene_segmentations(composer: Composer, concepts: Sequence[str], batch: int) -> Batches:
     """Batches of random training scenes of these concepts: pixels in [-1, 1], and labels as in `label_map`."""
 
-    def draw_batch(draw: Draw) -> tuple[Tensor, Tensor]:
-        pixels, truths = composer.truth([sample(draw.scenes, concepts) for _ in range(batch)])
+    def draw_batch(randomness: Randomness) -> tuple[Tensor, Tensor]:
+        pixels, truths = composer.truth([sample(randomness.choices, concepts) for _ in range(batch)])
         return pixels, torch.stack([label_map(truth, concepts) for truth in truths])
 
     return draw_batch

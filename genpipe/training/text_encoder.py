@@ -17,7 +17,7 @@ from genpipe.scenes.colours import COLOURS
 from genpipe.scenes.concepts import names
 from genpipe.scenes.places import SETTINGS
 from genpipe.scenes.world import RELATIONS, Scene
-from genpipe.training.loop import Draw, quick_attention
+from genpipe.training.loop import Randomness, quick_attention
 
 # Each question about a scene and its possible answers; None stands for "there is none".
 QUESTIONS: dict[str, tuple[str | int | None, ...]] = {
@@ -69,7 +69,7 @@ def reading_loss(
     tokenizer: Tokenizer,
     *,
     batch: int = 128,
-) -> Callable[[nn.Module, int, Draw], Tensor]:
+) -> Callable[[nn.Module, int, Randomness], Tensor]:
     """Cross-entropy of all answers, summed over the questions.
 
     Args:
@@ -77,9 +77,9 @@ def reading_loss(
         word: words one of the scene's captions.
     """
 
-    def loss(model: nn.Module, step: int, draw: Draw) -> Tensor:
-        scenes: Sequence[Scene] = [draw_scene(draw.scenes) for _ in range(batch)]
-        ids = torch.tensor(tokenizer([word(scene, draw.scenes) for scene in scenes]).ids)
+    def loss(model: nn.Module, step: int, randomness: Randomness) -> Tensor:
+        scenes: Sequence[Scene] = [draw_scene(randomness.choices) for _ in range(batch)]
+        ids = torch.tensor(tokenizer([word(scene, randomness.choices) for scene in scenes]).ids)
         ids = ids[:, : int((ids != tokenizer.eos_id).sum(1).max()) + 1]  # a token sees none after it: padding is idle
         device = next(model.parameters()).device
         right = torch.tensor([answers(scene) for scene in scenes], device=device)

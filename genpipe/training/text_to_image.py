@@ -1,6 +1,6 @@
-"""A whole text-to-image model from captioned pictures: first the autoencoder, then the text encoder and the denoiser.
+"""A whole text-to-image model from captioned images: first the autoencoder, then the text encoder and the denoiser.
 
-A training lives in one folder: the states of its stages in `vae` (or `decoder`) and `denoiser`, pictures to look at in
+A training lives in one folder: the states of its stages in `vae` (or `decoder`) and `denoiser`, images to look at in
 `samples.png` beside each, and in `checkpoint` what a pipeline draws from. Killed and begun again, it continues.
 """
 
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from genpipe.checkpoints.diffusers_layout import Checkpoint, load_checkpoint
 from genpipe.checkpoints.saving import save_checkpoint
-from genpipe.hardware import choose_device, choose_dtype
 from genpipe.images import grid, save_image, to_pil
 from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
 from genpipe.models.tokenizer import Tokenizer, train_tokenizer
@@ -27,11 +26,12 @@ from genpipe.pipeline import Pipeline
 from genpipe.request import check_size
 from genpipe.sampling.levels import cumulative_alphas
 from genpipe.training.autoencoder import autoencoder_loss, psnr, standardise_latents
-from genpipe.training.diffusion import Captioned, LatentPool, TextToImage, diffusion_loss
+from genpipe.training.diffusion import LatentPool, TextToImage, Wording, diffusion_loss
 from genpipe.training.loop import Budget, fit
 
 SIZE = 128
 VAE_BATCH, BATCH = 8, 64
+MEASURED = 64  # images of 128 pixels
 # Peak learning rates from fresh weights; those that were trained before continue at half of them.
 VAE_RATE, RATE = 1.2e-3, 2e-3
 VAE_CONFIG = VAEConfig(
@@ -71,12 +71,12 @@ SCHEDULER = {
 DEFAULTS = {"height": SIZE, "width": SIZE, "steps": 16, "guidance_scale": 3.0, "guidance_rescale": 0.0}
 
 
-class Pictures(Protocol):
-    """Captioned pictures of one size; pixels are (n, 3, size, size) in [-1, 1], on the device that trains.
+class CaptionedImages(Protocol):
+    """Captioned images of one size; pixels are (n, 3, size, size) in [-1, 1], on the device that trains.
 
     Attributes:
-        size: side of the pictures, in pixels.
-        period: after so many pictures the sequence begins again; None if it never does.
+        size: side of the images, in pixels.
+        period: after so many images the sequence begins again; None if it never does.
     """
 
     @property
@@ -86,24 +86,18 @@ class Pictures(Protocol):
     def period(self) -> int | None: ...
 
     def draw(self, rng: random.Random, count: int) -> Tensor:
-        """`count` pictures at random."""
+        """Return `count` images at random."""
         ...
 
-    def sequence(self, start: int, stop: int) -> tuple[Tensor, Sequence[Captioned]]:
-        """Pictures start … stop - 1 of an endless sequence, always the same, and what words their captions."""
+    def sequence(self, start: int, stop: int) -> tuple[Tensor, Sequence[Wording]]:
+        """Return images start … stop - 1 of an endless sequence, always the same, and what words their captions."""
         ...
-
-
-def choose_accelerator() -> Accelerator:
-    """The best device there is, in bf16 where that is fast, else in fp32."""
-    fast = choose_dtype(None, choose_device()) == torch.bfloat16
-    return Accelerator(mixed_precision="bf16" if fast else "no")
 
 
 def new_model(
     out: Path, captions: Iterable[str], *, size: int = SIZE, tokens: int = 77, vae: VAE | None = None
 ) -> Checkpoint:
-    """A model of fresh weights, about 12 million, for pictures of `size` pixels.
+    """Build a model of fresh weights, about 12 million, for images of `size` pixels.
 
     Its tokenizer is the one that a training in `out` uses already, else it learns up to 3072 tokens from the captions.
 
@@ -138,16 +132,17 @@ def new_model(
 
 
 def trained_model(out: Path, init: str | Path, *, size: int = SIZE) -> Checkpoint:
-    """The model of a checkpoint in fp32, to go on from its weights.
+    """Load the model of a checkpoint in fp32, to go on from its weights.
 
     Args:
         out: the folder of the training.
         init: the checkpoint, a folder or a hub id.
-        size: of the pictures, in pixels; it becomes the model's default.
+        size: of the images, in pixels; it becomes the model's default.
 
     Raises:
-        CheckpointError: the checkpoint is not there, not whole, or not one that genpipe can run.
-        ValueError: it does not predict the velocity, has two text encoders, cannot draw `size`, or the training in `out` began without it.
+        CheckpointError: the checkpoint is missing, not whole, or not one that genpipe can run.
+        ValueError: it does not predict the velocity, has two text encoders, cannot draw `size`, or the training in `out`
+            began without it.
     """
     if _state(out, "vae").exists():
         raise ValueError(f"{out} holds a training that began without --init: leave it out, or give another --out")
@@ -166,7 +161,7 @@ def trained_model(out: Path, init: str | Path, *, size: int = SIZE) -> Checkpoin
 
 def train(
     model: Checkpoint,
-    pictures: Pictures,
+    images: CaptionedImages,
     *,
     out: Path,
     accelerator: Accelerator,
@@ -177,6 +172,10 @@ def train(
     rate: float = RATE,
     prompts: Sequence[str],
     seed: int = 0,
+    batch: int = BATCH,
+    vae_batch: int = VAE_BATCH,
+    measured: int = MEASURED,
+    checkpoint_minutes: float = 3.0,
 ) -> None:
     """Train the networks of `model`, stage by stage, and save it in `out`/checkpoint as it goes.
 
@@ -185,95 +184,89 @@ def train(
         decoder: budget of the decoder alone, for a model trained before: its latents keep their meaning, so the
             denoiser stays valid.
         denoiser: budget of the text encoder and the denoiser. A stage whose budget is None is left out.
-        freeze_text: the text encoder is good as it is; train the denoiser alone.
+        freeze_text: keep the text encoder as it is, and train the denoiser alone.
         rate: highest learning rate of the denoiser, lower for one that was trained before.
         prompts: what the samples show.
         seed: of everything drawn.
+        batch, vae_batch: images per step of the denoiser and of the autoencoder.
+        measured: images that the autoencoder's PSNR is measured on; four times as many set the scale of the latents. Of
+            images larger or smaller than 128 pixels as many as have the pixels of these, and at least 12.
+        checkpoint_minutes: time between two checkpoints.
 
     Raises:
         ValueError: `out` holds the training of another model.
         FloatingPointError: the loss is not finite; what was saved is intact.
     """
-    device = accelerator.device
-    vae = model.vae.to(device)
+
+    def train_vae(vae: VAE, stage: str, budget: Budget, peak_rate: float) -> VAE:
+        shown = images.draw(random.Random("unseen"), _as_many(measured, images.size))
+
+        def look(model: nn.Module) -> None:
+            assert isinstance(model, VAE)
+            with torch.no_grad():
+                decoded = model.decode(model.scale(model.encode(shown[:12])[0])).float()
+            save_image(grid([*to_pil(shown[:12]), *to_pil(decoded)], columns=12), out / stage / "samples.png")
+            accelerator.print(f"{stage}: {psnr(model, shown):.2f} dB")
+
+        averaged = fit(
+            vae,
+            autoencoder_loss(
+                lambda randomness: images.draw(randomness.choices, vae_batch), decoder_only=stage == "decoder"
+            ),
+            directory=out / stage,
+            budget=budget,
+            peak_rate=peak_rate,
+            accelerator=accelerator,
+            seed=seed,
+            checkpoint_minutes=checkpoint_minutes,
+            on_checkpoint=look,
+        )
+        assert isinstance(averaged, VAE)
+        return averaged
+
+    vae = model.vae.to(accelerator.device)
     if autoencoder is not None:
-        vae = _train_vae(vae, pictures, out / "vae", autoencoder, accelerator, VAE_RATE, seed)
-        standardise_latents(vae, pictures.draw(random.Random("scale"), _as_many(256, pictures.size)))
+        vae = train_vae(vae, "vae", autoencoder, VAE_RATE)
+        standardise_latents(vae, images.draw(random.Random("scale"), _as_many(4 * measured, images.size)))
     if decoder is not None:
         vae.requires_grad_(False)
         for part in (vae.decoder, vae.from_latents):
             part.requires_grad_(True)
-        vae = _train_vae(vae, pictures, out / "decoder", decoder, accelerator, VAE_RATE / 2, seed, decoder_only=True)
+        vae = train_vae(vae, "decoder", decoder, VAE_RATE / 2)
     model = replace(model, vae=vae.requires_grad_(False))
-    networks = TextToImage(model.text_encoders[0].requires_grad_(not freeze_text), model.unet).to(device)
+    text_encoder = model.text_encoders[0].requires_grad_(not freeze_text)
+    networks = TextToImage(text_encoder, model.unet).to(accelerator.device)
 
     def save(averaged: nn.Module) -> None:
         assert isinstance(averaged, TextToImage)
-        _save(replace(model, text_encoders=(averaged.text_encoder,), unet=averaged.unet), out, prompts)
+        made = replace(model, text_encoders=(averaged.text_encoder,), unet=averaged.unet)
+        _save(made, out, prompts, accelerator.device)
 
     if denoiser is None:
         save(networks)
         return
 
     @torch.no_grad()
-    def latents(start: int, stop: int) -> tuple[Tensor, Sequence[Captioned]]:
-        pixels, captions = pictures.sequence(start, stop)
+    def latents(start: int, stop: int) -> tuple[Tensor, Sequence[Wording]]:
+        pixels, captions = images.sequence(start, stop)
         with accelerator.autocast():
             return vae.scale(vae.encode(pixels)[0].float()), captions
 
+    pool = LatentPool(latents, period=images.period)
     fit(
         networks,
-        diffusion_loss(
-            LatentPool(latents, period=pictures.period),
-            model.tokenizers[0],
-            _squared_alphas(model.scheduler_config),
-            batch=BATCH,
-        ),
+        diffusion_loss(pool, model.tokenizers[0], _squared_alphas(model.scheduler_config), batch=batch),
         directory=out / "denoiser",
         budget=denoiser,
         peak_rate=rate,
         accelerator=accelerator,
-        average=0.999,
         seed=seed,
+        checkpoint_minutes=checkpoint_minutes,
         on_checkpoint=save,
     )
 
 
-def _train_vae(
-    vae: VAE,
-    pictures: Pictures,
-    directory: Path,
-    budget: Budget,
-    accelerator: Accelerator,
-    peak_rate: float,
-    seed: int,
-    *,
-    decoder_only: bool = False,
-) -> VAE:
-    shown = pictures.draw(random.Random("unseen"), _as_many(64, pictures.size))
-
-    def look(model: nn.Module) -> None:
-        assert isinstance(model, VAE)
-        with torch.no_grad():
-            decoded = model.decode(model.scale(model.encode(shown[:12])[0])).float()
-        save_image(grid([*to_pil(shown[:12]), *to_pil(decoded)], columns=12), directory / "samples.png")
-        accelerator.print(f"\n{directory.name}: {psnr(model, shown):.2f} dB")
-
-    averaged = fit(
-        vae,
-        autoencoder_loss(lambda draw: pictures.draw(draw.scenes, VAE_BATCH), decoder_only=decoder_only),
-        directory=directory,
-        budget=budget,
-        peak_rate=peak_rate,
-        accelerator=accelerator,
-        seed=seed,
-        on_checkpoint=look,
-    )
-    assert isinstance(averaged, VAE)
-    return averaged
-
-
-def _save(model: Checkpoint, out: Path, prompts: Sequence[str]) -> None:
+def _save(model: Checkpoint, out: Path, prompts: Sequence[str], device: torch.device) -> None:
     """Write the checkpoint in fp16, and what it draws of the prompts."""
     save_checkpoint(
         out / "checkpoint",
@@ -285,12 +278,12 @@ def _save(model: Checkpoint, out: Path, prompts: Sequence[str]) -> None:
         defaults=model.defaults,
         dtype=torch.float16,
     )
-    images = Pipeline.from_pretrained(out / "checkpoint")(list(prompts), seed=1, progress=False)
+    images = Pipeline.from_pretrained(out / "checkpoint", device=device)(list(prompts), seed=1, progress=False)
     save_image(grid(images, columns=6), out / "samples.png")
 
 
 def _as_many(count: int, size: int) -> int:
-    """As many pictures of `size` as have the pixels of `count` pictures of 128, and at least 12."""
+    """As many images of `size` as have the pixels of `count` images of 128, and at least 12."""
     return max(12, count * SIZE**2 // size**2)
 
 

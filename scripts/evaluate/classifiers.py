@@ -37,8 +37,8 @@ from genpipe.scenes.concepts import names
 from genpipe.scenes.world import Scene, sample
 from genpipe.training.classifier import train_classifier
 from genpipe.training.image_folder import augment
-from genpipe.training.loop import Budget, Draw
-from genpipe.training.text_to_image import choose_accelerator
+from genpipe.training.loop import Budget, Randomness
+from genpipe.training.loop import choose_accelerator
 from genpipe.vision.architectures import build
 from genpipe.vision.metrics import top_k_error
 from genpipe.vision.transfer import replace_head
@@ -175,9 +175,9 @@ def train(model: nn.Module, data: Data, *, minutes: float, rate: float, seed: in
     """Train in place, leave the average of the weights in the model, and return the seconds that it took."""
     size = data.pixels.shape[-1]
 
-    def batches(draw: Draw) -> tuple[Tensor, Tensor]:
-        chosen = torch.randint(len(data.labels), (BATCH,), generator=draw.noise)
-        return normalise(augment(data.pixels[chosen], size, draw.noise)), data.labels[chosen]
+    def batches(randomness: Randomness) -> tuple[Tensor, Tensor]:
+        chosen = torch.randint(len(data.labels), (BATCH,), generator=randomness.noise)
+        return normalise(augment(data.pixels[chosen], size, randomness.noise)), data.labels[chosen]
 
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,17 +1,17 @@
 """Measure a model of genpipe's world on combinations that it was never trained on, by judges that saw only drawn scenes.
 
     python -m scripts.evaluate.embedded --json
-    python -m scripts.evaluate.embedded --model runs/embedded/checkpoint --pictures 200 --parts pictures real
+    python -m scripts.evaluate.embedded --model runs/embedded/checkpoint --images 200 --parts images vae
     python -m scripts.evaluate.embedded --parts best-of --prompts 300
 
 Progress goes to stderr; stdout gets a table, or with --json one JSON object. Parts:
 
-    pictures    generated pictures of held-out combinations, their objects, colours, counts and settings; the same scenes
-                drawn, which is the judge's own ceiling; Russian against English; how far both are from drawn pictures;
-                whether they are copies of canonical training pictures
+    images      generated images of held-out combinations, their objects, colours, counts and settings; the same scenes
+                drawn, which is the judge's own ceiling; Russian against English; how far both are from drawn images;
+                whether they are copies of canonical training images
     vae         how well the autoencoder gives back unseen scenes, and what the judge still sees in them
     judge       the judges on unseen scenes of the whole world
-    cost        size, operations and time of a picture
+    cost        size, operations and time of an image
     best-of     one draw against the best of eight, measured by a second judge that had no part in the choice
 """
 
@@ -29,12 +29,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 from genpipe.checkpoints import load_checkpoint
 from genpipe.embedded import EMBEDDED, JUDGES
 from genpipe.images import from_pil, to_pil
-from genpipe.judge import Score
+from genpipe.judge import Score, Unscored, best_index, judged
 from genpipe.judge.evaluation import average_precision_50, frechet_distance, measure, summary
 from genpipe.judge.scene_judge import Judge
 from genpipe.judge.scene_segmentation import CATEGORIES, Segmentation
@@ -50,22 +49,26 @@ from genpipe.vision.metrics import confusion_matrix, mean_average_precision, mea
 from genpipe.vision.scene_model import SIDE
 from scripts.evaluate.held_out import COMBINATIONS, FIRST_SEED, chunks, draw, held_out_scenes, render
 
-PARTS = ("pictures", "vae", "judge", "cost", "best-of")
+PARTS = ("images", "vae", "judge", "cost", "best-of")
 UNSEEN = 1000  # drawn scenes that the autoencoder and the judges are measured on
 
 
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or hub id (default: the embedded model)")
-    parser.add_argument("--pictures", type=int, default=1000, help="held-out pictures in English (%(default)s)")
-    parser.add_argument("--seeds", type=int, default=4, help="pictures of each scene (%(default)s)")
+    parser.add_argument("--images", type=int, default=1000, help="held-out images in English (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=4, help="images of each scene (%(default)s)")
     parser.add_argument("--prompts", type=int, default=300, help="of best-of (%(default)s)")
-    parser.add_argument("--best-of", type=int, default=8, help="pictures that it chooses from (%(default)s)")
+    parser.add_argument("--best-of", type=int, default=8, help="images that it chooses from (%(default)s)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help="only these")
     parser.add_argument("--unseen", type=int, default=UNSEEN, help="drawn scenes for vae and judge (%(default)s)")
+    parser.add_argument(
+        "--judges", type=Path, default=JUDGES, metavar="DIR", help="folder of judges (default: those that ship)"
+    )
+    parser.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the best there is)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(given)
-    for name in ("pictures", "seeds", "prompts", "best_of", "unseen"):
+    for name in ("images", "seeds", "prompts", "best_of", "unseen"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(arguments, name)} is too few: use 1 or more")
     try:
@@ -79,16 +82,22 @@ def main(given: Sequence[str] | None = None) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    pipeline = Pipeline.from_pretrained(arguments.model)
+    pipeline = Pipeline.from_pretrained(arguments.model, device=arguments.device)
     pool = tuple(pipeline.checkpoint.defaults.get("concepts", names()))
-    judge = Judge.load(JUDGES / "model.safetensors")
+    folder = arguments.judges
+    judge = Judge.load(folder / "model.safetensors", device=arguments.device)
+
+    def second() -> Judge:
+        """Another architecture, trained from another seed; it takes no part in choosing."""
+        return Judge.load(folder / "second.safetensors", device=arguments.device)
+
     report: dict[str, Any] = {"model": pipeline.name, "concepts": len(pool)}
     jobs: dict[str, Callable[[], dict[str, Any]]] = {
-        "pictures": lambda: pictures(pipeline, judge, pool, arguments.pictures, arguments.seeds),
+        "images": lambda: held_out_images(pipeline, judge, pool, arguments.images, arguments.seeds),
         "vae": lambda: autoencoder(pipeline, judge, pool, arguments.unseen),
-        "judge": lambda: judges(judge, second_judge(), arguments.unseen),
+        "judge": lambda: judges(judge, second(), folder / "segmentation.safetensors", arguments.unseen),
         "cost": lambda: cost(pipeline),
-        "best-of": lambda: best_of(pipeline, judge, second_judge(), pool, arguments.prompts, arguments.best_of),
+        "best-of": lambda: best_of(pipeline, judge, second(), pool, arguments.prompts, arguments.best_of),
     }
     for part in PARTS:
         if part in arguments.parts:
@@ -96,12 +105,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def second_judge() -> Judge:
-    """Another architecture, trained from another seed; it takes no part in choosing."""
-    return Judge.load(JUDGES / "second.safetensors")
-
-
-def pictures(pipeline: Pipeline, judge: Judge, pool: Sequence[str], count: int, seeds: int) -> dict[str, Any]:
+def held_out_images(pipeline: Pipeline, judge: Judge, pool: Sequence[str], count: int, seeds: int) -> dict[str, Any]:
     size = pipeline.defaults()["height"]
     scenes = held_out_scenes(random.Random("held out"), pool, max(1, count // seeds))
     asked = [scene for scene in scenes for _ in range(seeds)]
@@ -117,7 +121,7 @@ def pictures(pipeline: Pipeline, judge: Judge, pool: Sequence[str], count: int, 
     training = render([sample(random.Random(f"training/{i}"), pool) for i in range(len(drawn))], size)
     in_russian = summary(measure(judge, russian, asked))
     return {
-        "pictures": len(english),
+        "images": len(english),
         "seeds": seeds,
         "kinds": {kind: sum(scene.kind == kind for scene in asked) for kind in COMBINATIONS},
         "generated": summary(seen),
@@ -137,15 +141,15 @@ def features(judge: Judge, images: Sequence[Image.Image]) -> Tensor:
 
 
 def behind(shares: dict[str, float], others: dict[str, float]) -> float:
-    """By how many points the worst of the shares is behind the same of the others; errors count the other way."""
+    """Return by how many points the worst of the shares is behind the same of the others; errors count the other way."""
     signs = {name: -1 if name.endswith("_error") else 1 for name in shares}
     return 100 * max(signs[name] * (others[name] - shares[name]) for name in shares)
 
 
 def copies(images: Sequence[Image.Image], scenes: Sequence[Scene], pool: Sequence[str], size: int) -> dict[str, float]:
-    """Whether held-out pictures are canonical training pictures again.
+    """Measure whether held-out images are canonical training images again.
 
-    A picture counts as a copy if it is as near to a canonical layout of any concept, in root mean square over its pixels,
+    An image counts as a copy if it is as near to a canonical layout of any concept, in root mean square over its pixels,
     as training's own variants of that layout mostly are (their 95th percentile).
     """
     layouts = _flat(render([canonical(name) for name in pool], size))
@@ -177,29 +181,29 @@ def autoencoder(pipeline: Pipeline, judge: Judge, pool: Sequence[str], count: in
     composer, vae = Composer(size=pipeline.defaults()["height"]), pipeline.vae
     decibels, images = 0.0, []
     with torch.inference_mode():
-        for part in tqdm(list(chunks(scenes, 16)), desc="autoencoder", unit="batch", dynamic_ncols=True):
+        for part in chunks(scenes, 16):
             pixels = composer.render(part).to(pipeline.device, pipeline.dtype)
             decibels += psnr(vae, pixels) * len(part)
             images += to_pil(vae.decode(vae.scale(vae.encode(pixels)[0])))
-    return {"pictures": count, "psnr_db": decibels / count, "reconstructed": summary(measure(judge, images, scenes))}
+    return {"images": count, "psnr_db": decibels / count, "reconstructed": summary(measure(judge, images, scenes))}
 
 
-def judges(judge: Judge, second: Judge, count: int) -> dict[str, Any]:
+def judges(judge: Judge, second: Judge, segmentation_file: Path, count: int) -> dict[str, Any]:
     scenes = [sample(random.Random(f"unseen/{i}")) for i in range(count)]
     composer, images, boxes, labels = Composer(), [], [], []
-    segmentation = Segmentation.load(JUDGES / "segmentation.safetensors", judge)
+    segmentation = Segmentation.load(segmentation_file, judge)
     kinds = len(CATEGORIES)
     confusion = torch.zeros(kinds, kinds, dtype=torch.int64)
     for part in chunks(scenes):
         pixels, truths = composer.truth(part)
-        pictures = to_pil(pixels)
-        images += pictures
-        confusion += confusion_matrix(segmentation(pictures), category_maps(truths, composer.size).long(), kinds)
+        drawn = to_pil(pixels)
+        images += drawn
+        confusion += confusion_matrix(segmentation(drawn), category_maps(truths, composer.size).long(), kinds)
         for truth in truths:
             visible = truth.boxes[:, 2] > truth.boxes[:, 0]
             boxes.append(truth.boxes[visible])
             labels.append(truth.concepts[visible])
-    report: dict[str, Any] = {"pictures": count, "segmentation_mean_iou": mean_iou(confusion)}
+    report: dict[str, Any] = {"images": count, "segmentation_mean_iou": mean_iou(confusion)}
     for name, one in (("first", judge), ("second", second)):
         sights = one.look(images)
         report[name] = {
@@ -217,8 +221,8 @@ def judges(judge: Judge, second: Judge, count: int) -> dict[str, Any]:
 
 
 def operations(folder: str | Path) -> float:
-    """Billions of floating-point operations of one picture, counted in the plain form of the networks: the counter does
-    not see into packed layers and fused attention."""
+    """Return the billions of floating-point operations per image, counted in the plain form of the networks: the counter
+    does not see into packed layers and fused attention."""
     checkpoint, device = load_checkpoint(folder), torch.device("cpu")
     for network in checkpoint.networks.values():
         prepare(network, device=device, dtype=torch.float32)
@@ -238,8 +242,8 @@ def cost(pipeline: Pipeline) -> dict[str, Any]:
     return {
         "weights_mb": _megabytes(path for path in folder.rglob("*.safetensors") if path.parent != JUDGES),
         "judges_mb": _megabytes(JUDGES.glob("*.safetensors")),
-        "gflop_a_picture": operations(folder),
-        "seconds_a_picture": sorted(times)[len(times) // 2],
+        "gflop_per_image": operations(folder),
+        "seconds_per_image": sorted(times)[len(times) // 2],
         "threads": torch.get_num_threads(),
         "device": str(pipeline.device),
         "dtype": str(pipeline.dtype).removeprefix("torch."),
@@ -254,30 +258,34 @@ def _megabytes(paths: Iterable[Path]) -> float:
 def best_of(
     pipeline: Pipeline, judge: Judge, second: Judge, pool: Sequence[str], count: int, many: int
 ) -> dict[str, Any]:
-    """How much of what one draw lacks, to what the second judge says of drawn scenes, choosing by the first makes good."""
+    """Measure by the second judge how much better the best of `many` images is than one, choosing by the first."""
     scenes = held_out_scenes(random.Random("best of"), pool, count)
     prompts = [caption(scene) for scene in scenes]
     repeated = [prompt for prompt in prompts for _ in range(many)]
     images = draw(pipeline, repeated, seeds_for(FIRST_SEED, many) * len(scenes), f"best of {many}")
-    scores: list[Score] = judge.scores(images, repeated)
-    starts = range(0, len(images), many)
-    best = [images[max(range(start, start + many), key=lambda i: scores[i].total)] for start in starts]
-    measured = {
-        "one": measure(second, images[::many], scenes),
-        "best": measure(second, best, scenes),
-        "drawn": measure(second, render(scenes, pipeline.defaults()["height"]), scenes),
-    }
-    shares = {name: figures.tallies["satisfied"].share for name, figures in measured.items()}
-    missing = shares["drawn"] - shares["one"]
+    best = chosen(images, judged(images, repeated, judge), many)
+    shown = {"one": images[::many], "best": best, "drawn": render(scenes, pipeline.defaults()["height"])}
+    shares = {name: measure(second, of, scenes).tallies["satisfied"].share for name, of in shown.items()}
     return {
         "prompts": len(prompts),
         "best_of": many,
         **{f"satisfied_{name}": share for name, share in shares.items()},
-        "share_of_missing_made_good": (shares["best"] - shares["one"]) / missing if missing > 0 else float("nan"),
+        "share_of_missing_made_good": made_good(**shares),
     }
 
 
-AIMS = {  # of issue's table: on a CPU, on a GPU
+def chosen(images: Sequence[Image.Image], scores: Sequence[Score | Unscored], many: int) -> list[Image.Image]:
+    """Return of every `many` images the one with the highest score."""
+    return [images[start + best_index(scores[start : start + many])] for start in range(0, len(images), many)]
+
+
+def made_good(one: float, best: float, drawn: float) -> float:
+    """Return how much of what one draw lacks, to what the judge says of drawn scenes, the best of several has; NaN where
+    it lacks nothing."""
+    return (best - one) / (drawn - one) if drawn > one else float("nan")
+
+
+AIMS = {  # of a model trained on a CPU, and on a GPU
     "object_top1_error": ("≤ 20 %", "≤ 5 %"),
     "object_top5_error": ("≤ 7 %", "≤ 1 %"),
     "setting": ("≥ 95 %", "≥ 99 %"),
@@ -288,13 +296,13 @@ AIMS = {  # of issue's table: on a CPU, on a GPU
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as Markdown: a table of the held-out pictures, and a line for every other figure."""
+    """Return the report as Markdown: a table of the held-out images, and a line for every other figure."""
     lines = [f"{report['model']}, {report['concepts']} concepts", ""]
-    if "pictures" in report:
-        part = report["pictures"]
+    if "images" in report:
+        part = report["images"]
         columns = ("generated", "drawn", "russian")
         lines += [
-            f"| held out, {part['pictures']} pictures | aim, CPU | aim, GPU | {' | '.join(columns)} |",
+            f"| held out, {part['images']} images | aim, CPU | aim, GPU | {' | '.join(columns)} |",
             "|---" * 6 + "|",
         ]
         rows = {**AIMS, "relation": ("", ""), "satisfied": ("", "")}

@@ -1,23 +1,23 @@
-"""Scenes of held-out combinations, and the pictures of them, for the scripts that measure."""
+"""Scenes of held-out combinations, and images of them, for the scripts that measure."""
 
 import random
 from collections.abc import Iterator, Sequence
 
 from PIL import Image
-from tqdm import tqdm
 
 from genpipe.images import to_pil
 from genpipe.pipeline import BATCH, Pipeline
+from genpipe.progress import Progress
 from genpipe.scenes import COLOURS, SETTINGS, Placed, Scene, concepts, held_out, sample
 from genpipe.scenes.compose import Composer
 from genpipe.scenes.places import LOOK
 
-COMBINATIONS = ("setting", "colour", "pair", "count")  # kinds of scenes, a quarter of the pictures each
+COMBINATIONS = ("setting", "colour", "pair", "count")  # kinds of scenes, a quarter of the images each
 FIRST_SEED = 1000
 
 
 def held_out_scenes(rng: random.Random, pool: Sequence[str], n: int) -> list[Scene]:
-    """`n` scenes of combinations that no training picture shows, of each kind as many, as far as the concepts have them.
+    """Return `n` scenes of combinations that no training image shows, of each kind as many as the concepts have.
 
     Raises:
         ValueError: these concepts have no held-out combination.
@@ -51,16 +51,18 @@ def _has_held_out(pool: Sequence[str], kind: str) -> bool:
 def draw(
     pipeline: Pipeline, prompts: Sequence[str], seeds: Sequence[int], title: str, *, speed: str = "exact"
 ) -> list[Image.Image]:
-    """A picture for each prompt and seed, at the model's default steps."""
+    """Draw an image for each prompt and seed, at the model's default steps."""
     images: list[Image.Image] = []
-    for start in tqdm(range(0, len(prompts), BATCH), desc=title, unit="batch", dynamic_ncols=True):
-        part = slice(start, start + BATCH)
-        images += pipeline(list(prompts[part]), seeds=list(seeds[part]), speed=speed, progress=False)
+    with Progress(len(prompts), unit="image", label=title) as progress:
+        for start in range(0, len(prompts), BATCH):
+            part = slice(start, start + BATCH)
+            images += pipeline(list(prompts[part]), seeds=list(seeds[part]), speed=speed, progress=False)
+            progress.update(len(prompts[part]))
     return images
 
 
 def render(scenes: Sequence[Scene], size: int) -> list[Image.Image]:
-    """The scenes as genpipe.scenes draws them."""
+    """Return the scenes as genpipe.scenes draws them."""
     composer = Composer(size=size)
     return [image for part in chunks(scenes) for image in to_pil(composer.render(part))]
 

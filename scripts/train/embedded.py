@@ -27,10 +27,10 @@ from genpipe.scenes.captions import Style, caption, corpus
 from genpipe.scenes.compose import Composer
 from genpipe.scenes.concepts import names
 from genpipe.scenes.world import Scene, sample
-from genpipe.training.diffusion import Captioned
-from genpipe.training.loop import Budget, fit
+from genpipe.training.diffusion import Wording
+from genpipe.training.loop import Budget, choose_accelerator, fit
 from genpipe.training.text_encoder import Reader, reading_loss
-from genpipe.training.text_to_image import RATE, SIZE, choose_accelerator, new_model, train, trained_model
+from genpipe.training.text_to_image import RATE, SIZE, new_model, train, trained_model
 
 TOKENS = 32
 MORE_PAIRS = 0.4  # with the world's own share, 56 % of the pictures that the denoiser learns from
@@ -68,6 +68,7 @@ def main(given: Sequence[str] | None = None) -> None:
         default=0.0,
         help="with --init: time before that for the autoencoder's decoder alone (%(default)s)",
     )
+    parser.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the best there is)")
     arguments = parser.parse_args(given)
     if arguments.init is None and arguments.decoder_minutes:
         parser.error("--decoder-minutes needs --init, the checkpoint whose decoder is to be trained")
@@ -83,7 +84,7 @@ def main(given: Sequence[str] | None = None) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
-    accelerator = choose_accelerator()
+    accelerator = choose_accelerator(arguments.device)
     out, minutes, seed = arguments.out, arguments.minutes, arguments.seed
     if arguments.init is None:
         shares = {"autoencoder": arguments.vae_share, "text": arguments.text_share}
@@ -101,7 +102,7 @@ def run(arguments: argparse.Namespace) -> None:
         budgets = {stage: Budget(minutes=time) for stage, time in stages.items() if time}
         model = trained_model(out, arguments.init)
     train(
-        replace(model, defaults={**model.defaults, "concepts": list(arguments.concepts)}),
+        replace(model, defaults={**model.defaults, "prompt": "scenes", "concepts": list(arguments.concepts)}),
         Scenes(accelerator.device, concepts=arguments.concepts, seed=seed),
         out=out,
         accelerator=accelerator,
@@ -152,7 +153,7 @@ class Scenes:
     def draw(self, rng: random.Random, count: int) -> Tensor:
         return self._composer.render([sample(rng, self._pool) for _ in range(count)])
 
-    def sequence(self, start: int, stop: int) -> tuple[Tensor, Sequence[Captioned]]:
+    def sequence(self, start: int, stop: int) -> tuple[Tensor, Sequence[Wording]]:
         indices = range(start, stop)
         scenes = [draw_scene(random.Random(f"{self._seed}/{i}"), self._pool, more_pairs=MORE_PAIRS) for i in indices]
         return self._composer.render(scenes), [partial(word, scene) for scene in scenes]

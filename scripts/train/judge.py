@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from genpipe.images import to_pil
 from genpipe.judge.evaluation import measure, summary
@@ -23,14 +22,12 @@ from genpipe.judge.scene_segmentation import CATEGORIES, MaskHead, Segmentation
 from genpipe.scenes import COLOURS, SETTINGS, names, sample
 from genpipe.scenes.compose import Composer
 from genpipe.training.judge import ScenePool, category_maps, judge_loss, segmentation_loss
-from genpipe.training.loop import Budget, fit
-from genpipe.training.text_to_image import choose_accelerator
+from genpipe.training.loop import Budget, Randomness, choose_accelerator, fit
 from genpipe.vision.metrics import confusion_matrix, mean_iou
 from genpipe.vision.scene_model import SceneModel
 
 SHARES = {"judge": 0.6, "segmentation": 0.12, "second": 0.28}  # of the time
 RATE = 2e-3
-UNSEEN = 400  # scenes that every checkpoint is measured on, a quarter of held-out combinations
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -38,86 +35,82 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/judges"), help="folder of states and weights")
     parser.add_argument("--minutes", type=float, default=95, help="time for all stages (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything drawn (%(default)s)")
+    parser.add_argument("--unseen", type=int, default=400, metavar="N",
+                        help="scenes that every checkpoint is measured on, a quarter of held-out combinations (%(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--pool", type=int, default=8192, metavar="N", help="scenes drawn before the first step (%(default)s)"
+    )
+    parser.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the best there is)")
     arguments = parser.parse_args(given)
+    for name in ("unseen", "pool"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} {getattr(arguments, name)} is too few: use 1 or more")
     if not arguments.minutes > 0:
         parser.error(f"--minutes {arguments.minutes} is too short: give more than 0")
     try:
-        run(arguments.out, arguments.minutes, arguments.seed)
+        run(arguments)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
 
 
-def run(out: Path, minutes: float, seed: int) -> None:
-    accelerator = choose_accelerator()
-    budgets = {stage: Budget(minutes=minutes * share) for stage, share in SHARES.items()}
-    judge = train_judge("resnet18", out / "judge", out / "model.safetensors", budgets["judge"], accelerator, seed)
-    train_segmentation(judge, out, budgets["segmentation"], accelerator, seed)
-    train_judge("plain", out / "second", out / "second.safetensors", budgets["second"], accelerator, seed + 1)
+def run(arguments: argparse.Namespace) -> None:
+    accelerator = choose_accelerator(arguments.device)
+    out, seed, unseen = arguments.out, arguments.seed, arguments.unseen
 
+    def stage(
+        name: str,
+        model: nn.Module,
+        loss: Callable[[ScenePool], Callable[[nn.Module, int, Randomness], Tensor]],
+        seed: int,
+        keep: Callable[[nn.Module], None],
+    ) -> None:
+        fit(
+            model.to(memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]
+            loss(ScenePool(seed, initial=arguments.pool)),
+            directory=out / name,
+            budget=Budget(minutes=arguments.minutes * SHARES[name]),
+            peak_rate=RATE,
+            accelerator=accelerator,
+            seed=seed,
+            on_checkpoint=keep,
+        )
 
-def train_judge(trunk: str, directory: Path, file: Path, budget: Budget, accelerator: Accelerator, seed: int) -> Judge:
-    torch.manual_seed(seed)
-    model = SceneModel(trunk, concepts=len(names()), colours=len(COLOURS), settings=len(SETTINGS))
-    rng = random.Random("unseen")
-    scenes = [sample(rng, held=i % 4 == 0) for i in range(UNSEEN)]
-    unseen = to_pil(Composer().render(scenes))
+    def train_judge(name: str, trunk: str, file: Path, seed: int) -> Judge:
+        torch.manual_seed(seed)
+        model = SceneModel(trunk, concepts=len(names()), colours=len(COLOURS), settings=len(SETTINGS))
+        rng = random.Random("unseen")
+        scenes = [sample(rng, held=i % 4 == 0) for i in range(unseen)]
+        images = to_pil(Composer().render(scenes))
 
-    def keep(averaged: nn.Module) -> None:
-        assert isinstance(averaged, SceneModel)
-        judge = Judge(averaged)
-        judge.save(file)
-        figures = summary(measure(judge, unseen, scenes))
-        accelerator.print("\n" + "  ".join(f"{name} {value:.1%}" for name, value in figures.items()))
+        def keep(averaged: nn.Module) -> None:
+            assert isinstance(averaged, SceneModel)
+            judge = Judge(averaged)
+            judge.save(file)
+            figures = summary(measure(judge, images, scenes))
+            accelerator.print("  ".join(f"{name} {value:.1%}" for name, value in figures.items()))
 
-    train(model, judge_loss(ScenePool(seed)), directory, budget, accelerator, seed, keep)
-    return Judge.load(file)
+        stage(name, model, judge_loss, seed, keep)
+        return Judge.load(file, device=accelerator.device)
 
+    def train_segmentation(judge: Judge) -> None:
+        torch.manual_seed(seed)
+        composer = Composer()
+        rng = random.Random("unseen")
+        pixels, truths = composer.truth([sample(rng) for _ in range(unseen)])
+        true, images = category_maps(truths, composer.size), to_pil(pixels)
 
-def train_segmentation(judge: Judge, out: Path, budget: Budget, accelerator: Accelerator, seed: int) -> None:
-    torch.manual_seed(seed)
-    composer = Composer()
-    rng = random.Random("unseen")
-    pixels, truths = composer.truth([sample(rng) for _ in range(UNSEEN)])
-    true, unseen = category_maps(truths, composer.size), to_pil(pixels)
+        def keep(averaged: nn.Module) -> None:
+            assert isinstance(averaged, MaskHead)
+            segmentation = Segmentation(averaged, judge)
+            segmentation.save(out / "segmentation.safetensors")
+            iou = mean_iou(confusion_matrix(segmentation(images), true.long(), len(CATEGORIES)))
+            accelerator.print(f"mean IoU {iou:.1%}")
 
-    def keep(averaged: nn.Module) -> None:
-        assert isinstance(averaged, MaskHead)
-        segmentation = Segmentation(averaged, judge)
-        segmentation.save(out / "segmentation.safetensors")
-        found = segmentation(unseen)
-        iou = mean_iou(confusion_matrix(found, true.long(), len(CATEGORIES)))
-        accelerator.print(f"\nmean IoU {iou:.1%}")
+        stage("segmentation", MaskHead(judge.model.trunk), segmentation_loss, seed, keep)
 
-    train(
-        MaskHead(judge.model.trunk),
-        segmentation_loss(ScenePool(seed)),
-        out / "segmentation",
-        budget,
-        accelerator,
-        seed,
-        keep,
-    )
-
-
-def train(
-    model: nn.Module,
-    loss: Callable[..., torch.Tensor],
-    directory: Path,
-    budget: Budget,
-    accelerator: Accelerator,
-    seed: int,
-    keep: Callable[[nn.Module], None],
-) -> None:
-    fit(
-        model.to(memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]
-        loss,
-        directory=directory,
-        budget=budget,
-        peak_rate=RATE,
-        accelerator=accelerator,
-        seed=seed,
-        on_checkpoint=keep,
-    )
+    judge = train_judge("judge", "resnet18", out / "model.safetensors", seed)
+    train_segmentation(judge)
+    train_judge("second", "plain", out / "second.safetensors", seed + 1)
 
 
 if __name__ == "__main__":

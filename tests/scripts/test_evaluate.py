@@ -2,59 +2,77 @@
 
 import importlib
 import json
+import math
 import random
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from PIL import Image
 
+from genpipe.judge import Score, Unscored
 from genpipe.judge.scene_judge import Judge
 from genpipe.judge.scene_segmentation import MaskHead, Segmentation
 from genpipe.scenes import COLOURS, SETTINGS, canonical, held_out, names, sample
-from genpipe.training.judge import ScenePool
 from genpipe.vision.scene_model import SceneModel
 
 POOL = ("pirate ship", "cat", "castle", "apple", "car", "owl")
 
 
 @pytest.fixture(scope="module")
-def evaluate(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """The script, with judges of random weights."""
-    folder, module = tmp_path_factory.mktemp("judges"), importlib.import_module("scripts.evaluate.embedded")
+def evaluate() -> ModuleType:
+    return importlib.import_module("scripts.evaluate.embedded")
+
+
+@pytest.fixture(scope="module")
+def judges(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of judges of random weights."""
+    folder = tmp_path_factory.mktemp("judges")
     torch.manual_seed(0)
     for file, trunk in (("second", "plain"), ("model", "resnet18")):
         counts = {"concepts": len(names()), "colours": len(COLOURS), "settings": len(SETTINGS)}
         judge = Judge(SceneModel(trunk, **counts, width=8))
         judge.save(folder / f"{file}.safetensors")
     Segmentation(MaskHead(judge.model.trunk), judge).save(folder / "segmentation.safetensors")
-    setattr(module, "JUDGES", folder)  # noqa: B010
-    return module
+    return folder
 
 
 @pytest.mark.filterwarnings("ignore:the prompt is cut")
 def test_every_part_gives_its_figures(
-    evaluate: ModuleType, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    evaluate: ModuleType, judges: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few = ["--pictures", "8", "--seeds", "2", "--prompts", "2", "--best-of", "2", "--unseen", "6"]
+    few = [
+        "--device",
+        "cpu",
+        "--judges",
+        str(judges),
+        "--images",
+        "8",
+        "--seeds",
+        "2",
+        "--prompts",
+        "2",
+        "--best-of",
+        "2",
+        "--unseen",
+        "6",
+    ]
     evaluate.main(["--model", str(tiny_checkpoint), *few, "--json"])
     report: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert set(report) == {"model", "concepts", *evaluate.PARTS} and report["concepts"] == len(names())
-    pictures = report["pictures"]
-    assert pictures["pictures"] == 8 and pictures["kinds"] == {"setting": 2, "colour": 2, "pair": 2, "count": 2}
+    images = report["images"]
+    assert images["images"] == 8 and images["kinds"] == {"setting": 2, "colour": 2, "pair": 2, "count": 2}
     wanted = {"object_top1_error", "object_top5_error", "setting", "colour", "pair", "count", "satisfied"}
-    assert wanted <= set(pictures["generated"]) and wanted <= set(pictures["drawn"])
-    assert all(0 <= share <= 1 for share in pictures["generated"].values())
-    assert pictures["frechet_distance"] > 0 and 0 <= pictures["copies"]["copies"] <= 1
+    assert wanted <= set(images["generated"]) and wanted <= set(images["drawn"])
+    assert all(0 <= share <= 1 for share in images["generated"].values())
+    assert images["frechet_distance"] > 0 and 0 <= images["copies"]["copies"] <= 1
     assert 0 < report["vae"]["psnr_db"] < 30 and 0 <= report["judge"]["segmentation_mean_iou"] <= 1
     assert set(report["best-of"]) == {
         *("prompts", "best_of", "satisfied_one", "satisfied_best", "satisfied_drawn", "share_of_missing_made_good")
     }
-    assert report["cost"]["gflop_a_picture"] > 0 and report["cost"]["weights_mb"] > 0.1
+    assert report["cost"]["gflop_per_image"] > 0 and report["cost"]["weights_mb"] > 0.1
     del report["best-of"]
     table = evaluate.table(report)
     assert "| object_top1_error | ≤ 20 % | ≤ 5 % | " in table and "\ncost:\n- weights_mb: " in table
@@ -86,42 +104,22 @@ def test_how_far_one_language_is_behind_the_other(evaluate: ModuleType) -> None:
     assert evaluate.behind({"setting": 0.95, "object_top1_error": 0.05, "colour": 0.6}, english) == pytest.approx(-5)
 
 
-class Oracle:
-    """Gives every picture its brightness as score."""
+def test_of_each_group_the_best_is_chosen(evaluate: ModuleType) -> None:
+    images = [Image.new("RGB", (8, 8), (shade,) * 3) for shade in range(6)]
+    scores = [Score("cat", total) for total in (0.1, 0.9, 0.3, 0.2, 0.2)] + [Unscored("cat", "no")]
+    assert evaluate.chosen(images, scores, 3) == [images[1], images[3]]
 
-    def scores(self, images: Any, prompts: Any) -> Any:
-        return [type("Score", (), {"total": image.getpixel((0, 0))[0]}) for image in images]
 
-
-def test_the_best_is_chosen_by_the_first_judge_and_measured_by_the_second(
-    evaluate: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of four pictures of a prompt one is right and bright: one draw is right for a quarter of the prompts."""
-    shades = [200, 100, 100, 100]
-    monkeypatch.setattr(
-        evaluate,
-        "draw",
-        lambda _, prompts, *__: [
-            Image.new("RGB", (8, 8), (shades[(i + i // 4) % 4],) * 3) for i in range(len(prompts))
-        ],
-    )
-    monkeypatch.setattr(evaluate, "render", lambda scenes, _: [Image.new("RGB", (8, 8), "white") for _ in scenes])
-
-    def measure(_: object, images: list[Image.Image], __: object) -> Any:
-        share = sum(image.getpixel((0, 0))[0] >= 200 for image in images) / len(images)  # pyright: ignore
-        return type("Measured", (), {"tallies": {"satisfied": type("Tally", (), {"share": share})}})
-
-    monkeypatch.setattr(evaluate, "measure", measure)
-    pipeline = type("Pipeline", (), {"defaults": lambda self: {"height": 8}})()
-    found = evaluate.best_of(pipeline, Oracle(), None, POOL, 8, 4)
-    assert (found["satisfied_one"], found["satisfied_best"], found["satisfied_drawn"]) == (0.25, 1, 1)
-    assert found["share_of_missing_made_good"] == 1
+def test_what_is_made_good_is_a_share_of_what_one_draw_lacks(evaluate: ModuleType) -> None:
+    assert evaluate.made_good(one=0.5, best=0.8, drawn=0.9) == pytest.approx(0.75)
+    assert evaluate.made_good(one=0.25, best=1.0, drawn=1.0) == 1
+    assert math.isnan(evaluate.made_good(one=0.9, best=0.9, drawn=0.9))
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--pictures", "0"], "--pictures 0 is too few: use 1 or more"),
+        (["--images", "0"], "--images 0 is too few: use 1 or more"),
         (["--parts", "all"], "invalid choice: 'all'"),
         (["--model", "nowhere/at/all"], "nowhere/at/all"),
     ],
@@ -134,17 +132,12 @@ def test_mistakes_are_one_line(
     assert says in (capsys.readouterr().err if error.value.code == 2 else str(error.value))
 
 
-def test_the_judges_are_trained_by_one_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_judges_are_trained_by_one_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = importlib.import_module("scripts.train.judge")
-    monkeypatch.setattr(module, "choose_accelerator", lambda: Accelerator(cpu=True))
-    monkeypatch.setattr(module, "ScenePool", partial(ScenePool, initial=8, fresh=0))
-    monkeypatch.setattr(module, "UNSEEN", 8)
-    module.main(["--out", str(tmp_path), "--minutes", "0.001"])
+    module.main(["--out", str(tmp_path), "--minutes", "0.001", "--pool", "8", "--unseen", "8", "--device", "cpu"])
     printed = capsys.readouterr().out
     assert printed.count("object_top1_error") == 2 and printed.count("mean IoU") == 1
     judge = Judge.load(tmp_path / "model.safetensors", device="cpu")
     assert judge.model.architecture == "resnet18" and judge.concepts == names()
-    assert Judge.load(tmp_path / "second.safetensors").model.architecture == "plain"
+    assert Judge.load(tmp_path / "second.safetensors", device="cpu").model.architecture == "plain"
     Segmentation.load(tmp_path / "segmentation.safetensors", judge)

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from genpipe.blocks import conv_unit
 from genpipe.scenes import sample
 from genpipe.scenes.compose import Composer
 from genpipe.training.classifier import classification_loss, train_classifier
-from genpipe.training.loop import Budget, Draw
+from genpipe.training.loop import Budget, Randomness, choose_accelerator
 from genpipe.vision.metrics import top_k_error
 from genpipe.vision.transfer import freeze
 
@@ -51,10 +50,10 @@ def small() -> nn.Module:
 def train(directory: Path, steps: int, model: nn.Module | None = None) -> nn.Module:
     return train_classifier(
         small() if model is None else model,
-        lambda draw: draw_scenes(draw.scenes, 24),
+        lambda randomness: draw_scenes(randomness.choices, 24),
         directory=directory,
         budget=Budget(steps=steps),
-        accelerator=Accelerator(cpu=True),
+        accelerator=choose_accelerator("cpu", "fp32"),
         peak_rate=4e-3,
         average=0.95,
     )
@@ -83,7 +82,9 @@ def test_the_loss_is_cross_entropy_with_the_labels_smoothed() -> None:
     with torch.no_grad():
         model.weight.copy_(torch.eye(3))
     for smoothing in (0.0, 0.3):
-        loss = classification_loss(lambda draw: (logits, labels), smoothing=smoothing)(model, 0, Draw.at(0, 0))
+        loss = classification_loss(lambda randomness: (logits, labels), smoothing=smoothing)(
+            model, 0, Randomness.at(0, 0)
+        )
         expected = 0.0
         for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
             logs = [value - math.log(sum(map(math.exp, row))) for value in row]
@@ -95,4 +96,4 @@ def test_the_loss_is_cross_entropy_with_the_labels_smoothed() -> None:
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0, math.nan])
 def test_a_smoothing_that_leaves_no_label_is_refused(smoothing: float) -> None:
     with pytest.raises(ValueError, match=r"a label smoothing of .* is out of range"):
-        classification_loss(lambda draw: (torch.zeros(1), torch.zeros(1)), smoothing=smoothing)
+        classification_loss(lambda randomness: (torch.zeros(1), torch.zeros(1)), smoothing=smoothing)

@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from genpipe.scenes import sample
@@ -20,7 +19,7 @@ from genpipe.training.detection import (
     scene_objects,
     true_centreness,
 )
-from genpipe.training.loop import Budget, Draw, fit
+from genpipe.training.loop import Budget, Randomness, choose_accelerator, fit
 from genpipe.vision.detection import STRIDE, Detector, DetectorConfig, Maps, places
 from genpipe.vision.metrics import mean_average_precision
 
@@ -138,11 +137,11 @@ def test_a_small_network_learns_where_things_are(tmp_path: Path) -> None:
         directory=tmp_path,
         budget=Budget(steps=120),
         peak_rate=8e-3,
-        accelerator=Accelerator(cpu=True),
+        accelerator=choose_accelerator("cpu", "fp32"),
         average=0.9,
     )
     assert isinstance(model, Detector)
-    pixels, objects = scene_objects(Composer(size=48), CONCEPTS, 64)(Draw.at(1, 0))
+    pixels, objects = scene_objects(Composer(size=48), CONCEPTS, 64)(Randomness.at(1, 0))
     found = model.detect(pixels)
     precision = mean_average_precision(
         [each.boxes for each in found],

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from genpipe.training.diffusion import LatentPool, TextToImage, diffusion_loss
-from genpipe.training.loop import Draw
+from genpipe.training.loop import Randomness
 
 
 class Numbers:
@@ -76,14 +76,14 @@ def test_the_loss_is_the_weighted_square_of_the_velocity_error(error: float) -> 
     loss = diffusion_loss(pool, Tokens(), squared.tolist(), batch=4000, gamma=5.0)  # type: ignore[arg-type]
     # SNRs 9, 1, 1/9, 0: min(1, 5 / (SNR + 1)) is 0.5 once, then 1
     expected = error**2 * (0.5 + 1 + 1 + 1) / 4
-    assert loss(Echo(squared, error), 0, Draw.at(0, 0)).item() == pytest.approx(expected, rel=0.05, abs=1e-9)
+    assert loss(Echo(squared, error), 0, Randomness.at(0, 0)).item() == pytest.approx(expected, rel=0.05, abs=1e-9)
 
 
 def test_captions_are_dropped_at_the_stated_share() -> None:
     tokens = Tokens()
     pool = LatentPool(lambda a, b: (torch.zeros(b - a, 2, 1, 1), [lambda rng: "x"] * (b - a)), initial=4, capacity=4)
     loss = diffusion_loss(pool, tokens, [0.9, 0.1], batch=4000, caption_dropout=0.1)  # type: ignore[arg-type]
-    loss(Echo(torch.tensor([0.9, 0.1]), 0.0), 0, Draw.at(0, 0))
+    loss(Echo(torch.tensor([0.9, 0.1]), 0.0), 0, Randomness.at(0, 0))
     assert tokens.texts.count("") == pytest.approx(400, abs=60)
 
 

@@ -62,7 +62,7 @@ def test_captions_stand_in_metadata_under_any_of_the_usual_names(tmp_path: Path)
     )
     pictures = read_folder(tmp_path, 16)
     assert pairs(pictures) == {("a red square", RED), ("синий квадрат", BLUE), ("green", (0, 255, 0))}
-    assert str(pictures.report) == "3 pictures"
+    assert str(pictures.report) == "3 images"
 
 
 def test_captions_stand_in_text_files_beside_the_pictures_of_all_folders(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_bad_file_is_skipped_and_named(tmp_path: Path, case: str) -> None:
     assert pairs(pictures) == {("blue", BLUE)}
     [(given, [name])] = pictures.report.skipped.items()
     assert given.startswith(reason) and name.startswith("bad.")
-    assert str(pictures.report) == f"1 picture, 1 skipped\n  skipped, {given}: {name}"
+    assert str(pictures.report) == f"1 image, 1 skipped\n  skipped, {given}: {name}"
 
 
 BAD_ROWS: list[tuple[object, str, str]] = [
@@ -199,7 +199,7 @@ def test_of_an_animation_the_first_frame_is_used(tmp_path: Path, suffix: str) ->
 def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
     captioned(tmp_path, "a.jpg", solid((0, 255, 255, 0), mode="CMYK"))
     assert np.allclose(np.asarray(only(tmp_path)), RED, atol=4)
-    assert str(read_folder(tmp_path, 16).report) == "1 picture, 1 converted\n  converted, from CMYK: a.jpg"
+    assert str(read_folder(tmp_path, 16).report) == "1 image, 1 converted\n  converted, from CMYK: a.jpg"
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tiff"])
@@ -223,7 +223,7 @@ def test_transparency_lies_on_white(tmp_path: Path, mode: str) -> None:
 
 def test_an_opaque_alpha_channel_is_nothing_to_report(tmp_path: Path) -> None:
     captioned(tmp_path, "a.png", solid((*RED, 255), mode="RGBA"))
-    assert str(read_folder(tmp_path, 16).report) == "1 picture"
+    assert str(read_folder(tmp_path, 16).report) == "1 image"
 
 
 def test_a_small_picture_is_enlarged_and_named(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_rotation_is_obeyed_and_the_central_square_is_kept(tmp_path: Path) -> No
 def test_a_long_picture_within_the_limit_is_used(tmp_path: Path) -> None:
     captioned(tmp_path, "a.png", solid(RED, (20_000, 20)))
     assert only(tmp_path).getpixel((8, 8)) == RED
-    assert str(read_folder(tmp_path, 16).report) == "1 picture"
+    assert str(read_folder(tmp_path, 16).report) == "1 image"
 
 
 def test_a_large_jpeg_is_read_as_it_looks(tmp_path: Path) -> None:
@@ -287,9 +287,9 @@ def test_a_name_that_is_not_text_can_be_printed(tmp_path: Path) -> None:
 
 
 def test_what_is_not_a_folder_of_pictures_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nowhere is not a folder: give one that holds pictures"):
+    with pytest.raises(ValueError, match="nowhere is not a folder: give one that holds images"):
         read_folder(tmp_path / "nowhere", 16)
-    with pytest.raises(ValueError, match=r"holds no pictures: put .*png"):
+    with pytest.raises(ValueError, match=r"holds no images: put .*png"):
         read_folder(tmp_path, 16)
     for name in ("a.png", "b.png"):
         solid(RED).save(tmp_path / name)

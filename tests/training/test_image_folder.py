@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from PIL import Image
 
 from genpipe.cli import main
-from genpipe.training import image_folder as module
 from genpipe.training.image_folder import BEST, augment, read_image_folder, train_on_folder
-from genpipe.training.loop import Budget
+from genpipe.training.loop import Budget, choose_accelerator
 from genpipe.vision.architectures import build
 from genpipe.vision.classify import classify
 from genpipe.vision.lenet import LeNet5
@@ -42,12 +40,14 @@ def folder(tmp_path: Path) -> Path:
 
 def train(folder: Path, out: Path, steps: int = 40, **settings: Any) -> Classifier:
     settings = {"architecture": "lenet5", "batch": 8, **settings}
-    return train_on_folder(folder, out, budget=Budget(steps=steps), accelerator=Accelerator(cpu=True), **settings)
+    return train_on_folder(
+        folder, out, budget=Budget(steps=steps), accelerator=choose_accelerator("cpu", "fp32"), **settings
+    )
 
 
 def test_a_folder_is_its_classes_and_one_in_ten_is_held_out(folder: Path) -> None:
     read = read_image_folder(folder, SMALL)
-    assert read.classes == ("across", "вдоль") and str(read.report) == "40 pictures"
+    assert read.classes == ("across", "вдоль") and str(read.report) == "40 images"
     assert torch.bincount(read.training.labels).tolist() == [18, 18]
     assert torch.bincount(read.validation.labels).tolist() == [2, 2]
     assert read.training.pixels.shape == (36, 1, 36, 36) and read.training.pixels.dtype == torch.uint8
@@ -83,7 +83,7 @@ def test_what_cannot_be_read_is_named_and_counted(folder: Path) -> None:
     (folder / "вдоль" / "gone.png").symlink_to("nowhere.png")
     (folder / "вдоль" / "notes.txt").write_text("not a picture, and not said to be one")
     assert str(read_image_folder(folder, SMALL).report).splitlines() == [
-        "40 pictures, 3 skipped",
+        "40 images, 3 skipped",
         "  skipped, not an image: across/bad.png",
         "  skipped, a damaged image: вдоль/cut.png",
         "  skipped, cannot be read (No such file or directory): вдоль/gone.png",
@@ -91,33 +91,33 @@ def test_what_cannot_be_read_is_named_and_counted(folder: Path) -> None:
 
 
 def test_folders_that_cannot_be_learned_from_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"none is not a folder: give one that holds a folder of pictures"):
+    with pytest.raises(ValueError, match=r"none is not a folder: give one that holds a folder of images"):
         read_image_folder(tmp_path / "none", SMALL)
-    with pytest.raises(ValueError, match=r"across holds 0 folders of pictures, and a classifier needs 2"):
+    with pytest.raises(ValueError, match=r"across holds 0 folders of images, and a classifier needs 2"):
         read_image_folder(folder / "across", SMALL)
     for name in ("empty", "unreadable"):
         (folder / name).mkdir()
     (folder / "unreadable" / "bad.png").write_text("no picture")
     with pytest.raises(
         ValueError,
-        match=r"has 2 classes without a picture that can be read "
-        r"\(empty, unreadable; unreadable/bad.png, not an image\): add pictures, or remove the folders$",
+        match=r"has 2 classes without an image that can be read "
+        r"\(empty, unreadable; unreadable/bad.png, not an image\): add images, or remove the folders$",
     ):
         read_image_folder(folder, SMALL)
     for index in range(5):
         (folder / "unreadable" / f"bad{index}.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"bad1.png, not an image; 3 more cannot be used\): add pictures"):
+    with pytest.raises(ValueError, match=r"bad1.png, not an image; 3 more cannot be used\): add images"):
         read_image_folder(folder, SMALL)
     (folder / "empty").rmdir()
-    with pytest.raises(ValueError, match=r"has 1 class without a picture that can be read \(unreadable;"):
+    with pytest.raises(ValueError, match=r"has 1 class without an image that can be read \(unreadable;"):
         read_image_folder(folder, SMALL)
     for name in ("a", "b"):
         striped(tmp_path / "few" / name / "only.png", True, random.Random(0))
-    with pytest.raises(ValueError, match="leaves no picture to measure by"):
+    with pytest.raises(ValueError, match="leaves no image to measure by"):
         read_image_folder(tmp_path / "few", SMALL)
     (tmp_path / "split" / "val").mkdir(parents=True)
     (tmp_path / "few").rename(tmp_path / "split" / "train")
-    with pytest.raises(ValueError, match=r"val holds no picture that can be read: put some of each class into it"):
+    with pytest.raises(ValueError, match=r"val holds no image that can be read: put some of each class into it"):
         read_image_folder(tmp_path / "split", SMALL)
 
 
@@ -153,16 +153,14 @@ def test_a_small_folder_is_learned_and_the_best_weights_tell_new_pictures(folder
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [BEST, "log.jsonl", "state.safetensors"]
 
 
-def test_the_best_weights_are_kept_and_a_killed_run_continues(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_best_weights_are_kept_and_a_killed_run_continues(folder: Path, tmp_path: Path) -> None:
     told: list[tuple[float, bool]] = []
 
     def run(errors: list[float], steps: int) -> Classifier:
         told.clear()
         measured = iter(errors)
-        monkeypatch.setattr(module, "_error", lambda *_: next(measured))
-        return train(folder, tmp_path / "run", steps, on_validation=lambda *each: told.append(each))
+        return train(folder, tmp_path / "run", steps, measure=lambda *_: next(measured),
+                     on_validation=lambda *each: told.append(each))  # fmt: skip
 
     first = run([0.3], 2).network.state_dict()
     worse = run([0.3, 0.4], 4).network.state_dict()  # the best so far is measured again
@@ -211,30 +209,23 @@ def test_a_size_that_does_not_suit_is_refused_before_anything_is_read(tmp_path: 
         train(tmp_path / "none", learned)
 
 
-@pytest.fixture
-def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command takes the fastest precision there is, and a process can have only one."""
-    monkeypatch.setattr("genpipe.training.text_to_image.choose_accelerator", lambda: Accelerator(cpu=True))
-
-
-@pytest.mark.usefixtures("on_the_cpu")
 def test_the_command_trains_and_names_the_weights(folder: Path, tmp_path: Path, capsys, learned: Path) -> None:
     (folder / "across" / "bad.png").write_text("no picture")
     arguments = ["vision", "train", folder, "--from", learned, "--freeze", "features", "--steps", 2, "--batch", 4]
+    arguments += ["--device", "cpu"]
     status = main([*map(str, arguments), "--out", str(tmp_path / "run")])
     captured = capsys.readouterr()
     assert (status, captured.out) == (0, f"{tmp_path / 'run' / BEST}\n")
-    assert "40 pictures, 1 skipped\n  skipped, not an image: across/bad.png" in captured.err
-    assert "top-1 error on the held-out pictures: " in captured.err and ", the best so far" in captured.err
+    assert "40 images, 1 skipped\n  skipped, not an image: across/bad.png" in captured.err
+    assert "top-1 error on the held-out images: " in captured.err and ", the best so far" in captured.err
     assert load_classifier(tmp_path / "run" / BEST).classes == ("across", "вдоль")
 
 
-@pytest.mark.usefixtures("on_the_cpu")
 def test_published_weights_are_pickles_and_read_only_when_asked_for(folder: Path, tmp_path: Path, capsys) -> None:
     torch.manual_seed(0)
     torch.save(build("resnet18w16").state_dict(), tmp_path / "net.pth")
     arguments = ["vision", "train", folder, "--from", tmp_path / "net.pth", "--model", "resnet18w16", "--size", 32]
-    arguments += ["--steps", 1, "--batch", 2, "--out", tmp_path / "run"]
+    arguments += ["--steps", 1, "--batch", 2, "--device", "cpu", "--out", tmp_path / "run"]
     assert main([str(each) for each in arguments]) == 2
     assert "net.pth is not a .safetensors file but a pickle" in capsys.readouterr().err
     assert main([str(each) for each in [*arguments, "--allow-pickle"]]) == 0
@@ -245,7 +236,7 @@ def test_published_weights_are_pickles_and_read_only_when_asked_for(folder: Path
     ("arguments", "says"),
     [
         (["none"], "none is not a folder"),
-        (["."], "holds 1 folder of pictures"),
+        (["."], "holds 1 folder of images"),
         (["stripes", "--freeze", "features"], "give it with --from FILE"),
         (["stripes", "--minutes", "1", "--steps", "2"], "two budgets"),
         (["stripes", "--steps", "0"], "a training budget of 0 is out of range: use more"),
@@ -255,19 +246,14 @@ def test_published_weights_are_pickles_and_read_only_when_asked_for(folder: Path
         ([], "the following arguments are required: DIR"),
     ],
 )
-@pytest.mark.usefixtures("on_the_cpu")
 def test_a_mistake_is_a_line_and_status_2(
     folder: Path, learned: Path, capsys, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
 ) -> None:
     monkeypatch.chdir(folder.parent)
-    status = main(["vision", "train", *arguments, "--out", "run"])
+    status = main(["vision", "train", *arguments, "--out", "run", "--device", "cpu"])
     captured = capsys.readouterr()
-    # Beside the bar of the pictures that were read, and how many.
-    lines = [
-        line
-        for line in captured.err.splitlines()
-        if line.strip() and not line.endswith("pictures") and "picture/s" not in line
-    ]
+    # Beside how many images were read.
+    lines = [line for line in captured.err.splitlines() if line.strip() and not line.endswith("images")]
     assert (status, captured.out, len(lines)) == (2, "", 1)
     assert lines[0].startswith("genpipe: error: ") and says in lines[0]
     assert not list(Path().glob("run/*"))

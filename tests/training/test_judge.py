@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from genpipe.judge.scene_segmentation import CATEGORIES, MaskHead
 from genpipe.scenes import COLOURS, SETTINGS, canonical, concepts, held_out, names
@@ -23,7 +22,7 @@ from genpipe.training.judge import (
     segmentation_loss,
     soften,
 )
-from genpipe.training.loop import Budget, Draw, fit
+from genpipe.training.loop import Budget, Randomness, choose_accelerator, fit
 from genpipe.vision.scene_model import CHANNELS, SIDE, STRIDE, SceneModel, Seen, find_objects
 
 
@@ -147,7 +146,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> SceneModel:
         directory=tmp_path_factory.mktemp("judge"),
         budget=Budget(steps=100),
         peak_rate=4e-3,
-        accelerator=Accelerator(cpu=True),
+        accelerator=choose_accelerator("cpu", "fp32"),
         average=0.9,
     )
     assert isinstance(model, SceneModel)
@@ -173,11 +172,11 @@ def test_a_segmentation_learns_on_the_features_and_leaves_them(trained: SceneMod
     loss = segmentation_loss(pool, batch=8, points=256)
     torch.manual_seed(0)
     head = MaskHead(trained.trunk, channels=16)
-    first = loss(head, 0, Draw.at(0, 0)).item()
+    first = loss(head, 0, Randomness.at(0, 0)).item()
     network = fit(
         head, loss, directory=tmp_path, budget=Budget(steps=60), peak_rate=1e-2,
-        accelerator=Accelerator(cpu=True), average=0.9,
+        accelerator=choose_accelerator("cpu", "fp32"), average=0.9,
     )  # fmt: skip
-    assert loss(network, 0, Draw.at(0, 0)).item() < 0.5 * first
+    assert loss(network, 0, Randomness.at(0, 0)).item() < 0.5 * first
     assert all(torch.equal(a, b) for a, b in zip(before, trained.trunk.state_dict().values(), strict=True))
     assert isinstance(network, MaskHead) and not any(name.startswith("_trunk") for name in network.state_dict())

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from genpipe.scenes import sample
 from genpipe.scenes.compose import Composer
-from genpipe.training.loop import Budget, Draw, fit
+from genpipe.training.loop import Budget, Randomness, choose_accelerator, fit
 from genpipe.training.segmentation import label_map, scene_segmentations, segmentation_loss
 from genpipe.vision.metrics import confusion_matrix, mean_iou
 from genpipe.vision.segmentation import SegmentationConfig, SegmentationUNet
@@ -36,7 +35,7 @@ def test_a_label_is_that_of_the_object_a_pixel_belongs_to() -> None:
 def test_the_loss_is_cross_entropy_of_the_pixels_that_count() -> None:
     torch.manual_seed(0)
     pixels, labels, model = torch.randn(2, 3, 4, 4), torch.randint(-2, 5, (2, 4, 4)), nn.Conv2d(3, 5, 1)
-    loss = segmentation_loss(lambda draw: (pixels, labels))(model, 0, Draw.at(0, 0))
+    loss = segmentation_loss(lambda randomness: (pixels, labels))(model, 0, Randomness.at(0, 0))
     logits = model(pixels)
     terms = [
         math.log(sum(math.exp(value) for value in logits[b, :, y, x].tolist())) - logits[b, label, y, x].item()
@@ -57,10 +56,10 @@ def test_a_small_network_learns_whose_pixels_are_whose(tmp_path: Path) -> None:
         directory=tmp_path,
         budget=Budget(steps=80),
         peak_rate=5e-3,
-        accelerator=Accelerator(cpu=True),
+        accelerator=choose_accelerator("cpu", "fp32"),
         average=0.9,
     )
-    pixels, labels = scene_segmentations(Composer(size=SIZE), CONCEPTS, 64)(Draw.at(1, 0))
+    pixels, labels = scene_segmentations(Composer(size=SIZE), CONCEPTS, 64)(Randomness.at(1, 0))
     with torch.no_grad():
         iou = mean_iou(confusion_matrix(model(pixels).argmax(1), labels, 4))
     chance = mean_iou(confusion_matrix(torch.zeros_like(labels), labels, 4))

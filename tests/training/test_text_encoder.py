@@ -3,13 +3,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
 from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
 from genpipe.models.tokenizer import train_tokenizer
 from genpipe.scenes.captions import caption, corpus
 from genpipe.scenes.world import Placed, Scene, sample
-from genpipe.training.loop import Budget, fit
+from genpipe.training.loop import Budget, choose_accelerator, fit
 from genpipe.training.text_encoder import QUESTIONS, Reader, answers, reading_loss
 
 
@@ -41,7 +40,7 @@ def test_a_small_encoder_learns_to_read_captions_it_never_saw(tmp_path: Path) ->
     torch.manual_seed(0)
     loss = reading_loss(lambda rng: sample(rng, pool), lambda scene, rng: caption(scene, rng), tokenizer, batch=32)
     reader = fit(Reader(TextEncoder(shape)), loss, directory=tmp_path, budget=Budget(steps=150), peak_rate=5e-3,
-                 accelerator=Accelerator(cpu=True), average=0.9)  # fmt: skip
+                 accelerator=choose_accelerator("cpu", "fp32"), average=0.9)  # fmt: skip
     rng = random.Random("unseen")
     scenes = [sample(rng, pool) for _ in range(100)]
     ids = torch.tensor(tokenizer([caption(scene, rng) for scene in scenes]).ids)

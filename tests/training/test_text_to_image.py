@@ -1,17 +1,14 @@
 import importlib
 import random
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from genpipe import Pipeline
 from genpipe.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
@@ -21,11 +18,10 @@ from genpipe.models.tokenizer import train_tokenizer
 from genpipe.models.unet import UNet
 from genpipe.models.unet_config import UNetConfig
 from genpipe.models.vae import VAE, VAEConfig
-from genpipe.training import text_to_image
 from genpipe.training.diffusion import TextToImage
 from genpipe.training.folder import Folder, read_folder
-from genpipe.training.loop import Budget, Draw
-from genpipe.training.text_to_image import SCHEDULER, new_model, train, trained_model
+from genpipe.training.loop import Budget, choose_accelerator
+from genpipe.training.text_to_image import RATE, SCHEDULER, new_model, train, trained_model
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 160, 0), "white": (255, 255, 255)}
 SIZE = 32
@@ -39,13 +35,6 @@ def folder(tmp_path: Path) -> Path:
         Image.new("RGB", (40, 40), colour).save(directory / f"{name}.png")
         (directory / f"{name}.txt").write_text(f"a {name} square")
     return directory
-
-
-@pytest.fixture(autouse=True)
-def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_to_image, "BATCH", 4)
-    monkeypatch.setattr(text_to_image, "VAE_BATCH", 2)
-    monkeypatch.setattr(text_to_image, "_as_many", lambda count, size: 12)
 
 
 def tiny_model(captions: list[str]) -> Checkpoint:
@@ -83,10 +72,22 @@ def tiny_model(captions: list[str]) -> Checkpoint:
     return Checkpoint((networks.text_encoder,), (tokenizer,), unet, vae, dict(SCHEDULER), defaults, source="")
 
 
-def run(out: Path, model: Checkpoint, pictures: Any, **budgets: int) -> None:
+def run(out: Path, model: Checkpoint, images: Any, *, rate: float = RATE, minutes: float = 3.0, **budgets: int) -> None:
+    """Train for so many steps of each stage, in small batches; `minutes` pass between two checkpoints."""
     stages: dict[str, Any] = {stage: Budget(steps=steps) for stage, steps in budgets.items()}
-    prompts = sorted(set(pictures.captions))
-    train(model, pictures, out=out, accelerator=Accelerator(cpu=True), prompts=prompts, **stages)
+    train(
+        model,
+        images,
+        out=out,
+        accelerator=choose_accelerator("cpu", "fp32"),
+        prompts=sorted(set(images.captions)),
+        rate=rate,
+        batch=4,
+        vae_batch=2,
+        measured=0,
+        checkpoint_minutes=minutes,
+        **stages,
+    )
 
 
 @pytest.fixture
@@ -101,14 +102,14 @@ def trained(tmp_path: Path, folder: Path) -> Path:
 
 
 def test_a_folder_becomes_a_checkpoint_that_a_pipeline_draws_from(tmp_path: Path, folder: Path) -> None:
-    pictures = read_folder(folder, SIZE)
-    run(tmp_path / "out", tiny_model(pictures.captions), pictures, autoencoder=3, denoiser=3)
+    images = read_folder(folder, SIZE)
+    run(tmp_path / "out", tiny_model(images.captions), images, autoencoder=3, denoiser=3)
     pipe = Pipeline.from_pretrained(tmp_path / "out" / "checkpoint", device="cpu", dtype="fp32")
     assert pipe("a red square", seed=1, progress=False).size == (SIZE, SIZE)
     assert pipe.sampler().prediction_type == "v_prediction"
     assert Image.open(tmp_path / "out" / "samples.png").size == (4 * SIZE, SIZE)
     assert Image.open(tmp_path / "out" / "vae" / "samples.png").size == (12 * SIZE, 2 * SIZE)
-    pixels = pictures.draw(random.Random("scale"), 12)
+    pixels = images.draw(random.Random("scale"), 12)
     latents = pipe.vae.scale(pipe.vae.encode(pixels)[0])
     assert latents.std(dim=(0, 2, 3)).sub(1).abs().max() < 0.05  # what the denoiser was trained on; saved in fp16
 
@@ -116,17 +117,17 @@ def test_a_folder_becomes_a_checkpoint_that_a_pipeline_draws_from(tmp_path: Path
 class Killed:
     """A folder's pictures that end the process when they are asked for the n-th time."""
 
-    def __init__(self, pictures: Folder, *, after: int) -> None:
-        self._pictures, self._left = pictures, after
-        self.size, self.period, self.captions = pictures.size, pictures.period, pictures.captions
+    def __init__(self, images: Folder, *, after: int) -> None:
+        self._images, self._left = images, after
+        self.size, self.period, self.captions = images.size, images.period, images.captions
 
     def draw(self, rng: random.Random, count: int) -> Tensor:
         self._count()
-        return self._pictures.draw(rng, count)
+        return self._images.draw(rng, count)
 
     def sequence(self, start: int, stop: int) -> Any:
         self._count()
-        return self._pictures.sequence(start, stop)
+        return self._images.sequence(start, stop)
 
     def _count(self) -> None:
         self._left -= 1
@@ -144,79 +145,45 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 # In the middle of the autoencoder's training, before the latents' scale, as the denoiser begins.
 @pytest.mark.parametrize("after", [3, 5, 6])
-def test_a_killed_run_continues_to_bitwise_the_same_weights(
-    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, after: int
-) -> None:
-    monkeypatch.setattr(text_to_image, "fit", partial(text_to_image.fit, checkpoint_minutes=0))
-    pictures = read_folder(folder, SIZE)
-    run(tmp_path / "whole", tiny_model(pictures.captions), pictures, autoencoder=4, denoiser=2)
+def test_a_killed_run_continues_to_bitwise_the_same_weights(tmp_path: Path, folder: Path, after: int) -> None:
+    images = read_folder(folder, SIZE)
+    often: Any = {"autoencoder": 4, "denoiser": 2, "minutes": 0}
+    run(tmp_path / "whole", tiny_model(images.captions), images, **often)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "out", tiny_model(pictures.captions), Killed(pictures, after=after), autoencoder=4, denoiser=2)
-    run(tmp_path / "out", tiny_model(pictures.captions), pictures, autoencoder=4, denoiser=2)
+        run(tmp_path / "out", tiny_model(images.captions), Killed(images, after=after), **often)
+    run(tmp_path / "out", tiny_model(images.captions), images, **often)
     for stage in ("vae", "denoiser"):
         assert same(state(tmp_path / "whole" / stage), state(tmp_path / "out" / stage)), stage
     weights = "checkpoint/vae/diffusion_pytorch_model.safetensors"
     assert same(load_file(tmp_path / "whole" / weights), load_file(tmp_path / "out" / weights))
 
 
-def test_a_denoiser_killed_after_its_last_state_still_leaves_a_checkpoint(
-    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pictures = read_folder(folder, SIZE)
-
-    def killed(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(text_to_image, "save_checkpoint", killed)
-        run(tmp_path, tiny_model(pictures.captions), pictures, autoencoder=1, denoiser=1)
-    assert not (tmp_path / "checkpoint").exists()
-    run(tmp_path, tiny_model(pictures.captions), pictures, autoencoder=1, denoiser=1)
+def test_a_denoiser_killed_after_its_last_state_still_leaves_a_checkpoint(tmp_path: Path, folder: Path) -> None:
+    images = read_folder(folder, SIZE)
+    (tmp_path / "checkpoint").write_text("in the way of the folder that is to be written")
+    with pytest.raises(OSError):
+        run(tmp_path, tiny_model(images.captions), images, autoencoder=1, denoiser=1)
+    assert (tmp_path / "denoiser" / "state.safetensors").exists()
+    (tmp_path / "checkpoint").unlink()
+    run(tmp_path, tiny_model(images.captions), images, autoencoder=1, denoiser=1)
     assert load_checkpoint(tmp_path / "checkpoint")
 
 
-def losses(out: Path, model: Checkpoint, pictures: Folder, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The loss at each of ten training steps of the denoiser."""
-    values: list[float] = []
-
-    def listening(make: Callable[..., Callable[[nn.Module, int, Draw], Tensor]], *args: Any, **kwargs: Any) -> Any:
-        loss = make(*args, **kwargs)
-
-        def heard(*arguments: Any) -> Tensor:
-            value = loss(*arguments)
-            values.append(value.item())
-            return value
-
-        return heard
-
-    with monkeypatch.context() as patch:
-        patch.setattr(text_to_image, "diffusion_loss", partial(listening, text_to_image.diffusion_loss))
-        run(out, model, pictures, denoiser=10)
-    return values
-
-
-def test_a_warm_start_begins_at_the_loss_of_the_saved_weights(
-    tmp_path: Path, folder: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pictures = read_folder(folder, SIZE)
-    monkeypatch.setattr(text_to_image, "BATCH", 256)
+def test_a_warm_start_begins_at_the_saved_weights(tmp_path: Path, folder: Path, trained: Path) -> None:
     before = (trained / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
-    warm = losses(tmp_path / "a", trained_model(tmp_path / "a", trained, size=SIZE), pictures, monkeypatch)
-
-    model = load_checkpoint(trained, dtype=torch.float32)
-    batch = pictures.sequence(0, 4)
-    latents = model.vae.scale(model.vae.encode(batch[0])[0])
-    pool = text_to_image.LatentPool(lambda start, stop: (latents[start:stop], batch[1][start:stop]), period=4)
-    alphas = text_to_image._squared_alphas(SCHEDULER)
-    loss = text_to_image.diffusion_loss(pool, model.tokenizers[0], alphas, batch=256)
-    expected = loss(TextToImage(model.text_encoders[0], model.unet), 0, Draw.at(0, 0)).item()
-    assert warm[0] == pytest.approx(expected, rel=1e-5)
+    model = trained_model(tmp_path / "out", trained, size=SIZE)
+    run(tmp_path / "out", model, read_folder(folder, SIZE), denoiser=1, rate=1e-9)
+    found = state(tmp_path / "out" / "denoiser")
+    saved = load_checkpoint(trained, dtype=torch.float32)
+    networks = TextToImage(saved.text_encoders[0], saved.unet).state_dict()
+    for name, weight in networks.items():
+        assert torch.allclose(found[f"model.{name}"], weight, atol=1e-7), name
     assert (trained / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == before
 
 
 def test_the_autoencoder_of_a_warm_start_is_kept(tmp_path: Path, folder: Path, trained: Path) -> None:
-    pictures = read_folder(folder, SIZE)
-    run(tmp_path / "out", trained_model(tmp_path / "out", trained, size=SIZE), pictures, denoiser=2)
+    images = read_folder(folder, SIZE)
+    run(tmp_path / "out", trained_model(tmp_path / "out", trained, size=SIZE), images, denoiser=2)
     before, after = (load_checkpoint(path, dtype=torch.float32) for path in (trained, tmp_path / "out" / "checkpoint"))
     half = {name: tensor.half().float() for name, tensor in before.vae.state_dict().items()}
     assert same(half, after.vae.state_dict())
@@ -226,8 +193,8 @@ def test_the_autoencoder_of_a_warm_start_is_kept(tmp_path: Path, folder: Path, t
 def test_the_decoder_alone_is_trained_and_latents_keep_their_meaning(
     tmp_path: Path, folder: Path, trained: Path
 ) -> None:
-    pictures = read_folder(folder, SIZE)
-    run(tmp_path / "out", trained_model(tmp_path / "out", trained, size=SIZE), pictures, decoder=3)
+    images = read_folder(folder, SIZE)
+    run(tmp_path / "out", trained_model(tmp_path / "out", trained, size=SIZE), images, decoder=3)
     before, after = (load_checkpoint(path, dtype=torch.float32) for path in (trained, tmp_path / "out" / "checkpoint"))
     changed = {
         name.split(".")[0]
@@ -237,7 +204,7 @@ def test_the_decoder_alone_is_trained_and_latents_keep_their_meaning(
     assert changed == {"decoder", "from_latents"}
     assert torch.equal(before.unet.conv_out.weight.half().float(), after.unet.conv_out.weight)
     # A killed training of the decoder continues too: the state knows which weights were trained.
-    run(tmp_path / "out", trained_model(tmp_path / "out", trained, size=SIZE), pictures, decoder=5)
+    run(tmp_path / "out", trained_model(tmp_path / "out", trained, size=SIZE), images, decoder=5)
 
 
 def test_a_warm_start_takes_what_it_can_continue(tmp_path: Path, folder: Path, tiny_checkpoint: Path) -> None:
@@ -246,23 +213,23 @@ def test_a_warm_start_takes_what_it_can_continue(tmp_path: Path, folder: Path, t
 
 
 def test_a_folder_of_another_training_is_refused(tmp_path: Path, folder: Path, trained: Path) -> None:
-    pictures = read_folder(folder, SIZE)
+    images = read_folder(folder, SIZE)
     warm, fresh = tmp_path / "warm", tmp_path / "fresh"
-    run(warm, trained_model(warm, trained, size=SIZE), pictures, denoiser=1)
-    run(fresh, tiny_model(pictures.captions), pictures, autoencoder=1)
+    run(warm, trained_model(warm, trained, size=SIZE), images, denoiser=1)
+    run(fresh, tiny_model(images.captions), images, autoencoder=1)
     with pytest.raises(ValueError, match="warm holds a training that began with --init"):
-        new_model(warm, pictures.captions)
+        new_model(warm, images.captions)
     with pytest.raises(ValueError, match="fresh holds a training that began without --init"):
         trained_model(fresh, trained, size=SIZE)
-    model = tiny_model(pictures.captions)
+    model = tiny_model(images.captions)
     wider = replace(model, vae=VAE(replace(model.vae.config, channels=(16, 8, 8))))
     with pytest.raises(ValueError, match=r"state.safetensors is the state of another network"):
-        run(fresh, wider, pictures, autoencoder=2)
+        run(fresh, wider, images, autoencoder=2)
 
 
 def test_a_new_model_keeps_the_tokenizer_of_the_training_it_continues(tmp_path: Path, folder: Path) -> None:
-    pictures = read_folder(folder, SIZE)
-    model = new_model(tmp_path, pictures.captions, size=64)
+    images = read_folder(folder, SIZE)
+    model = new_model(tmp_path, images.captions, size=64)
     assert model.unet.config.sample_size == 8 and model.defaults["width"] == model.vae.config.sample_size == 64
     model.tokenizers[0].save(tmp_path / "checkpoint" / "tokenizer")
     again = new_model(tmp_path, ["quite other words", "in other captions"], size=64)
@@ -275,25 +242,27 @@ def test_a_new_model_keeps_the_tokenizer_of_the_training_it_continues(tmp_path: 
 
 
 def test_the_command_trains_on_a_folder_and_says_what_it_skipped(
-    tmp_path: Path, folder: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, folder: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(text_to_image, "choose_accelerator", lambda: Accelerator(cpu=True))
     (folder / "bad.png").write_bytes(b"")
     (folder / "bad.txt").write_text("x")
     out = tmp_path / "out"
-    settings = ["--size", "32", "--init", str(trained), "--minutes", "0.004"]
+    settings = ["--size", "32", "--init", str(trained), "--minutes", "0.004", "--device", "cpu"]
     assert main(["train", str(folder), "--out", str(out), *settings]) == 0
     printed = capsys.readouterr().out
-    assert "4 pictures, 1 skipped\n  skipped, not a picture: bad.png\n" in printed
+    assert "4 images, 1 skipped\n  skipped, not an image: bad.png\n" in printed
     assert printed.endswith(f'genpipe "a blue square" --model {out / "checkpoint"}\n')
-    assert Pipeline.from_pretrained(out / "checkpoint")("a red square", seed=1, progress=False).size == (32, 32)
+    assert Pipeline.from_pretrained(out / "checkpoint", device="cpu")("a red square", seed=1, progress=False).size == (
+        32,
+        32,
+    )
     assert (out / "decoder" / "state.safetensors").exists() and not (out / "vae").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere is not a folder: give one that holds pictures and their captions"),
+        (["nowhere"], "nowhere is not a folder: give one that holds images and their captions"),
         (["nowhere", "--minutes", "-1"], "a training budget of -0.3 is out of range: use more"),
         (["nowhere", "--size", "100"], "height must be a multiple of 8 for this model, not 100: the nearest is"),
         (["nowhere", "--init", "nothing"], ""),
@@ -306,20 +275,15 @@ def test_the_commands_mistakes_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(text_to_image, "choose_accelerator", lambda: Accelerator(cpu=True))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert main(["train", *arguments, "--out", str(tmp_path / "out")]) == 2
+    assert main(["train", *arguments, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"genpipe: error: {message}") and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_a_training_of_the_embedded_model_goes_on_from_a_checkpoint(
-    tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_of_the_embedded_model_goes_on_from_a_checkpoint(tmp_path: Path, trained: Path) -> None:
     module = importlib.import_module("scripts.train.embedded")
-    monkeypatch.setattr(module, "choose_accelerator", lambda: Accelerator(cpu=True))
-    monkeypatch.setattr(module, "SAMPLES", ("cat",))
     settings = [
         "--init",
         str(trained),
@@ -329,10 +293,13 @@ def test_a_training_of_the_embedded_model_goes_on_from_a_checkpoint(
         "0.001",
         "--concepts",
         "cat, pirate ship",
+        "--device",
+        "cpu",
     ]
     module.main(["--out", str(tmp_path / "out"), *settings])
     made = load_checkpoint(tmp_path / "out" / "checkpoint")
-    assert made.defaults["concepts"] == ["cat", "pirate ship"] and made.defaults["steps"] == 2
+    assert made.defaults["concepts"] == ["cat", "pirate ship"] and made.defaults["prompt"] == "scenes"
+    assert made.defaults["steps"] == 2
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"decoder", "checkpoint", "samples.png"}
 
 
@@ -349,12 +316,10 @@ def test_mistakes_in_training_the_embedded_model(
     arguments: list[str],
     message: str,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     module = importlib.import_module("scripts.train.embedded")
-    monkeypatch.setattr(module, "choose_accelerator", lambda: Accelerator(cpu=True))
     with pytest.raises(SystemExit) as error:
-        module.main([*arguments, "--out", str(tmp_path / "out")])
+        module.main([*arguments, "--out", str(tmp_path / "out"), "--device", "cpu"])
     assert message in capsys.readouterr().err + str(error.value) and not (tmp_path / "out").exists()
 
 
