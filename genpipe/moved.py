@@ -14,7 +14,6 @@ from typing import Any
 # Each old module with the modules that hold its names now; a name is looked for in this order.
 MODULES: dict[str, tuple[str, ...]] = {
     "genpipe.best_of": ("genpipe.pipeline.best_of",),
-    "genpipe.checkpoints.loading": ("genpipe.checkpoints.diffusers_layout",),
     "genpipe.denoising": ("genpipe.pipeline.denoising",),
     "genpipe.models.cpu_attention": ("genpipe.models.cpu.attention",),
     "genpipe.models.forms": ("genpipe.models.cpu.forms",),

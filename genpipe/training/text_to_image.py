@@ -14,8 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from genpipe.checkpoints.diffusers_layout import Checkpoint, load_checkpoint
-from genpipe.checkpoints.saving import save_checkpoint
+from genpipe.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from genpipe.images import grid, save_image, to_pil
 from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
 from genpipe.models.tokenizer import Tokenizer, train_tokenizer

@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from genpipe.checkpoints.diffusers_layout import load_checkpoint
+from genpipe.checkpoints import load_checkpoint
 from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.tokenizer import Tokenizer
 from genpipe.scenes.captions import Style, caption, corpus

@@ -49,11 +49,11 @@ def test_imagenet_is_evaluated_as_classify_says(
     top1 = sum(found[0] == index for index, found in enumerate(ranks)) / 10
     top5 = sum(index in found for index, found in enumerate(ranks)) / 10
     assert (row["pictures"], row["top1"], row["top5"]) == (1000, pytest.approx(top1), pytest.approx(top5)) and top5 > 0
-    assert row["published_top1"] is None and "bad.png is not a picture" in captured.err
+    assert row["published_top1"] is None and "bad.png is not an image" in captured.err
     assert module.PUBLISHED.keys() == PUBLISHED.keys()
     (imagenet / "n00000003" / "a.png").unlink()
     (imagenet / "n00000003" / "bad.png").unlink()
-    with pytest.raises(SystemExit, match="n00000003 holds no pictures"):
+    with pytest.raises(SystemExit, match="n00000003 holds no images"):
         module.main()
     (imagenet / "n00000003").rmdir()
     with pytest.raises(SystemExit, match="holds 999 folders, not one for each"):

@@ -94,8 +94,8 @@ def test_a_file_with_its_hash_in_its_name_is_kept_as_torchvision_does(
         (b"HTTP/1.1 404 Not Found\r\nContent-Length: 3\r\n\r\nabc", "the server answers 404 Not Found"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nabc", "chunk|length"),
         (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 200 + b"\r\n", "headers"),
-        (b"HTTP/1.1 302 Found\r\nLocation: http://[::1\r\nContent-Length: 0\r\n\r\n", "IPv6|parse"),
-        (b"HTTP/1.1 302 Found\r\nLocation: /x.safetensors\r\nContent-Length: 0\r\n\r\n", "redirects"),
+        (b"HTTP/1.1 302 Found\r\nLocation: http://[::1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", "IPv6|parse"),
+        (b"HTTP/1.1 302 Found\r\nLocation: /x.safetensors\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", "redirects"),
     ],
 )  # fmt: skip
 def test_a_server_that_cuts_or_talks_nonsense_is_one_line(
