@@ -1,7 +1,7 @@
 """A loaded checkpoint: its networks and tokenizers, and where their weights were read from."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -82,3 +82,33 @@ class Checkpoint:
         stored = self.stored[name]
         read_weights(copy, stored.names, stored.open(), device="cpu", dtype=None, patches=self.patches)
         return copy
+
+    def with_patches(self, patches: Sequence[Patch]) -> "Checkpoint":
+        """Change which patches the weights have.
+
+        Args:
+            patches: all that are to be, in order; [] gives the weights as the files have them, bit for bit.
+
+        Returns:
+            The checkpoint, in which each network that other patches change than before is read again, mapped and not
+            prepared for drawing; the others are the same objects.
+
+        Raises:
+            ValueError: the checkpoint was not read from files.
+        """
+        if not self.stored:
+            raise ValueError("the model was not read from files, so that no patch of its weights could be taken back")
+        new = replace(self, patches=tuple(patches))
+
+        def network(name: str) -> Any:
+            before, after = _of(self.patches, name), _of(patches, name)
+            own = self.networks[name]
+            return own if before == after else new.read_again(own)
+
+        texts = tuple(network(name) for name in self.family.text_encoders)
+        return replace(new, text_encoders=texts, unet=network("unet"), vae=network("vae"))
+
+
+def _of(patches: Sequence[Patch], network: str) -> list[Patch]:
+    """The patches that change a network."""
+    return [patch for patch in patches if any(name.startswith(f"{network}.") for name in patch.names)]
