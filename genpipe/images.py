@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from genpipe.files import atomic_write
@@ -51,6 +51,38 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
     return image
 
 
+def upright(source: str | Path | Image.Image) -> Image.Image:
+    """Read an image as it is meant to be seen, as 8-bit RGB, or as RGBA where it is transparent.
+
+    EXIF rotation is obeyed, 16 bits become 8, and of an animation it is the first frame.
+
+    Raises:
+        ValueError: not an image, a damaged one, one of too many pixels, or one whose levels are floating-point numbers.
+        OSError: the file cannot be read.
+    """
+    if isinstance(source, Image.Image):
+        return _upright(source, "this image")
+    with open_image(source) as image:
+        return _upright(image, str(source))
+
+
+def _upright(image: Image.Image, name: str) -> Image.Image:
+    import numpy as np
+
+    with image_errors(name):
+        image.load()
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError(f"{name} has floating-point levels without a scale: save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        levels = np.asarray(image)
+        if levels.size and (levels.min() < 0 or levels.max() > 0xFFFF):
+            raise ValueError(f"{name} has levels beyond 16 bits: save it with 8 or 16 bits")
+        image = Image.fromarray((levels // 256).astype(np.uint8))
+    with image_errors(name):
+        return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
 @contextmanager
 def image_errors(name: str) -> Iterator[None]:
     """Turn Pillow's errors, of whatever type, into one line of a ValueError about the image `name`, and hush its warnings.
@@ -85,6 +117,15 @@ class Picture(Image.Image):
         """Make an RGB image of 8-bit levels (H, W, 3)."""
         picture, (height, width, _) = cls(), levels.shape
         picture.__setstate__([{}, "RGB", (width, height), None, levels.tobytes()])
+        return picture
+
+    @classmethod
+    def of(cls, image: Image.Image) -> "Picture":
+        """Make one of an RGB image."""
+        if isinstance(image, cls):
+            return image
+        picture = cls()
+        picture.__setstate__([{}, "RGB", image.size, None, image.convert("RGB").tobytes()])
         return picture
 
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None:

@@ -3,11 +3,10 @@
 Imports no torch, so that a command line can refuse a bad value before anything heavy loads.
 """
 
-import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, TypedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from genpipe.fields import (
     Choice,
@@ -21,9 +20,12 @@ from genpipe.fields import (
     setting,
     settings_of,
 )
-from genpipe.messages import quoted
+from genpipe.inputs import ImageInput, InputImage
 from genpipe.sampling.names import canonical_name
 from genpipe.sampling.speed import SPEEDS
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 MAX_SEED = 2**64 - 1
 MAX_PICTURES = 100_000  # of one call
@@ -35,7 +37,8 @@ MAX_SIDE = 8192
 COUNT = Whole(1, MAX_PICTURES, "it is the number of images")
 BEST_OF = Whole(1, MAX_BEST_OF, "4 to 16 are usual")
 # Headings of a command's help.
-IMAGE, SAMPLING = "image", "sampling (default: what suits the model)"
+IMAGE, SAMPLING, FROM_IMAGE = "image", "sampling (default: what suits the model)", "from an image"
+STRENGTH = 0.8  # where an image is given and the strength is not
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,11 @@ class Request:
         original_size, target_size: height and width that SDXL is told the training image had, and this one is to have;
             None is the image's own size.
         crop: how far from top and left SDXL is told that the training image was cropped; None is (0, 0).
+
+        image: what to begin from: a file, or a PIL image. It is scaled to height and width.
+        strength: share of the schedule that changes it, above 0 … 1; None is 0.8 where there is an image.
+        mask: white where the image is to change; None is where the image is transparent, or all of it.
+        mask_blur: over how many pixels, inside of the mask, the change fades in.
 
     Raises:
         ValueError: a value is of the wrong type or out of its range; one line that says how to put it right.
@@ -157,8 +165,35 @@ class Request:
         _SIZE, "SDXL: size that the image is said to be meant for", default=None, group=SAMPLING
     )
 
+    image: InputImage | None = setting(
+        ImageInput(), "begin from this image and change it (img2img)", default=None, group=FROM_IMAGE
+    )
+    strength: float | None = setting(
+        Number(1.0, "0.8 is usual, 0.3 changes little"),
+        f"0 to 1: how much of the schedule changes the image (default: {STRENGTH:g})",
+        default=None,
+        group=FROM_IMAGE,
+        shared=True,
+    )
+    mask: InputImage | None = setting(
+        ImageInput(),
+        "white where the image is to change, black where it stays (default: where the image is transparent)",
+        default=None,
+        group=FROM_IMAGE,
+    )
+    mask_blur: int = setting(
+        Whole(0, 256, "4 is usual"),
+        "how far in, in pixels, the change fades into what stays (default: 4)",
+        default=4,
+        group=FROM_IMAGE,
+    )
+
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.image is None and self.mask is not None:
+            raise ValueError("mask says where an image is to change: give the image, too")
+        if self.strength == 0:
+            raise ValueError("strength must be above 0, not 0: the image would stay as it is; 0.3 changes little")
 
     def batch_key(self, *, distilled: bool = False) -> tuple[Any, ...]:
         """Give what images that are drawn together must agree in.
@@ -166,11 +201,13 @@ class Request:
         Args:
             distilled: whether the network takes the scale of guidance as an input, and never a second, unprompted half.
         """
-        return (*(getattr(self, name) for name in SHARED), distilled or self.guidance_scale > 1)
+        inputs = (self.image is not None, self.mask is not None)
+        return (*(getattr(self, name) for name in SHARED), *inputs, distilled or self.guidance_scale > 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Give the attributes by name, ready for JSON."""
-        return dataclasses.asdict(self)
+        values = {name: getattr(self, name) for name in settings_of(Request)}
+        return {name: value.to_dict() if isinstance(value, InputImage) else value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Request":
@@ -220,6 +257,10 @@ class Settings(TypedDict, total=False):
     original_size: tuple[int, int] | None
     crop: tuple[int, int] | None
     target_size: tuple[int, int] | None
+    image: "str | Path | Image.Image | InputImage | None"
+    strength: float | None
+    mask: "str | Path | Image.Image | InputImage | None"
+    mask_blur: int
 
 
 def check_size(height: int, width: int, factor: int) -> None:
@@ -238,43 +279,16 @@ def check_size(height: int, width: int, factor: int) -> None:
             )
 
 
-def seeds_for(seed: int, n: int) -> list[int]:
-    """Give the seeds of `n` images: seed + k mod 2⁶⁴ for image k, so one image of a set can be drawn again alone.
+def size_of_image(settings: Mapping[str, Any], factor: int) -> dict[str, int]:
+    """Give the size that an image to begin from asks for, where settings say no size: its own, in multiples of `factor`.
 
     Raises:
-        ValueError: `seed` outside 0 … 2⁶⁴ - 1, or `n` outside 1 … MAX_PICTURES.
+        ValueError: the image cannot be used.
     """
-    seed = settings_of(Request)["seed"].kind.check("seed", seed)
-    n = COUNT.check("n", n)
-    return [(seed + k) % (MAX_SEED + 1) for k in range(n)]
-
-
-def expand(
-    prompt: str | Sequence[str], *, n: int = 1, seed: int | None = None, seeds: Sequence[int] | None = None
-) -> list[tuple[str, int]]:
-    """Give the prompt and the seed of every image, in the order of prompts, then of n.
-
-    Args:
-        prompt: one prompt, or a list.
-        n: images per prompt, 1 … 100000.
-        seed: of the first image; image k takes seed + k mod 2⁶⁴. None draws one.
-        seeds: one for each image, instead of `seed`.
-
-    Raises:
-        ValueError: an argument is out of its range, or they do not go together.
-    """
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, list | tuple) else None
-    if prompts is None or not all(isinstance(text, str) for text in prompts):
-        raise ValueError(f"prompt {quoted(prompt)} is not text: give a string or a list of strings")
-    if not prompts:
-        raise ValueError("prompt [] is an empty list: give at least one prompt")
-    n = COUNT.check("n", n)
-    texts = [text for text in prompts for _ in range(n)]
-    if seeds is None:
-        seeds = seeds_for(random_seed() if seed is None else seed, len(texts))
-    elif seed is not None or len(seeds) != len(texts):
-        raise ValueError(f"seeds holds {len(seeds)} for {len(texts)} images: give one for each, and no seed beside it")
-    return list(zip(texts, seeds, strict=True))
+    if settings.get("image") is None or not settings.get("height") is settings.get("width") is None:
+        return {}
+    width, height = InputImage.of("image", settings["image"]).open().size
+    return {"height": max(factor, height // factor * factor), "width": max(factor, width // factor * factor)}
 
 
 def check_best_of(best_of: int) -> None:
@@ -290,6 +304,8 @@ def ignored(requests: Sequence[Request], *, distilled: bool) -> list[str]:
     """
     lines = {}
     for request in requests:
+        if request.image is None and request.strength is not None:
+            lines["strength"] = "strength has no effect without an image: give one, or leave it out"
         if request.guidance_scale > 1 and not distilled:
             continue
         why = "this model is distilled and takes none" if distilled else f"guidance_scale {request.guidance_scale:g}"
@@ -299,8 +315,3 @@ def ignored(requests: Sequence[Request], *, distilled: bool) -> list[str]:
         if request.guidance_rescale:
             lines["guidance_rescale"] = f"guidance_rescale has no effect ({why}): {fix}"
     return list(lines.values())
-
-
-def random_seed() -> int:
-    """Draw a seed from the system's entropy, below 2³² so that people can read it to each other."""
-    return int.from_bytes(os.urandom(4))

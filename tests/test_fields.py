@@ -17,8 +17,8 @@ from genpipe.cli.options import given_fields
 from genpipe.cli.parser import parse
 from genpipe.fields import Choice, Flag, Number, Pair, Text, Whole, defaults_of, settings_of
 from genpipe.metadata import annotate, read_metadata, split_metadata
+from genpipe.pipeline.draw_options import DrawOptions
 from genpipe.pipeline.generate import GenerateOptions
-from genpipe.pipeline.pipeline import DrawOptions
 from genpipe.render.options import Options, RenderOptions
 from genpipe.render.rows import read_rows
 from genpipe.request import SETTINGS, SHARED, Request, Settings
@@ -26,6 +26,7 @@ from genpipe.spec import ModelOptions, ModelSpec
 from tests.conftest import tiny_parts
 from tests.render.conftest import MODEL, Inline
 
+IMAGE_FILE = str(Path(__file__).parents[1] / ".assets" / "examples.png")
 # A value of each setting that is not its default, as a command or a table says it.
 TEXTS = {
     "steps": "3",
@@ -40,6 +41,10 @@ TEXTS = {
     "original_size": "640x480",
     "crop": "8x16",
     "target_size": "320x240",
+    "image": IMAGE_FILE,
+    "strength": "0.5",
+    "mask": IMAGE_FILE,
+    "mask_blur": "2",
 }
 MODEL_TEXTS = {
     "model": "somewhere",
@@ -81,7 +86,7 @@ def test_the_tables_here_name_every_field() -> None:
     ],
 )
 def test_keyword_arguments_have_every_field(typed: Any, kinds: list[tuple[type, set[str]]]) -> None:
-    keys = set(typing.get_type_hints(typed, localns={"torch": torch, "Path": Path, "Scorer": object}))
+    keys = set(typing.get_type_hints(typed, localns={"torch": torch, "Path": Path, "Scorer": object, "Image": Image}))
     for kind, wanted in kinds:
         assert wanted <= keys
         assert set(settings_of(kind)) & keys >= wanted
@@ -105,7 +110,7 @@ def test_rows_of_a_manifest_take_every_setting(tmp_path: Path, suffix: str) -> N
     if suffix == ".csv":
         path.write_text(",".join(["prompt", *TEXTS]) + "\n" + ",".join(["a", *TEXTS.values()]) + "\n")
     else:
-        path.write_text(json.dumps({"prompt": "a", **wanted}) + "\n")
+        path.write_text(json.dumps({"prompt": "a", **wanted, "image": IMAGE_FILE, "mask": IMAGE_FILE}) + "\n")
     (row,) = read_rows(path)
     assert not row.error
     assert {n: settings_of(Request)[n].kind.check(n, row.fields[n]) for n in TEXTS} == wanted
@@ -125,9 +130,12 @@ def test_files_say_every_field_and_give_it_back(tmp_path: Path) -> None:
 
 def test_what_a_batch_shares_is_part_of_its_key() -> None:
     base = Request("a", seed=1, steps=2, guidance_scale=3.0, height=8, width=8)
+    image = value_of(Request, "image", IMAGE_FILE)
     for name in SETTINGS:
-        other = dataclasses.replace(base, **{name: value_of(Request, name, TEXTS[name])})
-        assert (other.batch_key() != base.batch_key()) == (name in SHARED), name
+        begun = dataclasses.replace(base, image=image) if name == "mask" else base
+        other = dataclasses.replace(begun, **{name: value_of(Request, name, TEXTS[name])})
+        # Whether there are images to begin from is shared, and not which.
+        assert (other.batch_key() != begun.batch_key()) == (name in (*SHARED, "image", "mask")), name
 
 
 def test_every_field_that_images_depend_on_changes_their_ids(tmp_path: Path) -> None:
@@ -143,8 +151,10 @@ def test_every_field_that_images_depend_on_changes_their_ids(tmp_path: Path) -> 
             return {entry.id.hex() for entry in journal.entries()}
 
     base = ids()
+    image = {"image": value_of(Request, "image", IMAGE_FILE), "height": 64, "width": 64}
     for name, text in TEXTS.items():
-        assert ids(**{name: value_of(Request, name, text)}) != base, name
+        given, other = (image, ids(**image)) if name == "mask" else ({}, base)
+        assert ids(**given, **{name: value_of(Request, name, text)}) != other, name
     for name, described in settings_of(ModelSpec).items():
         if name in ("model", "dtype", "device"):
             continue  # by fingerprint, and by what the worker says

@@ -13,7 +13,7 @@ from genpipe.cli.options import add_fields, given_fields, option, reader, size
 from genpipe.cli.output import report
 from genpipe.cli.vocabulary import name_unknown_words
 from genpipe.fields import settings_of
-from genpipe.request import BEST_OF, COUNT, IMAGE, SAMPLING, SETTINGS, Request
+from genpipe.request import BEST_OF, COUNT, FROM_IMAGE, IMAGE, SAMPLING, SETTINGS, Request
 from genpipe.spec import ModelSpec
 
 EXAMPLES = """\
@@ -49,6 +49,9 @@ def generate_command(parser: argparse.ArgumentParser) -> None:
     option(group, "--from-image", metavar="PNG",
            help="draw again what this file says made it; the other options change it")  # fmt: skip
 
+    group = parser.add_argument_group(FROM_IMAGE)
+    add_fields(group, Request, [name for name in SETTINGS if described[name].group == FROM_IMAGE])
+
     group = parser.add_argument_group(SAMPLING)
     add_fields(group, Request, of_sampling)
     option(group, "--deterministic", action="store_true", help="bitwise the same whatever -n is; slower")
@@ -66,7 +69,7 @@ def generate_command(parser: argparse.ArgumentParser) -> None:
 def _generate(args: argparse.Namespace) -> int:
     from genpipe.filenames import file_stem
     from genpipe.images import save_image, save_new
-    from genpipe.request import random_seed, seeds_for
+    from genpipe.seeds import random_seed, seeds_for
 
     settings, spec = _asked_for(args)
     if "prompt" not in settings:

@@ -8,7 +8,8 @@ from pathlib import Path
 from genpipe.images import Picture
 from genpipe.judge import Scorer, Unscored, best_index, choose_judge, judged
 from genpipe.metadata import annotate_choice
-from genpipe.request import Request, seeds_for
+from genpipe.request import Request
+from genpipe.seeds import seeds_for
 
 
 def candidates(request: Request, best_of: int) -> list[Request]:

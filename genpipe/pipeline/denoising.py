@@ -1,6 +1,7 @@
 """The denoising of a batch: guided evaluations of a denoiser under a sampler, in fp32 where 16 bits overflow."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.denoiser import Denoiser, MakeDenoiser
 from genpipe.models.finite import NonFiniteError, float32_copy
+from genpipe.pipeline.start import Start
 from genpipe.request import SHARED, Request
 from genpipe.sampling.guidance import guided, x0_from_output
 from genpipe.sampling.noise import ImageNoise
@@ -50,6 +52,7 @@ def denoise(
     *,
     sampler: Sampler,
     schedule: Schedule,
+    start: Start,
     shape: tuple[int, int, int],
     model: str,
 ) -> Iterator[Tensor]:
@@ -64,6 +67,7 @@ def denoise(
         conditioning: of the negative prompts, then of the prompts (2B rows) where the batch is guided; else B rows.
         requests: the batch, agreeing as `is_guided` wants it.
         sampler, schedule: the requests' own.
+        start: draws what the run begins with.
         shape: of one image's latents (C, h, w).
         model: its name, for errors.
 
@@ -87,6 +91,11 @@ def denoise(
             output = guided(unprompted, prompted, weight, first.guidance_rescale)
         return x0_from_output(output, x, step, sampler.prediction_type)
 
+    noise = ImageNoise([request.seed for request in requests], shape, device)
+    begun = start(noise)
+    if begun.extra_channels is not None:
+        extra = torch.cat([begun.extra_channels] * (len(conditioning) // len(requests)))
+        conditioning = replace(conditioning, extra_channels=extra)
     denoiser = make(network, timesteps, conditioning)
     in_fp32: Denoiser | None = None
 
@@ -108,10 +117,11 @@ def denoise(
 
     attempts: tuple[Callable[[Tensor, Step], Tensor], ...] = (as_loaded, repaired)
     for attempt in attempts:
-        noise = ImageNoise([request.seed for request in requests], shape, device)
-        latents = noise() * schedule.initial_scale
-        for stepped in sampler.sample(attempt, latents, schedule, noise):
+        latents = begun.x
+        for stepped in sampler.sample(attempt, latents, schedule, noise, keep=begun.keep):
             yield (latents := stepped)
         if latents.isfinite().all():
             return
+        noise = ImageNoise([request.seed for request in requests], shape, device)
+        begun = start(noise)
     raise NonFiniteError.of("denoiser", network, model)

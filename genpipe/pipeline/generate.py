@@ -7,7 +7,8 @@ from typing import Any, Literal, Unpack, overload
 
 from genpipe.fields import settings_of
 from genpipe.images import Picture
-from genpipe.pipeline.pipeline import DrawOptions, Pipeline
+from genpipe.pipeline.draw_options import DrawOptions
+from genpipe.pipeline.pipeline import Pipeline
 from genpipe.spec import ModelOptions, ModelSpec
 
 

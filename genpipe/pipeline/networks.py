@@ -86,3 +86,15 @@ def check_int8(device: torch.device, dtype: torch.dtype, *, native: bool) -> Non
     if dtype != torch.bfloat16:
         name = str(dtype).removeprefix("torch.")
         raise ValueError(f"int8 goes with bf16 alone, not with {name}: use --dtype bf16, or leave int8 out (--no-int8)")
+
+
+def check_drawable(checkpoint: Checkpoint) -> None:
+    """Check that the U-Net takes noisy latents and one text, nothing else."""
+    unet, latents = checkpoint.unet.config, checkpoint.vae.config.latent_channels
+    if unet.in_channels not in (latents, 2 * latents + 1) or unet.out_channels != latents:
+        raise ValueError(
+            f"{checkpoint.source}: its U-Net takes {unet.in_channels} channels and gives {unet.out_channels} where the VAE "
+            f"has {latents}: checkpoints that are shown depth or a whole image cannot be drawn yet"
+        )
+    if unet.added_channels is not None:
+        raise ValueError(f"{checkpoint.source}: {checkpoint.family.title} cannot be drawn yet")

@@ -22,30 +22,30 @@ from genpipe.models.denoiser import UNetDenoiser
 from genpipe.models.tiny_vae import TinyVAE
 from genpipe.pipeline.decoding import choose_tile, decode
 from genpipe.pipeline.denoising import denoise, is_guided
+from genpipe.pipeline.draw_options import DrawOptions
 from genpipe.pipeline.drawing import BATCH, draw
-from genpipe.pipeline.networks import Networks, prepare_process
+from genpipe.pipeline.networks import Networks, check_drawable, prepare_process
 from genpipe.pipeline.preview import LatentPreview
 from genpipe.pipeline.progress import Progress
+from genpipe.pipeline.start import Originals, choose_start
 from genpipe.prompts.encoder import PromptEncoder
-from genpipe.request import Request, Settings, check_best_of, check_size, expand, ignored, seeds_for
+from genpipe.request import (
+    STRENGTH,
+    Request,
+    Settings,
+    check_best_of,
+    check_size,
+    ignored,
+    size_of_image,
+)
 from genpipe.sampling.sampler import Sampler
 from genpipe.sampling.samplers import make_sampler
 from genpipe.sampling.speed import SPEEDS
+from genpipe.seeds import expand, seeds_for
 from genpipe.spec import ModelOptions, ModelSpec
 
 if TYPE_CHECKING:
     from genpipe.judge import Scorer
-
-
-class DrawOptions(Settings, total=False):
-    """What `Pipeline.__call__` takes besides prompt, n and seeds."""
-
-    seed: int | None
-    deterministic: bool
-    best_of: int
-    judge: "str | Path | Scorer | None"
-    progress: bool
-    callback: Callable[[Progress], None] | None
 
 
 class Pipeline:
@@ -71,7 +71,7 @@ class Pipeline:
     ) -> None:
         self.checkpoint, self.device, self.dtype, self.tiny_vae = checkpoint, device, dtype, tiny_vae
         self.spec = ModelSpec() if spec is None else spec
-        _check_drawable(checkpoint)
+        check_drawable(checkpoint)
         self.text_encoders = tuple(each.eval().requires_grad_(False) for each in checkpoint.text_encoders)
         self.unet = checkpoint.unet.eval().requires_grad_(False)
         self.vae = checkpoint.vae.eval().requires_grad_(False)
@@ -244,6 +244,7 @@ class Pipeline:
         refuse_unknown(Request, given, "a request")
         images = expand(prompt, n=n, seed=seed, seeds=seeds)
         defaults = self.defaults(given.get("sampler"))
+        given |= size_of_image(given, self.vae.config.factor)
         given |= {key: value for key, value in defaults.items() if given.get(key) is None}
         check_size(given["height"], given["width"], self.vae.config.factor)
         requests = [Request(prompt=text, seed=own, **given) for text, own in images]
@@ -288,7 +289,9 @@ class Pipeline:
         """
         guided, first = is_guided(requests, distilled=self.distilled), requests[0]
         sampler = self.sampler(first.sampler)
-        schedule = sampler.schedule(first.steps)
+        originals = Originals.of(requests)
+        strength = 1.0 if originals is None else STRENGTH if first.strength is None else first.strength
+        schedule = sampler.schedule(first.steps, strength=strength)
         negative = [request.negative_prompt for request in requests] if guided else []
         texts = [*negative, *(request.prompt for request in requests)]
         conditioning = self.encode(texts, clip_skip=first.clip_skip)  # 2B rows, or B
@@ -303,6 +306,15 @@ class Pipeline:
             requests,
             sampler=sampler,
             schedule=schedule,
+            start=choose_start(
+                originals,
+                schedule,
+                lambda: self.networks.in_memory(self.vae),
+                inpaints=self.unet.config.in_channels > channels,
+                whole=strength == 1,
+                device=self.device,
+                model=self.name,
+            ),
             shape=(channels, first.height // factor, first.width // factor),
             model=self.name,
         )
@@ -330,18 +342,12 @@ class Pipeline:
                 pixels = decode(vae, latents, tile, model=self.name)
         own = self.sampler().name if any(request.sampler is None for request in requests) else None
         images = to_pil(pixels)
+        originals = Originals.of(requests)
+        if originals is not None:
+            images = [
+                Picture.of(originals.restored(index, image, request.mask_blur))
+                for index, (image, request) in enumerate(zip(images, requests, strict=True))
+            ]
         for image, request in zip(images, requests, strict=True):
             annotate(image, request, made_by, sampler=own)
         return images
-
-
-def _check_drawable(checkpoint: Checkpoint) -> None:
-    """Check that the U-Net takes noisy latents and one text, nothing else."""
-    unet, latents = checkpoint.unet.config, checkpoint.vae.config.latent_channels
-    if (unet.in_channels, unet.out_channels) != (latents, latents):
-        raise ValueError(
-            f"{checkpoint.source}: its U-Net takes {unet.in_channels} channels and gives {unet.out_channels} where the VAE "
-            f"has {latents}: inpainting, depth and other image-conditioned checkpoints cannot be drawn yet"
-        )
-    if unet.added_channels is not None:
-        raise ValueError(f"{checkpoint.source}: {checkpoint.family.title} cannot be drawn yet")

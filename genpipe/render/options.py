@@ -89,6 +89,13 @@ class Options:
         return {name: value for name, value in self.settings.items() if value is not None}
 
     @property
+    def recorded(self) -> dict[str, Any]:
+        """The same, ready for JSON."""
+        return {
+            name: value for name, value in Request.check_settings(self.given).to_dict().items() if name in self.given
+        }
+
+    @property
     def suffix(self) -> str:
         """The suffix of files that do not say otherwise."""
         return f".{self.format}"
@@ -127,4 +134,6 @@ class RenderOptions(Settings, total=False):
 def identity_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out what is the default, so that a setting that is added later changes no image's id."""
     defaults = defaults_of(Request)
-    return {name: value for name, value in settings.items() if name not in defaults or value != defaults[name]}
+    given = {name: value for name, value in settings.items() if name not in defaults or value != defaults[name]}
+    # Images are the same wherever they lie.
+    return {name: value["sha256"] if isinstance(value, dict) else value for name, value in given.items()}

@@ -12,7 +12,7 @@ from genpipe.render.identity import DERIVED_SEEDS, Identity, Ordinals, canonical
 from genpipe.render.journal import Journal, Planned
 from genpipe.render.options import identity_settings
 from genpipe.render.rows import Row
-from genpipe.request import COUNT, MAX_PICTURES, MAX_SEED, SETTINGS, Request, check_size, ignored
+from genpipe.request import COUNT, MAX_PICTURES, MAX_SEED, SETTINGS, Request, check_size, ignored, size_of_image
 from genpipe.workers.messages import Model
 
 _OWN = {"prompt", "seed", "n", "file_name", *SETTINGS}
@@ -157,6 +157,7 @@ def resolve_settings(settings: dict[str, Any], model: Model) -> dict[str, Any]:
         ValueError: one is out of its range, or not for this model.
     """
     sampler = Request.check_settings(settings).sampler
+    settings = size_of_image(settings, model.factor) | settings
     defaults = model.defaults.get(sampler or "", model.defaults[""])
     complete = Request("", seed=0, **{**defaults, **settings}).to_dict()
     check_size(complete["height"], complete["width"], model.factor)

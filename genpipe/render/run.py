@@ -154,7 +154,7 @@ class Run:
             "best_of": options.best_of,
             "judged": options.judged,
             **options.spec.drawn_by(),
-            **dict(sorted(options.given.items())),
+            **dict(sorted(options.recorded.items())),
         }
         before = journal.get("settings")
         drawn = bool(journal.entries(state=DONE, plan=False, limit=1))
@@ -170,7 +170,7 @@ class Run:
     def _plan(self, journal: Journal, model: Model, rows: Iterator[Row]) -> None:
         options = self.options
         identity = self._identity(model)
-        source = self._source_hash([identity, options.settings, options.n, options.seeds, options.format])
+        source = self._source_hash([identity, options.recorded, options.n, options.seeds, options.format])
         if source is not None and source == journal.get("source") and not options.strict:
             self.rejected = sum(1 for _ in journal.rejects())
             return

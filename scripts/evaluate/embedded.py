@@ -39,10 +39,10 @@ from genpipe.judge.scene_judge import Judge
 from genpipe.judge.scene_segmentation import CATEGORIES, Segmentation
 from genpipe.models.prepare import prepare
 from genpipe.pipeline import Pipeline
-from genpipe.request import seeds_for
 from genpipe.scenes import Scene, canonical, caption, names, sample
 from genpipe.scenes.captions import Language
 from genpipe.scenes.compose import Composer
+from genpipe.seeds import seeds_for
 from genpipe.training.autoencoder import psnr
 from genpipe.training.judge import category_maps
 from genpipe.vision.metrics import confusion_matrix, mean_average_precision, mean_iou

@@ -35,9 +35,10 @@ from genpipe.embedded import JUDGES
 from genpipe.judge.evaluation import measure, summary
 from genpipe.judge.scene_judge import Judge
 from genpipe.pipeline import Pipeline
-from genpipe.request import MAX_STEPS, seeds_for
+from genpipe.request import MAX_STEPS
 from genpipe.sampling.speed import SPEEDS
 from genpipe.scenes import caption, names
+from genpipe.seeds import seeds_for
 from scripts.evaluate.held_out import FIRST_SEED, draw, held_out_scenes
 
 PARTS = ("quality", "cost", "cost-sd15")

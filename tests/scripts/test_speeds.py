@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from genpipe.pipeline import BATCH, Pipeline
-from genpipe.request import seeds_for
 from genpipe.scenes import caption, names
+from genpipe.seeds import seeds_for
 
 
 @pytest.fixture
