@@ -344,10 +344,7 @@ class Pipeline:
         images = to_pil(pixels)
         originals = Originals.of(requests)
         if originals is not None:
-            images = [
-                Picture.of(originals.restored(index, image, request.mask_blur))
-                for index, (image, request) in enumerate(zip(images, requests, strict=True))
-            ]
+            images = originals.restored(images, [request.mask_blur for request in requests])
         for image, request in zip(images, requests, strict=True):
             annotate(image, request, made_by, sampler=own)
         return images

@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.nn import functional as F
 
-from genpipe.images import from_pil
+from genpipe.images import Picture, from_pil
 from genpipe.models.finite import NonFiniteError, float32_copy
 from genpipe.models.vae import VAE
 from genpipe.request import Request
@@ -67,17 +67,26 @@ class Originals:
             raise ValueError("some images of the batch are transparent or have a mask, others not: draw them apart")
         return cls(tuple(image for image, _ in pairs), tuple(masks) or None)
 
-    def restored(self, index: int, drawn: Image.Image, blur: int) -> Image.Image:
-        """Put the part of an image that was to stay, byte for byte, over what was drawn in its place."""
+    def restored(self, drawn: Sequence[Picture], blurs: Sequence[int]) -> list[Picture]:
+        """Put the parts that were to stay, byte for byte, over what was drawn in their place.
+
+        Args:
+            drawn: the batch's images.
+            blurs: of each, over how many pixels inside of the mask the change fades in.
+        """
         if self.masks is None:
-            return drawn
-        mask = self.masks[index]
-        if blur:
-            # Fades from nothing at the mask's edge to all within it; outside, nothing changes.
-            faded = np.asarray(mask.filter(ImageFilter.GaussianBlur(blur)), dtype=float)
-            inside = np.clip(2 * faded - 255, 0, 255) * (np.asarray(mask) > 0)
-            mask = Image.fromarray(inside.astype(np.uint8))
-        return Image.composite(drawn, self.images[index], mask)
+            return list(drawn)
+        parts = zip(drawn, self.images, self.masks, blurs, strict=True)
+        return [Picture.of(Image.composite(new, old, _faded(mask, blur))) for new, old, mask, blur in parts]
+
+
+def _faded(mask: Image.Image, blur: int) -> Image.Image:
+    """From nothing at the mask's edge to all within it; outside of it nothing changes."""
+    if not blur:
+        return mask
+    levels = np.asarray(mask.filter(ImageFilter.GaussianBlur(blur)), dtype=np.float32)
+    inside = np.clip(2 * levels - 255, 0, 255) * (np.asarray(mask) > 0)
+    return Image.fromarray(inside.astype(np.uint8))
 
 
 def _read(request: Request) -> tuple[Image.Image, Image.Image | None]:

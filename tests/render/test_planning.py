@@ -37,6 +37,10 @@ def test_a_bare_prompt_gets_the_models_defaults(journal):
         "original_size": None,
         "crop": None,
         "target_size": None,
+        "image": None,
+        "strength": None,
+        "mask": None,
+        "mask_blur": 4,
     }
     assert (entry.prompt, entry.line, entry.state) == ("a ship", 1, PENDING)
 
