@@ -37,8 +37,7 @@ from genpipe.scenes.concepts import names
 from genpipe.scenes.world import Scene, sample
 from genpipe.training.classifier import train_classifier
 from genpipe.training.image_folder import augment
-from genpipe.training.loop import Budget, Randomness
-from genpipe.training.loop import choose_accelerator
+from genpipe.training.loop import Budget, Randomness, choose_accelerator
 from genpipe.vision.architectures import build
 from genpipe.vision.metrics import top_k_error
 from genpipe.vision.transfer import replace_head
