@@ -95,20 +95,39 @@ class Tokenizer:
         """
         ids, cut = [], []
         for text in texts if self.normalise is None else map(self.normalise, texts):
-            try:
-                encoding = self._backend.encode(text, add_special_tokens=False)
-            except (TypeError, UnicodeEncodeError):
-                raise ValueError(f"the prompt {quoted(text)} is not text that can be encoded as UTF-8") from None
-            kept = encoding.ids[: self.length - 2]
-            row = [self.bos_id, *kept, self.eos_id]
-            ids.append(row + [self.pad_id] * (self.length - len(row)))
-            cut.append(text[encoding.offsets[len(kept)][0] :] if len(encoding.ids) > len(kept) else "")
+            own, starts = self.encode(text)
+            ids.append(self.row(own[: self.length - 2]))
+            cut.append(text[starts[self.length - 2] :] if len(own) > self.length - 2 else "")
         return Tokens(ids, cut)
 
     @property
     def vocabulary(self) -> dict[str, int]:
         """The id of every token, added ones included."""
         return self._backend.get_vocab(with_added_tokens=True)
+
+    def encode(self, text: str) -> tuple[list[int], list[int]]:
+        """Encode a text, however long and as it stands: without marks, padding and `normalise`.
+
+        Returns:
+            The ids, and at which character of the text each begins.
+
+        Raises:
+            ValueError: the text holds code points that are not text (lone surrogates).
+        """
+        try:
+            encoding = self._backend.encode(text, add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError):
+            raise ValueError(f"the prompt {quoted(text)} is not text that can be encoded as UTF-8") from None
+        return encoding.ids, [start for start, _ in encoding.offsets]
+
+    def row(self, ids: Sequence[int]) -> list[int]:
+        """Put ids, at most `length` - 2, between the begin and the end mark, padded to `length`."""
+        return [self.bos_id, *ids, self.eos_id, *[self.pad_id] * (self.length - 2 - len(ids))]
+
+    @property
+    def comma_id(self) -> int | None:
+        """The id of a comma that stands alone, None if the vocabulary lacks it."""
+        return self._backend.token_to_id("," + _SUFFIX)
 
     def save(self, directory: str | Path) -> None:
         """Write `vocab.json`, `merges.txt`, `tokenizer_config.json` and `special_tokens_map.json` into a folder."""

@@ -82,7 +82,7 @@ def scheduled(prompt: str, steps: int) -> list[tuple[int, str]]:
     return found
 
 
-@dataclass
+@dataclass(slots=True)
 class _Group:
     """Brackets whose content depends on the step.
 
@@ -107,7 +107,7 @@ class _Group:
         return self.options[turn]
 
 
-@dataclass
+@dataclass(slots=True)
 class _Open:
     at: int
     colons: list[int] = field(default_factory=list)

@@ -50,23 +50,21 @@ def sections(prompt: str) -> list[list[Span]]:
         ValueError: a weight is not a number from -`MAX_WEIGHT` to `MAX_WEIGHT`, or brackets multiply to such a one.
     """
     texts: list[str | None] = []  # None is a BREAK
+    pieces: list[str] = []  # of a text that no bracket has ended yet
     brackets = {"(": _Brackets(ROUND), "[": _Brackets(SQUARE)}
     for mark in _MARK.finditer(prompt):
         kind, text = mark.lastgroup, mark[0]
-        if kind == "open":
-            brackets[text].open(len(texts))
-        elif kind == "weight" and brackets["("].opened:
-            brackets["("].close(len(texts), _weight(mark["weight"]))
-        elif kind == "close" and brackets[pair := "(" if text == ")" else "["].opened:
-            brackets[pair].close(len(texts))
-        elif kind == "escaped":
-            texts.append(mark["escaped"])
+        closed = "(" if kind == "weight" or text == ")" else "["
+        if kind == "open" or (kind in ("weight", "close") and brackets[closed].opened):
+            texts += _divided("".join(pieces))
+            pieces.clear()
+            if kind == "open":
+                brackets[text].open(len(texts))
+            else:
+                brackets[closed].close(len(texts), _weight(mark["weight"]) if kind == "weight" else None)
         else:
-            first, *rest = _BREAK.split(text)
-            texts.append(first.rstrip() if rest else first)
-            for index, part in enumerate(rest, 1):
-                part = part.lstrip()
-                texts += [None, part if index == len(rest) else part.rstrip()]
+            pieces.append(mark["escaped"] if kind == "escaped" else text)
+    texts += _divided("".join(pieces))
     found: list[list[Span]] = [[]]
     weights = zip(*(each.weights(len(texts)) for each in brackets.values()), strict=True)
     for text, (by_round, by_square) in zip(texts, weights, strict=True):
@@ -143,6 +141,16 @@ class _Brackets:
                 products.append(products[-1] * factor)
             found.append(products[-1])
         return found
+
+
+def _divided(text: str) -> list[str | None]:
+    """The texts between one BREAK and the next, and None for each BREAK; the white space around it is left out."""
+    parts = _BREAK.split(text)
+    found: list[str | None] = []
+    for index, part in enumerate(parts):
+        part = part.lstrip() if index else part
+        found += [part.rstrip() if index < len(parts) - 1 else part, None]
+    return found[:-1] if text else []
 
 
 def _weight(number: str) -> float:
