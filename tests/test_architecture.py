@@ -44,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "sizes": {"request"},
     "images": {"files", "moved"},
     "filenames": {"images"},
-    "dialects": {"request", "sampling"},
+    "dialects": {"request", "fields", "sampling"},
     "metadata": {"fields", "request", "spec", "dialects"},
     "hardware": set(),
     "embedded": set(),

@@ -1,25 +1,66 @@
-"""A1111's web UI: the text that its files carry under "parameters", and its names of samplers."""
+"""A1111's web UI: the text that its files carry under "parameters", written and read."""
 
 import json
 import re
-from typing import Any
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import genpipe
+from genpipe.fields import settings_of
+from genpipe.messages import quoted
 from genpipe.request import Request
-from genpipe.sampling.names import SOLVERS, SPACINGS, split_name
+from genpipe.sampling.names import SOLVERS, SPACINGS, canonical_name, split_name
+
+_NEGATIVE = "Negative prompt:"
+# A1111's names of settings, and ours; those of two values or of other numbers are read one by one.
+_NAMES = {
+    "Steps": "steps",
+    "CFG scale": "guidance_scale",
+    "Guidance rescale": "guidance_rescale",
+    "Seed": "seed",
+}
+# What says nothing of how to draw the image again.
+_ASIDE = {"Version", "Model hash"}
+# The spacing that A1111 takes for "Automatic".
+_AUTOMATIC = {
+    **dict.fromkeys(("dpmpp_2m", "dpmpp_sde", "dpmpp_2s_a", "dpm2", "dpm2_a"), "karras"),
+    **dict.fromkeys(("dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde"), "exponential"),
+}
+_JSON = json.JSONDecoder()
+_BEGIN, _END = re.compile(r'\s*(["{\[])'), re.compile(r"\s*(,|$)")
+# What would not be read as it stands.
+_AWKWARD = re.compile(r'[,:"\0\r\n\[\]{}]|^\s|\s$')
+_KEY = re.compile(r"\w[\w /-]{0,63}")
+
+
+class Parameters(NamedTuple):
+    """What a text of A1111's says.
+
+    Attributes:
+        settings: of `Request`, those that the text gives.
+        model: the name of the checkpoint that drew the image, which says nothing of where it lies; None where the text
+            names none.
+        unread: what else stands there, by A1111's names: settings that genpipe does not have, and values that it cannot
+            take.
+    """
+
+    settings: dict[str, Any]
+    model: str | None
+    unread: dict[str, str]
 
 
 def parameters_text(request: Request, model: str) -> str:
-    """What made an image, in the form that A1111's web UI writes and reads.
+    """Write what made an image in the form that A1111's web UI writes and reads.
 
     The prompt keeps its line breaks; its NULs, which would end the text for many readers, become U+FFFD.
     """
     lines = [request.prompt]
     if request.negative_prompt:
-        lines.append(f"Negative prompt: {request.negative_prompt}")
+        lines.append(f"{_NEGATIVE} {request.negative_prompt}")
     settings: dict[str, Any] = {
         "Steps": request.steps,
-        "Sampler": _a1111_sampler(request.sampler),
+        "Sampler": None if request.sampler is None else sampler_label(request.sampler),
         "CFG scale": f"{request.guidance_scale:.12g}",
         "Guidance rescale": f"{request.guidance_rescale:.12g}" if request.guidance_rescale else None,
         "Seed": request.seed,
@@ -29,18 +70,118 @@ def parameters_text(request: Request, model: str) -> str:
         "Model": model,
         "Version": f"genpipe {genpipe.__version__}",
     }
-    lines.append(", ".join(f"{key}: {_quoted(str(value))}" for key, value in settings.items() if value is not None))
+    lines.append(", ".join(f"{key}: {_written(str(value))}" for key, value in settings.items() if value is not None))
     text = "\n".join(lines).replace("\r\n", "\n").replace("\r", "\n")
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
-def _a1111_sampler(name: str | None) -> str | None:
-    if name is None:
-        return None
+def parse_parameters(text: str) -> Parameters:
+    """Read what made an image from the text that A1111's web UI writes: the inverse of `parameters_text`.
+
+    The settings stand in the last line that begins with "Steps:", or in the last line if it is a list of three settings or
+    more; a text without such a line is a prompt alone. Nothing is refused: what cannot be taken is in `unread`.
+    """
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n").split("\n")
+    at = next((index for index in range(len(lines) - 1, -1, -1) if lines[index].lstrip().startswith("Steps:")), None)
+    if at is None and len([key for key, value in _pairs(lines[-1]) if value and _KEY.fullmatch(key)]) >= 3:
+        at = len(lines) - 1
+    end = len(lines) if at is None else at
+    split = next((index for index in range(end) if lines[index].lstrip().startswith(_NEGATIVE)), end)
+    settings: dict[str, Any] = {"prompt": "\n".join(lines[:split])}
+    if split < end:
+        first = lines[split].lstrip().removeprefix(_NEGATIVE).removeprefix(" ")
+        settings["negative_prompt"] = "\n".join([first, *lines[split + 1 : end]])
+    said = dict(_pairs(lines[at])) if at is not None else {}
+    unread = {key.strip(): value.strip() for line in lines[end + 1 :] for key, _, value in [line.partition(":")]}
+    model = said.pop("Model", None) or None
+    if "Sampler" in said:
+        settings |= _sampler(said, unread)
+    for key, value in said.items():
+        try:
+            settings |= _setting(key, value)
+        except ValueError:
+            if key not in _ASIDE:
+                unread[key] = value
+    return Parameters(settings, model, unread)
+
+
+def sampler_label(name: str) -> str:
+    """A1111's name of a sampler, by ours: "dpmpp_2m_karras" is "DPM++ 2M Karras". One that A1111 lacks keeps its name."""
     solver, spacing = split_name(name)
     label = SOLVERS[solver].a1111 if solver in SOLVERS else None
     return " ".join([label or solver, *([SPACINGS[spacing].a1111] if spacing else [])])
 
 
-def _quoted(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False) if re.search(r'[,:"\n]', value) else value
+def _setting(key: str, value: str) -> dict[str, Any]:
+    """The settings of ours that one of A1111's is; ValueError if there is none, or not with this value."""
+    if key == "Size":
+        width, _, height = value.partition("x")
+        return {"width": _read("width", width), "height": _read("height", height)}
+    if key == "Clip skip":
+        return {"clip_skip": max(0, _read("clip_skip", value) - 1)}
+    if key not in _NAMES:
+        raise ValueError(f"genpipe has no {quoted(key)}")
+    return {_NAMES[key]: _read(_NAMES[key], value)}
+
+
+def _read(name: str, text: str) -> Any:
+    kind = settings_of(Request)[name].kind
+    return kind.check(name, kind.read(name, text))
+
+
+def _sampler(said: dict[str, str], unread: dict[str, str]) -> dict[str, str]:
+    """Take "Sampler" and "Schedule type" out of what is said; what of them has no equal goes to `unread`."""
+    label, schedule = said.pop("Sampler"), said.pop("Schedule type", None)
+    try:
+        name = canonical_name(label)
+    except ValueError:
+        unread["Sampler"] = label
+        if schedule is not None:
+            unread["Schedule type"] = schedule
+        return {}
+    # Before 1.9 the schedule stood in the sampler's name, where it still has the last word.
+    if schedule is None or split_name(name)[1] is not None:
+        return {"sampler": name}
+    if schedule == "Automatic":
+        return {"sampler": f"{name}_{_AUTOMATIC[name]}" if name in _AUTOMATIC else name}
+    try:
+        return {"sampler": canonical_name(f"{label} {schedule}")}
+    except ValueError:
+        unread["Schedule type"] = schedule
+        return {"sampler": name}
+
+
+def _pairs(line: str) -> Iterator[tuple[str, str]]:
+    """The names and values of a line of settings; a value with commas stands in quotes, or is JSON."""
+    at, colon = 0, line.find(":")
+    while at < len(line):
+        if 0 <= colon < at:  # looked for once each, however many pieces come before it
+            colon = line.find(":", at)
+        comma = line.find(",", at)
+        if colon < 0 or 0 <= comma < colon:  # a piece without a value
+            end = len(line) if comma < 0 else comma
+            key, value = line[at:end], ""
+        else:
+            key = line[at:colon]
+            value, end = _value(line, colon + 1)
+        if key.strip():
+            yield key.strip(), value
+        at = end + 1
+
+
+def _value(line: str, start: int) -> tuple[str, int]:
+    """The value that begins here, and where it ends: at a comma or at the end of the line."""
+    begun = _BEGIN.match(line, start)
+    if begun is not None:
+        with suppress(ValueError, RecursionError):
+            found, end = _JSON.raw_decode(line, begun.end(1) - 1)
+            value = found if isinstance(found, str) else line[begun.start(1) : end]
+            if ended := _END.match(line, end):
+                return value, ended.start(1)
+    end = line.find(",", start)
+    end = len(line) if end < 0 else end
+    return line[start:end].strip(), end
+
+
+def _written(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if _AWKWARD.search(value) else value

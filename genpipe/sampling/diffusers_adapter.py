@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genpipe.messages import one_line, quoted
 from genpipe.sampling.guidance import PREDICTION_TYPES, output_from_x0
 from genpipe.sampling.sampler import Sampler
 from genpipe.sampling.schedule import CLEAN, Schedule, Step
@@ -50,7 +51,7 @@ def adapted_sampler(name: str, class_name: str, given: Settings) -> Sampler:
         known = [known for known in dir(diffusers) if known.endswith("Scheduler")]
         near = difflib.get_close_matches(class_name, known, n=3)
         hint = f": did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"diffusers {diffusers.__version__} has no scheduler {class_name!r:.60}{hint}")
+        raise ValueError(f"diffusers {diffusers.__version__} has no scheduler {quoted(class_name, 60)}{hint}")
     taken = inspect.signature(scheduler_class.__init__).parameters
     settings = {key: value for key, value in given.items() if key in taken}
     check_settings(settings)
@@ -63,7 +64,7 @@ def adapted_sampler(name: str, class_name: str, given: Settings) -> Sampler:
     prediction_type = "flow" if prediction_type == "flow_prediction" else prediction_type
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(
-            f"unknown prediction_type {prediction_type!r:.60}: it must be one of {', '.join(PREDICTION_TYPES)}"
+            f"unknown prediction_type {quoted(prediction_type, 60)}: it must be one of {', '.join(PREDICTION_TYPES)}"
         )
     zero_snr = given.get("rescale_betas_zero_snr") is True
     if zero_snr:
@@ -206,4 +207,4 @@ def _as_by_default(class_name: str) -> Iterator[None]:
 
 
 def _refused(class_name: str, error: Exception) -> ValueError:
-    return ValueError(f"{class_name} refuses: {' '.join(str(error).split())[:250]}")
+    return ValueError(f"{class_name} refuses: {one_line(str(error), 250)}")

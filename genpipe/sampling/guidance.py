@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from genpipe.messages import quoted
 from genpipe.sampling.schedule import Step
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
@@ -55,4 +56,4 @@ def guided(uncond: Tensor, cond: Tensor, scale: float | Tensor, rescale: float =
 
 
 def _unknown(prediction_type: str) -> ValueError:
-    return ValueError(f"unknown prediction_type {prediction_type!r}: choose one of {', '.join(PREDICTION_TYPES)}")
+    return ValueError(f"unknown prediction_type {quoted(prediction_type)}: choose one of {', '.join(PREDICTION_TYPES)}")

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from genpipe.messages import quoted
+
 # What stands in for a terminal alpha² of zero where a solver divides by alpha: the smallest fp16 subnormal, as in diffusers.
 TINY_ALPHA_SQUARED = 2.0**-24
 
@@ -50,7 +52,7 @@ def cumulative_alphas(
         betas = torch.tensor([min(1 - squares[i + 1] / squares[i], 0.999) for i in range(train_steps)], **plain)
     else:
         raise ValueError(
-            f"unknown beta_schedule {beta_schedule!r}: choose linear, scaled_linear or squaredcos_cap_v2, or give trained_betas"
+            f"unknown beta_schedule {quoted(beta_schedule)}: choose linear, scaled_linear or squaredcos_cap_v2, or give trained_betas"
         )
     if zero_terminal_snr:
         alphas = torch.cumprod(1.0 - betas, dim=0).sqrt()
@@ -99,7 +101,7 @@ def spaced_timesteps(
     if spacing == "trailing":
         # The stride's rounding can make one value too many (of steps = 61, say), which would be timestep -1.
         return (np.arange(train_steps, 0, -train_steps / steps)[:steps].round() - 1).tolist()
-    raise ValueError(f"unknown timestep_spacing {spacing!r}: choose linspace, leading or trailing")
+    raise ValueError(f"unknown timestep_spacing {quoted(spacing)}: choose linspace, leading or trailing")
 
 
 def consistency_timesteps(steps: int, train_steps: int, original_steps: int) -> list[float]:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from genpipe.messages import quoted
+
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _RESPACINGS = ("karras", "exponential", "beta", "trailing")
 
@@ -83,7 +85,7 @@ SAMPLERS: tuple[str, ...] = tuple(
     for name in (solver, *(f"{solver}_{spacing}" for spacing in SPACINGS if spacing in row.spacings))
 )
 
-# Other words for a whole name, and for the spacing at the end of one; "" is the spacing that needs no word.
+# Other words for the solver of a name, and for the spacing at the end of it; "" is the spacing that needs no word.
 _ALIASES = {"plms": "pndm", "euler_ancestral": "euler_a", "dpmpp2m": "dpmpp_2m"}
 _SPACING_ALIASES = {
     "sgm_uniform": "trailing",
@@ -114,26 +116,33 @@ def canonical_name(name: str) -> str:
     """
     text = name.strip() if isinstance(name, str) else ""
     key = re.sub(r"[^a-z0-9]+", "_", text.lower().replace("++", "pp")).strip("_")
-    key = _respelled(_ALIASES.get(key, key), _SPACING_ALIASES)
+    key = _renamed(_respelled(key, _SPACING_ALIASES), _ALIASES)
     if key in SAMPLERS:
         return key
     if text.lower() in _BY_CLASS:
         return _BY_CLASS[text.lower()]
     if _OTHER_CLASS.fullmatch(text):
         return text
-    solver, spacing = split_name(_respelled(key, _ABSENT_SPACINGS))
-    nearest = "_".join(filter(None, (_ABSENT.get(solver, solver), spacing)))
+    nearest = _renamed(_respelled(key, _ABSENT_SPACINGS), _ABSENT)
     if nearest != key and nearest in SAMPLERS:
-        raise ValueError(f"the sampler {name!r:.60} is neither in genpipe nor in diffusers: the nearest is {nearest}")
+        raise ValueError(
+            f"the sampler {quoted(name, 60)} is neither in genpipe nor in diffusers: the nearest is {nearest}"
+        )
     near = difflib.get_close_matches(key, SAMPLERS, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(SOLVERS)}"
-    raise ValueError(f"unknown sampler {name!r:.60}: {hint}")
+    raise ValueError(f"unknown sampler {quoted(name, 60)}: {hint}")
 
 
 def split_name(canonical: str) -> tuple[str, str | None]:
     """A canonical name's solver and its spacing: "euler_karras" -> ("euler", "karras"), "ddim" -> ("ddim", None)."""
     solver, _, spacing = canonical.rpartition("_")
     return (solver, spacing) if spacing in SPACINGS else (canonical, None)
+
+
+def _renamed(key: str, solvers: Mapping[str, str]) -> str:
+    """The key, with its solver by another name."""
+    solver, spacing = split_name(key)
+    return "_".join(filter(None, (solvers.get(solver, solver), spacing)))
 
 
 def _respelled(key: str, spacings: Mapping[str, str]) -> str:

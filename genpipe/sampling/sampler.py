@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from genpipe.messages import quoted
 from genpipe.sampling.schedule import CLEAN, Schedule, Step
 from genpipe.sampling.solvers import Evaluation, Noise, Solution
 
@@ -70,10 +71,10 @@ class Sampler:
                 at so many steps, or it needs `image_tokens`.
         """
         if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= self.train_steps:
-            raise ValueError(f"steps must be a whole number from 1 to {self.train_steps}, not {steps!r:.60}")
+            raise ValueError(f"steps must be a whole number from 1 to {self.train_steps}, not {quoted(steps, 60)}")
         for name, value in (("strength", strength), ("first", first), ("last", last)):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise ValueError(f"{name} must be a number from 0 to 1, not {value!r:.60}")
+                raise ValueError(f"{name} must be a number from 0 to 1, not {quoted(value, 60)}")
         if strength < 1 and first > 0:
             raise ValueError(f"strength {strength:g} and first {first:g} both say where to begin: give one of them")
         whole = self.make_schedule(steps, image_tokens)

@@ -61,7 +61,7 @@ def _refuse_other_kind(class_name: str, source: object) -> None:
     flow = class_name.startswith("FlowMatch")
     if isinstance(source, str) and source.startswith("FlowMatch") != flow:
         kind, use = ("diffusion", "euler, ddim or dpmpp_2m") if flow else ("flow-matching", "flow_euler")
-        raise ValueError(f"{class_name} cannot sample a {kind} checkpoint (it comes with {source:.60}): use {use}")
+        raise ValueError(f"{class_name} cannot sample a {kind} checkpoint (it comes with {source[:60]}): use {use}")
 
 
 # --- One builder for each class --------------------------------------------------------------------------------------
