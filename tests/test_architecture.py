@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "images": {"files", "moved"},
     "filenames": {"images"},
     "dialects": {"request", "fields", "sampling"},
-    "metadata": {"fields", "request", "spec", "dialects"},
+    "metadata": {"fields", "images", "request", "spec", "dialects"},
     "hardware": set(),
     "embedded": set(),
     "checkpoints": {"models", "files", "request"},

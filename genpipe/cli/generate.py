@@ -13,6 +13,7 @@ from genpipe.cli.options import add_fields, given_fields, option, reader, size
 from genpipe.cli.output import report
 from genpipe.cli.vocabulary import name_unknown_words
 from genpipe.fields import settings_of
+from genpipe.messages import listed, one_line
 from genpipe.request import BEST_OF, COUNT, FROM_IMAGE, IMAGE, SAMPLING, SETTINGS, Request
 from genpipe.spec import ModelSpec
 
@@ -121,10 +122,13 @@ def _asked_for(args: argparse.Namespace) -> tuple[dict[str, Any], ModelSpec]:
     args.width, args.height = args.size or (args.width, args.height)
     settings, model = given_fields(args, Request), given_fields(args, ModelSpec)
     if args.from_image is not None:
-        from genpipe.metadata import read_metadata, split_metadata
+        from genpipe.metadata import read_made
 
-        request, spec = split_metadata(read_metadata(args.from_image))
-        settings, model = {**request.to_dict(), **settings}, {**spec.to_dict(), **model}
+        made = read_made(args.from_image)
+        settings, model = {**made.request, **settings}, {**made.model, **model}
+        if made.unread and not args.quiet:
+            rest = listed(f"{key}: {value}" for key, value in made.unread.items())
+            print(f"not taken from {args.from_image}: {one_line(rest)}", file=sys.stderr)
     return settings, ModelSpec.from_dict(model)
 
 
