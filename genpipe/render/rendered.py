@@ -6,6 +6,7 @@ from typing import Any
 
 from PIL import Image
 
+from genpipe.images import open_image
 from genpipe.render.journal import Entry
 from genpipe.request import Request
 
@@ -56,7 +57,7 @@ class Rendered:
         """
         if self._read is None:
             raise ValueError(f"the image of line {self.line} failed: {self.error}")
-        image = Image.open(io.BytesIO(self._read()))
+        image = open_image(io.BytesIO(self._read()))
         image.load()
         return image
 
