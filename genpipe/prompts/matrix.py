@@ -19,7 +19,9 @@ def combinations(prompt: str) -> list[str]:
     """
     base, *parts = (part.strip() for part in _divided(prompt))
     if not parts:
-        raise ValueError(f"the prompt {quoted(prompt)} has no | for a matrix: write it as in a city|at night|in the rain")
+        raise ValueError(
+            f"the prompt {quoted(prompt)} has no | for a matrix: write it as in a city|at night|in the rain"
+        )
     if len(parts) > MAX_PARTS:
         raise ValueError(f"the prompt has {len(parts)} bars, which make 2^{len(parts)} images: use {MAX_PARTS} at most")
     found = []

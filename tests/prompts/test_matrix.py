@@ -21,7 +21,9 @@ def test_all_combinations_of_the_parts_are_given(prompt: str, prompts: list[str]
     assert combinations(prompt) == prompts
 
 
-@pytest.mark.parametrize(("prompt", "reason"), [("a cat", r"has no \| for a matrix"), ("a" + "|b" * (MAX_PARTS + 1), "11 bars")])
+@pytest.mark.parametrize(
+    ("prompt", "reason"), [("a cat", r"has no \| for a matrix"), ("a" + "|b" * (MAX_PARTS + 1), "11 bars")]
+)
 def test_other_prompts_are_refused(prompt: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         combinations(prompt)
