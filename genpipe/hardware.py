@@ -80,6 +80,14 @@ def training_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if choose_dtype(None, device) == torch.bfloat16 else torch.float32
 
 
+def without_overflow(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Choose what to run in where fp16 overflows: bf16 on a GPU that has it, else fp32; another dtype stays as it is."""
+    if dtype != torch.float16:
+        return dtype
+    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if bf16 else torch.float32
+
+
 def instruction_set() -> str:
     """Say what the CPU offers to oneDNN: "amx" or "avx512_bf16", which multiply bf16 natively, or "other".
 

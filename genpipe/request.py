@@ -296,16 +296,21 @@ def check_best_of(best_of: int) -> None:
     BEST_OF.check("best_of", best_of)
 
 
-def ignored(requests: Sequence[Request], *, distilled: bool) -> list[str]:
+def ignored(requests: Sequence[Request], *, distilled: bool, sizes: int = 6) -> list[str]:
     """Name the settings of requests that have no effect, one line each.
 
     Args:
         distilled: whether the network takes the scale of guidance as an input, and is never led away from a prompt.
+        sizes: how many numbers the network takes of sizes and crops: 6 (SDXL), 5 without the target's (its refiner), or 0.
     """
     lines = {}
+    unread = {6: (), 5: ("target_size",)}.get(sizes, ("original_size", "crop", "target_size"))
     for request in requests:
         if request.image is None and request.strength is not None:
             lines["strength"] = "strength has no effect without an image: give one, or leave it out"
+        for name in unread:
+            if getattr(request, name) is not None:
+                lines[name] = f"{name} has no effect (this model is told no such thing): leave it out"
         if request.guidance_scale > 1 and not distilled:
             continue
         why = "this model is distilled and takes none" if distilled else f"guidance_scale {request.guidance_scale:g}"

@@ -47,6 +47,14 @@ class Conditioning:
         chosen = index if isinstance(index, slice) else list(index)
         return replace(self, **{name: tensor[chosen] for name, tensor in self._given().items()})
 
+    def zeroed(self, rows: Sequence[int]) -> "Conditioning":
+        """The same with zeros for the prompts of these rows: their context, and their pooled vector where there is one."""
+        if not rows:
+            return self
+        index = torch.tensor(rows, device=self.context.device)
+        pooled = None if self.pooled is None else self.pooled.index_fill(0, index, 0.0)
+        return replace(self, context=self.context.index_fill(0, index, 0.0), pooled=pooled)
+
     @staticmethod
     def join(parts: Sequence["Conditioning"]) -> "Conditioning":
         """The rows of all parts, in their order.

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from genpipe.checkpoints import Checkpoint
-from genpipe.hardware import instruction_set, keep_freed_memory, use_huge_pages
+from genpipe.hardware import instruction_set, keep_freed_memory, use_huge_pages, without_overflow
 from genpipe.models.cpu.forms import PLAIN, forms_for
 from genpipe.models.cpu.quantised import QuantisedLayer, can_quantise
 from genpipe.models.prepare import prepare
 from genpipe.models.unet import UNet
+from genpipe.models.vae import VAE
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -26,6 +27,9 @@ class Networks:
         device, dtype: where and in what they run.
         low_memory: keep the denoiser alone in memory; the others are read from their files each time.
         int8: quantise the denoiser's wide layers.
+
+    Attributes:
+        vae_dtype: what the autoencoder runs in: `dtype`, unless that is fp16, which those of SDXL overflow.
     """
 
     def __init__(
@@ -33,6 +37,9 @@ class Networks:
     ) -> None:
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self._low_memory, self._int8 = low_memory, int8
+        # Files of Stable Diffusion 1.x and 2.x say force_upcast too, by default, and do not overflow.
+        overflows = checkpoint.family.added_numbers > 0 and checkpoint.vae.config.force_upcast
+        self.vae_dtype = without_overflow(dtype, device) if overflows else dtype
         self._forms = forms_for(instruction_set(), dtype) if device.type == "cpu" else PLAIN
 
     def prepare_all(self, *others: nn.Module) -> None:
@@ -53,7 +60,8 @@ class Networks:
     def prepare(self, network: Network) -> Network:
         """Put one network into the form in which it runs."""
         forms = replace(self._forms, int8=self._int8 and isinstance(network, UNet))
-        return prepare(network, device=self.device, dtype=self.dtype, forms=forms)
+        dtype = self.vae_dtype if isinstance(network, VAE) else self.dtype
+        return prepare(network, device=self.device, dtype=dtype, forms=forms)
 
     @contextmanager
     def in_memory(self, network: Network) -> Iterator[Network]:
@@ -89,12 +97,10 @@ def check_int8(device: torch.device, dtype: torch.dtype, *, native: bool) -> Non
 
 
 def check_drawable(checkpoint: Checkpoint) -> None:
-    """Check that the U-Net takes noisy latents and one text, nothing else."""
+    """Check that the U-Net takes noisy latents and text, and a mask with an image at most."""
     unet, latents = checkpoint.unet.config, checkpoint.vae.config.latent_channels
     if unet.in_channels not in (latents, 2 * latents + 1) or unet.out_channels != latents:
         raise ValueError(
             f"{checkpoint.source}: its U-Net takes {unet.in_channels} channels and gives {unet.out_channels} where the VAE "
             f"has {latents}: checkpoints that are shown depth or a whole image cannot be drawn yet"
         )
-    if unet.added_channels is not None:
-        raise ValueError(f"{checkpoint.source}: {checkpoint.family.title} cannot be drawn yet")

@@ -3,7 +3,6 @@
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
@@ -20,6 +19,7 @@ from genpipe.metadata import annotate
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.denoiser import UNetDenoiser
 from genpipe.models.tiny_vae import TinyVAE
+from genpipe.pipeline.conditions import condition
 from genpipe.pipeline.decoding import choose_tile, decode
 from genpipe.pipeline.denoising import denoise, is_guided
 from genpipe.pipeline.draw_options import DrawOptions
@@ -28,7 +28,7 @@ from genpipe.pipeline.networks import Networks, check_drawable, prepare_process
 from genpipe.pipeline.preview import LatentPreview
 from genpipe.pipeline.progress import Progress
 from genpipe.pipeline.start import Originals, choose_start
-from genpipe.prompts.encoder import PromptEncoder
+from genpipe.prompts.encoder import PromptEncoder, TextPart
 from genpipe.request import (
     STRENGTH,
     Request,
@@ -91,8 +91,11 @@ class Pipeline:
             else lambda latents: to_pil(tiny_vae.decode(latents))
         )
         self.prompt_encoder = PromptEncoder(
-            self.tokenizers[0],
-            lambda: self.networks.in_memory(self.text_encoders[0]),
+            [
+                TextPart(tokenizer, partial(self.networks.in_memory, encoder))
+                for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True)
+            ],
+            pooled=checkpoint.family.added_numbers > 0,
             device=device,
             model=self.name,
         )
@@ -251,7 +254,7 @@ class Pipeline:
         layers = min(len(each.layers) for each in self.text_encoders)
         if requests[0].clip_skip >= layers:
             raise ValueError(f"clip_skip {requests[0].clip_skip} is out of range: 0 to {layers - 1} for this model")
-        for line in ignored(requests, distilled=self.distilled):
+        for line in ignored(requests, distilled=self.distilled, sizes=self.checkpoint.family.added_numbers):
             warnings.warn(line, stacklevel=3)
         if seed is None and seeds is None:
             print(f"seed {requests[0].seed}", file=sys.stderr)
@@ -264,9 +267,9 @@ class Pipeline:
         usual = {
             "height": height,
             "width": width,
-            "steps": 4 if lcm else 30,
+            "steps": 4 if lcm else self.checkpoint.family.steps,
             # 8.5 is the default of diffusers' LatentConsistencyModelPipeline, which such networks come with.
-            "guidance_scale": 8.5 if lcm and self.distilled else 1.0 if lcm else 7.5,
+            "guidance_scale": (8.5 if self.distilled else 1.0) if lcm else self.checkpoint.family.guidance_scale,
             "guidance_rescale": 0.0,
         }
         return {key: self.checkpoint.defaults.get(key, value) for key, value in usual.items()}
@@ -292,12 +295,15 @@ class Pipeline:
         originals = Originals.of(requests)
         strength = 1.0 if originals is None else STRENGTH if first.strength is None else first.strength
         schedule = sampler.schedule(first.steps, strength=strength)
-        negative = [request.negative_prompt for request in requests] if guided else []
-        texts = [*negative, *(request.prompt for request in requests)]
-        conditioning = self.encode(texts, clip_skip=first.clip_skip)  # 2B rows, or B
-        if self.distilled:
-            scales = torch.tensor([request.guidance_scale for request in requests], dtype=torch.float32, device="cpu")
-            conditioning = replace(conditioning, guidance_scale=scales.to(self.device))
+        conditioning = condition(
+            self.prompt_encoder,
+            requests,
+            guided=guided,
+            distilled=self.distilled,
+            sizes=self.checkpoint.family.added_numbers,
+            zero_empty_negative=self.checkpoint.zero_empty_negative,
+            device=self.device,
+        )
         factor, channels = self.vae.config.factor, self.vae.config.latent_channels
         steps = denoise(
             self.unet,
@@ -335,7 +341,7 @@ class Pipeline:
         if self.tiny_vae is not None and all(SPEEDS[request.speed].tiny for request in requests):
             pixels = self.tiny_vae.decode(latents).float()
         else:
-            tile = choose_tile(self.spec.vae_tiling, self.vae.config, latents, self.dtype.itemsize)
+            tile = choose_tile(self.spec.vae_tiling, self.vae.config, latents, self.networks.vae_dtype.itemsize)
             if tile is not None:
                 made_by["vae_tiling"] = "on"
             with self.networks.in_memory(self.vae) as vae:

@@ -4,26 +4,42 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from threading import Lock
 
 import torch
+from torch import Tensor
 
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.finite import NonFiniteError, float32_copy
-from genpipe.models.text_encoder import TextEncoder
+from genpipe.models.text_encoder import TextEncoder, TextEncoding
 from genpipe.models.tokenizer import Tokenizer
 
 # Bytes of encoded prompts that are kept: some 500 prompts of Stable Diffusion 1 in 16 bits, 200 of SDXL.
 KEPT_BYTES = 64 * 2**20
 
 
+@dataclass(frozen=True)
+class TextPart:
+    """A text encoder and the tokenizer of its vocabulary.
+
+    Attributes:
+        tokenizer: makes the encoder's token ids.
+        lend: gives the encoder, ready to run, for as long as it is needed.
+    """
+
+    tokenizer: Tokenizer
+    lend: Callable[[], AbstractContextManager[TextEncoder]]
+
+
 class PromptEncoder:
-    """Encode prompts with a tokenizer and its text encoder; those used last are kept, and not encoded again.
+    """Encode prompts with one or more text encoders; the prompts used last are kept, and not encoded again.
 
     Args:
-        tokenizer: of the text encoder's vocabulary.
-        text_encoder: gives it, ready to run, for as long as it is needed.
-        device: where it runs.
+        parts: the text encoders, in the order in which their vectors are joined.
+        pooled: whether the denoiser also takes one vector for the whole prompt, as SDXL's do. It is the last encoder's,
+            and the context is then of the penultimate layers, without the final norms.
+        device: where the encoders run.
         model: what errors call the model.
         kept_bytes: memory for encoded prompts.
 
@@ -33,39 +49,42 @@ class PromptEncoder:
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
-        text_encoder: Callable[[], AbstractContextManager[TextEncoder]],
+        parts: Sequence[TextPart],
         *,
         device: torch.device,
         model: str,
+        pooled: bool = False,
         kept_bytes: int = KEPT_BYTES,
     ) -> None:
-        self._tokenizer, self._text_encoder, self._device, self._model = tokenizer, text_encoder, device, model
+        self._parts, self._pooled, self._device, self._model = tuple(parts), pooled, device, model
         self._kept_bytes = kept_bytes
         self._kept: dict[tuple[str, int], Conditioning] = {}  # of one row each, the least recently used first
         self._lock = Lock()
         self.seconds = 0.0
 
-    def __call__(self, prompts: Sequence[str], *, clip_skip: int = 0) -> Conditioning:
+    def __call__(self, prompts: Sequence[str], *, clip_skip: int | Sequence[int] = 0) -> Conditioning:
         """Encode prompts, a row each.
 
-        A prompt that is longer than the text encoder's positions is cut there, with a warning that quotes what was cut.
+        A prompt that is longer than a text encoder's positions is cut there, with a warning that quotes what was cut.
 
         Args:
             prompts: at least one.
-            clip_skip: last layers of the text encoder to leave out.
+            clip_skip: last layers of the text encoders to leave out, for all prompts or for each.
+
+        Returns:
+            The context (rows, T, D), with the vectors of all encoders side by side, and pooled (rows, P) if asked for.
 
         Raises:
-            NonFiniteError: the context is not finite, in fp32 either.
+            NonFiniteError: an encoding is not finite, in fp32 either.
         """
-        keys = [(prompt, clip_skip) for prompt in prompts]
+        skips = [clip_skip] * len(prompts) if isinstance(clip_skip, int) else clip_skip
+        keys = list(zip(prompts, skips, strict=True))
         with self._lock:
             encoded = {key: self._kept[key] for key in keys if key in self._kept}
-        missing = [prompt for prompt, _ in dict.fromkeys(keys) if (prompt, clip_skip) not in encoded]
+        missing = [key for key in dict.fromkeys(keys) if key not in encoded]
         if missing:
             started = time.perf_counter()
-            rows = self._encode(missing, clip_skip)
-            encoded |= {(prompt, clip_skip): row for prompt, row in zip(missing, rows, strict=True)}
+            encoded |= zip(missing, self._encode(missing), strict=True)
             with self._lock:
                 self.seconds += time.perf_counter() - started
         with self._lock:
@@ -80,22 +99,43 @@ class PromptEncoder:
         while size > self._kept_bytes:
             size -= self._kept.pop(next(iter(self._kept))).nbytes
 
-    def _encode(self, prompts: Sequence[str], clip_skip: int) -> list[Conditioning]:
-        tokens = self._tokenizer(prompts)
-        for cut in filter(None, tokens.cut):
+    def _encode(self, keys: Sequence[tuple[str, int]]) -> list[Conditioning]:
+        """A row for each prompt and the layers to leave out for it."""
+        prompts, skips = zip(*keys, strict=True)
+        tokens = [part.tokenizer(prompts) for part in self._parts]
+        for cut in dict.fromkeys(text for each in tokens for text in each.cut if text):
             quoted = cut if len(cut) <= 60 else f"{cut[:60]}…"
-            warnings.warn(
-                f"the prompt is cut after {self._tokenizer.length - 2} tokens, leaving out {quoted!r}", stacklevel=4
+            length = min(part.tokenizer.length for part in self._parts)
+            warnings.warn(f"the prompt is cut after {length - 2} tokens, leaving out {quoted!r}", stacklevel=4)
+        encodings = [
+            self._encode_part(part, torch.tensor(each.ids, device=self._device), skips)
+            for part, each in zip(self._parts, tokens, strict=True)
+        ]
+        return [
+            Conditioning(
+                torch.cat([encoding.context for encoding in each], dim=-1),
+                pooled=each[-1].pooled if self._pooled else None,
             )
-        ids = torch.tensor(tokens.ids, device=self._device)
-        with self._text_encoder() as text_encoder:
+            for each in zip(*encodings, strict=True)
+        ]
+
+    def _encode_part(self, part: TextPart, ids: Tensor, skips: Sequence[int]) -> list[TextEncoding]:
+        """What one encoder makes of each row of token ids, (prompts, T)."""
+
+        def encode(encoder: TextEncoder, index: int) -> TextEncoding:
             # One at a time: an encoding must not depend on what else is in the batch.
-            contexts = [text_encoder(row[None], clip_skip=clip_skip).context for row in ids]
-            finite = [bool(context.isfinite().all()) for context in contexts]
-            if not all(finite):
-                in_fp32 = float32_copy(text_encoder)
-                for index in (index for index, whole in enumerate(finite) if not whole):
-                    contexts[index] = in_fp32(ids[[index]], clip_skip=clip_skip).context
-                    if not contexts[index].isfinite().all():
-                        raise NonFiniteError.of("text encoder", text_encoder, self._model)
-        return [Conditioning(context) for context in contexts]
+            return encoder(ids[[index]], clip_skip=skips[index], penultimate=self._pooled)
+
+        with part.lend() as encoder:
+            rows = [encode(encoder, index) for index in range(len(ids))]
+            overflowed = [index for index, row in enumerate(rows) if not self._finite(row)]
+            in_fp32 = float32_copy(encoder) if overflowed else encoder
+            for index in overflowed:
+                rows[index] = encode(in_fp32, index)
+                if not self._finite(rows[index]):
+                    raise NonFiniteError.of("text encoder", encoder, self._model)
+        return rows
+
+    def _finite(self, encoding: TextEncoding) -> bool:
+        tensors = encoding if self._pooled else (encoding.context,)
+        return all(bool(tensor.isfinite().all()) for tensor in tensors)
