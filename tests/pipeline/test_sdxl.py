@@ -36,12 +36,17 @@ UNETS: dict[str, dict[str, Any]] = {
 }
 
 
+USUAL: dict[str, Any] = {"seed": 5, "steps": 4, "guidance_scale": 4.0}
+
+
 def draw(pipe: Pipeline, prompt: Any = "a red cat", **settings: Any) -> Any:
-    return pipe(prompt, **{"seed": 5, "steps": 4, "guidance_scale": 4.0, "progress": False, **settings})
+    given: dict[str, Any] = {**USUAL, "progress": False, **settings}
+    return pipe(prompt, **given)
 
 
 def final_latents(pipe: Pipeline, prompt: str = "a red cat", **settings: Any) -> Tensor:
-    *_, last = pipe.stream(pipe.requests(prompt, **{"seed": 5, "steps": 4, "guidance_scale": 4.0, **settings}))
+    given: dict[str, Any] = {**USUAL, **settings}
+    *_, last = pipe.stream(pipe.requests(prompt, **given))
     return last.latents
 
 
@@ -183,16 +188,12 @@ def test_a_refiner_draws_what_diffusers_draws_of_the_same_latents(tmp_path: Path
 
 def test_pictures_of_a_batch_are_those_drawn_alone(pipe: Pipeline) -> None:
     """Pooled text, sizes and negative prompts differ by image."""
-    given = [
-        {"prompt": "a red cat", "original_size": (64, 64)},
-        {"prompt": "a blue dog", "negative_prompt": "bad"},
-        {"prompt": "a pirate ship", "guidance_scale": 7.0, "crop": (8, 0)},
+    given: list[dict[str, Any]] = [
+        {"prompt": "a red cat", "seed": 1, "original_size": (64, 64)},
+        {"prompt": "a blue dog", "seed": 2, "negative_prompt": "bad"},
+        {"prompt": "a pirate ship", "seed": 3, "guidance_scale": 7.0, "crop": (8, 0)},
     ]
-    requests = [
-        request
-        for seed, settings in enumerate(given)
-        for request in pipe.requests(**{"seed": seed, "steps": 3, "guidance_scale": 4.0, **settings})
-    ]
+    requests = [pipe.requests(**{**USUAL, **settings})[0] for settings in given]
     *_, together = pipe.stream(requests)
     for row, request in enumerate(requests):
         *_, alone = pipe.stream([request])
@@ -235,7 +236,8 @@ def test_the_best_of_several_is_what_the_judge_prefers(pipe: Pipeline) -> None:
             """Read any prompt."""
 
         def scores(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[Score]:
-            return [Score(total=255.0 - float(np.asarray(image).mean()), parts={}) for image in images]
+            darkness = [1 - float(np.asarray(image).mean()) / 255 for image in images]
+            return [Score(prompt, value) for prompt, value in zip(prompts, darkness, strict=True)]
 
     candidates = draw(pipe, n=3)
     best = draw(pipe, best_of=3, judge=Darkness())
