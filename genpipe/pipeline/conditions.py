@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 
+from genpipe.checkpoints import Checkpoint
 from genpipe.models.conditioning import Conditioning
 from genpipe.prompts.encoder import PromptEncoder
 from genpipe.request import Request
@@ -16,11 +17,9 @@ AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
 def condition(
     encode: PromptEncoder,
     requests: Sequence[Request],
+    checkpoint: Checkpoint,
     *,
     guided: bool,
-    distilled: bool = False,
-    sizes: int = 0,
-    zero_empty_negative: bool = False,
     device: torch.device,
 ) -> Conditioning:
     """Encode the requests of a batch.
@@ -28,21 +27,21 @@ def condition(
     Args:
         encode: of the model's text encoders.
         requests: they agree in clip_skip.
+        checkpoint: says what its denoiser takes besides the prompt (sizes, the scale of guidance), and whether an empty
+            negative prompt is zeros and not the encoding of no words.
         guided: whether each image has a negative prompt too, whose rows come first.
-        distilled: whether the denoiser takes the scale of guidance as an input.
-        sizes: how many numbers the denoiser takes of sizes and crops: none, 6 (SDXL) or 5 (SDXL's refiner).
-        zero_empty_negative: whether an empty negative prompt is zeros and not the encoding of no words.
         device: where the denoiser runs.
 
     Returns:
         A row per prompt: 2B where guided, else B.
     """
+    sizes = checkpoint.family.added_numbers
     negative = [request.negative_prompt for request in requests] if guided else []
     clip_skip = requests[0].clip_skip
     # For SDXL diffusers leaves layers out of what is to be drawn alone.
     skips = [*([0 if sizes else clip_skip] * len(negative)), *([clip_skip] * len(requests))]
     conditioning = encode([*negative, *(request.prompt for request in requests)], clip_skip=skips)
-    if zero_empty_negative:
+    if checkpoint.zero_empty_negative:
         conditioning = conditioning.zeroed([row for row, text in enumerate(negative) if not text])
     if sizes:
         numbers = [
@@ -50,7 +49,7 @@ def condition(
             *(time_ids(request, count=sizes) for request in requests),
         ]
         conditioning = replace(conditioning, time_ids=torch.tensor(numbers, dtype=torch.float32, device=device))
-    if distilled:
+    if checkpoint.unet.config.guidance_channels is not None:
         scales = torch.tensor([request.guidance_scale for request in requests], dtype=torch.float32, device=device)
         conditioning = replace(conditioning, guidance_scale=scales)
     return conditioning

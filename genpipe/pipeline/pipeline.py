@@ -290,25 +290,17 @@ class Pipeline:
             ValueError: there are no requests, or they do not agree.
             NonFiniteError: the latents are not finite in fp32 either.
         """
-        guided, first = is_guided(requests, distilled=self.distilled), requests[0]
+        is_guided(requests, distilled=self.distilled)  # they agree in what they must, or an error says in what not
+        first = requests[0]
         sampler = self.sampler(first.sampler)
         originals = Originals.of(requests)
         strength = 1.0 if originals is None else STRENGTH if first.strength is None else first.strength
         schedule = sampler.schedule(first.steps, strength=strength)
-        conditioning = condition(
-            self.prompt_encoder,
-            requests,
-            guided=guided,
-            distilled=self.distilled,
-            sizes=self.checkpoint.family.added_numbers,
-            zero_empty_negative=self.checkpoint.zero_empty_negative,
-            device=self.device,
-        )
         factor, channels = self.vae.config.factor, self.vae.config.latent_channels
         steps = denoise(
             self.unet,
             partial(UNetDenoiser, refresh=SPEEDS[first.speed].refresh),
-            conditioning,
+            self.encode(requests),
             requests,
             sampler=sampler,
             schedule=schedule,
@@ -330,9 +322,10 @@ class Pipeline:
             yield Progress(step, count, latents, lambda latents=latents: self._preview(latents))
 
     @torch.inference_mode()
-    def encode(self, prompts: Sequence[str], *, clip_skip: int = 0) -> Conditioning:
-        """Give what prompts tell the denoiser, a row each; see `genpipe.prompts.encoder`."""
-        return self.prompt_encoder(prompts, clip_skip=clip_skip)
+    def encode(self, requests: Sequence[Request]) -> Conditioning:
+        """Give what a batch of requests tells the denoiser: a row per prompt, where it is guided the negative ones first."""
+        guided = is_guided(requests, distilled=self.distilled)
+        return condition(self.prompt_encoder, requests, self.checkpoint, guided=guided, device=self.device)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, requests: Sequence[Request]) -> list[Picture]:

@@ -62,6 +62,7 @@ class PromptEncoder:
         self._lock = Lock()
         self.seconds = 0.0
 
+    @torch.inference_mode()
     def __call__(self, prompts: Sequence[str], *, clip_skip: int | Sequence[int] = 0) -> Conditioning:
         """Encode prompts, a row each.
 
