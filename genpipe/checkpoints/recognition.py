@@ -52,10 +52,9 @@ def kind_of(shapes: Shapes) -> str:
     for kind, form in _FORMS:
         if any(re.fullmatch(form, key) for key in shapes):
             return kind
-    widths = {shape[-1] for shape in shapes.values() if len(shape) in (1, 2)}
-    if 0 < len(shapes) <= 2 and widths and widths <= {768, 1024, 1280}:
-        return EMBEDDING
-    return ""
+    # A lone vector, or a few, under the word that they stand for.
+    alone = [key for key, shape in shapes.items() if len(shape) in (1, 2) and not key.endswith((".weight", ".bias"))]
+    return EMBEDDING if len(alone) == len(shapes) == 1 else ""
 
 
 def describe(kind: str) -> str:

@@ -115,7 +115,10 @@ class Pickled:
             found = found["state_dict"]
         if not isinstance(found, Mapping):
             raise CheckpointError(f"{path} holds a {type(found).__name__}, not tensors by name")
-        self._tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+        inner = {
+            f"{key}.{name}": value for key, of in found.items() if isinstance(of, Mapping) for name, value in of.items()
+        }
+        self._tensors = {str(key): value for key, value in {**found, **inner}.items() if isinstance(value, Tensor)}
         names = {dtype: name for name, dtype in DTYPES.items()}
         self.entries: Mapping[str, Entry] = {
             key: Entry(tuple(value.shape), names.get(value.dtype, str(value.dtype).removeprefix("torch.")))

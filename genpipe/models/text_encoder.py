@@ -133,13 +133,16 @@ class TextEncoder(nn.Module):
             None if config.projection_dim is None else nn.Linear(config.hidden_size, config.projection_dim, bias=False)
         )
 
-    def forward(self, ids: Tensor, *, clip_skip: int = 0, penultimate: bool = False) -> TextEncoding:
+    def forward(
+        self, ids: Tensor, *, clip_skip: int = 0, penultimate: bool = False, learned: Tensor | None = None
+    ) -> TextEncoding:
         """Encode token ids (B, T).
 
         Args:
             ids: int64, T up to `max_position_embeddings`, begun and ended by the tokenizer's marks.
             clip_skip: how many of the last layers the context leaves out, 0 … layers - 1; `pooled` always uses all.
             penultimate: leave one layer more out of the context, and the final norm: what SDXL attends to.
+            learned: vectors (n, D) of textual inversions, which the ids from `vocab_size` on stand for.
 
         Returns:
             context (B, T, D), after the final norm unless `penultimate`, and pooled (B, D or projection_dim), read at the
@@ -155,7 +158,15 @@ class TextEncoder(nn.Module):
         if ids.shape[1] > self.config.max_position_embeddings:
             raise ValueError(f"{ids.shape[1]} tokens are more than the {self.config.max_position_embeddings} positions")
         dtype = self.final_norm.weight.dtype  # the embeddings may still be of the file's own
-        x = self.token_embedding(ids).to(dtype) + self.position_embedding.weight[: ids.shape[1]].to(dtype)  # (B, T, D)
+        if learned is None:
+            x = self.token_embedding(ids)
+        else:
+            new = ids >= self.config.vocab_size
+            place = (ids - self.config.vocab_size).clamp(min=0)
+            ids = ids.where(~new, 0)  # a learned vector is not the end of the text, either
+            known = self.token_embedding(ids)
+            x = torch.where(new[..., None], learned.to(known.dtype)[place], known)
+        x = x.to(dtype) + self.position_embedding.weight[: ids.shape[1]].to(dtype)  # (B, T, D)
         context, layers = x, len(self.layers) - clip_skip - penultimate
         for index, layer in enumerate(self.layers, start=1):
             x = layer(x)

@@ -5,7 +5,9 @@ Learners" (2019). A token that ends a word carries the suffix `</w>`; ids equal 
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,7 +47,7 @@ class Tokenizer:
     Attributes:
         length, bos_id, eos_id, pad_id.
         normalise: rewrites each prompt before it is encoded; None (the default) leaves prompts as they are.
-        vocab_size: one more than the largest id.
+        vocab_size: one more than the largest id, without the words of `with_words`.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, marks: Mapping[str, str], *, length: int = LENGTH) -> None:
@@ -57,6 +59,8 @@ class Tokenizer:
         self.length = length
         self.bos_id, self.eos_id, self.pad_id = (self._id(marks[f"{name}_token"]) for name in ("bos", "eos", "pad"))
         self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
+        self._words: dict[str, range] = {}
+        self._word: re.Pattern[str] | None = None
 
     @classmethod
     def from_files(cls, directory: str | Path, *, max_length: int | None = None) -> "Tokenizer":
@@ -114,6 +118,44 @@ class Tokenizer:
         Raises:
             ValueError: the text holds code points that are not text (lone surrogates).
         """
+        if self._word is None:
+            return self._encode(text)
+        ids, starts, end = [], [], 0
+        for match in self._word.finditer(text):
+            between, places = self._encode(text[end : match.start()])
+            word = self._words[match[1].lower()]
+            ids += [*between, *word]
+            starts += [*(end + place for place in places), *[match.start()] * len(word)]
+            end = match.end()
+        rest, places = self._encode(text[end:])
+        return [*ids, *rest], [*starts, *(end + place for place in places)]
+
+    def with_words(self, words: Mapping[str, int], *, first: int) -> "Tokenizer":
+        """Add words that stand for new tokens: those of textual inversions.
+
+        A word is found wherever it stands by itself, in upper or lower case, also after "embedding:" as ComfyUI writes it.
+
+        Args:
+            words: in lower case, and for how many tokens each stands.
+            first: the id of the first of these tokens; the others follow, in this order.
+
+        Returns:
+            Another tokenizer; this one stays as it is.
+        """
+        other = copy(self)
+        other._words = {}
+        for word, count in words.items():
+            other._words[word] = range(first, first + count)
+            first += count
+        # The longest first, as the beginning of one may be another. A word ends where no letter follows, a sign anywhere.
+        forms = "|".join(
+            rf"{_edge(word[0], before=True)}{re.escape(word)}{_edge(word[-1], before=False)}"
+            for word in sorted(words, key=len, reverse=True)
+        )
+        other._word = re.compile(rf"(?:(?<!\w)embedding:)?({forms})", re.IGNORECASE) if words else None
+        return other
+
+    def _encode(self, text: str) -> tuple[list[int], list[int]]:
         try:
             encoding = self._backend.encode(text, add_special_tokens=False)
         except (TypeError, UnicodeEncodeError):
@@ -155,6 +197,13 @@ class Tokenizer:
         if index is None:
             raise ValueError(f"the tokenizer's vocabulary lacks its own mark {quoted(token)}")
         return index
+
+
+def _edge(character: str, *, before: bool) -> str:
+    """The pattern of the edge of a word that begins or ends with the character."""
+    if not (character.isalnum() or character == "_"):
+        return ""
+    return r"(?:(?<!\w)|(?<=embedding:))" if before else r"(?!\w)"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, *, length: int = LENGTH) -> Tokenizer:
