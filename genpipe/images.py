@@ -110,7 +110,7 @@ def _too_large(name: str) -> ValueError:
 
 
 class Picture(Image.Image):
-    """A PIL image whose PNG files, `save` included, carry the texts that its `info` holds of what made it."""
+    """A PIL image that writes into its PNG files, `save` included, what its `info` says of how it was made."""
 
     @classmethod
     def of_levels(cls, levels: "ndarray") -> "Picture":
@@ -135,16 +135,16 @@ class Picture(Image.Image):
 
 
 def to_pil(pixels: "Tensor") -> list[Picture]:
-    """A batch of pixels (B, 3, H, W) in [-1, 1], clipped there, as 8-bit RGB pictures, rounded to the nearest level."""
+    """Turn pixels (B, 3, H, W) in [-1, 1] into B 8-bit RGB images: clipped there, and rounded to the nearest level."""
     levels = (pixels.detach().float() * 0.5 + 0.5).clamp(0, 1).mul(255).round().byte()
     return [Picture.of_levels(array) for array in levels.permute(0, 2, 3, 1).cpu().numpy()]  # (H, W, 3) each
 
 
 def from_pil(images: Image.Image | Sequence[Image.Image]) -> "Tensor":
-    """Pictures of one size as pixels (B, 3, H, W), float32 in [-1, 1]; transparency is dropped.
+    """Turn B images of one size into pixels (B, 3, H, W), float32 in [-1, 1]; transparency is dropped.
 
     Raises:
-        ValueError: no pictures, or of different sizes.
+        ValueError: there are no images, or their sizes differ.
     """
     import numpy as np
     import torch
@@ -153,23 +153,23 @@ def from_pil(images: Image.Image | Sequence[Image.Image]) -> "Tensor":
     sizes = sorted({image.size for image in images})
     if len(sizes) != 1:
         listed = " and ".join(f"{width}x{height}" for width, height in sizes[:2])
-        raise ValueError(f"a batch needs pictures of one size, not {listed or 'no pictures'}: resize them first")
+        raise ValueError(f"a batch needs images of one size, not {listed or 'no images'}: resize them first")
     levels = np.stack([np.asarray(image.convert("RGB"), dtype=np.float32) for image in images])  # (B, H, W, 3)
     return torch.from_numpy(levels).permute(0, 3, 1, 2).contiguous() / 127.5 - 1
 
 
 def grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
-    """Pictures side by side, row by row from the top left, each in a cell of the largest one's size, on white.
+    """Put images side by side, row by row from the top left, each in a cell of the largest one's size, on white.
 
     Args:
         images: at least one.
-        columns: pictures a row; None makes the grid about square.
+        columns: images per row; None makes the grid about square.
 
     Raises:
         ValueError: no images, or `columns` below 1.
     """
     if not images:
-        raise ValueError("a grid of [] has nothing to show: give at least one picture")
+        raise ValueError("a grid of [] has nothing to show: give at least one image")
     if columns is None:
         columns = math.ceil(math.sqrt(len(images)))
     if columns < 1:
@@ -184,7 +184,7 @@ def grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Ima
 
 
 def save_image(image: Image.Image, path: str | Path) -> None:
-    """Write a picture to `path`, wholly or not at all; the suffix (.png, .jpg, .jpeg, .webp) says how.
+    """Write an image to `path`, wholly or not at all; the suffix (.png, .jpg, .jpeg, .webp) says in which format.
 
     Raises:
         ValueError: another suffix.
@@ -198,7 +198,7 @@ def save_image(image: Image.Image, path: str | Path) -> None:
 
 
 def encode_image(image: Image.Image, suffix: str) -> bytes:
-    """The bytes of a picture's file, in the format of a suffix in `FORMATS`; those of a PNG say what made the picture."""
+    """Give the bytes of an image's file, in the format of a suffix in `FORMATS`; those of a PNG say what made it."""
     params = dict(FORMATS[suffix.lower()])
     if params["format"] == "PNG":
         params["pnginfo"] = _png_texts(image.info)
@@ -210,7 +210,7 @@ def encode_image(image: Image.Image, suffix: str) -> bytes:
 def check_suffix(path: Path) -> None:
     """Raise ValueError unless `save_image` knows how to write a file of this name."""
     if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"{str(path)!r} has to end in {', '.join(FORMATS)}: .png keeps what made the picture")
+        raise ValueError(f"{str(path)!r} has to end in {', '.join(FORMATS)}: .png keeps what made the image")
 
 
 def save_new(image: Image.Image, folder: str | Path, stem: str) -> Path:

@@ -84,7 +84,7 @@ def test_half_precision_is_rounded_once():
 def test_a_batch_has_one_size():
     with pytest.raises(ValueError, match="6x4 and 7x4"):
         from_pil([picture(), picture(width=7)])
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         from_pil([])
 
 

@@ -20,10 +20,10 @@ from tests.conftest import SCHEDULER, tiny_parts
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
-def pipeline(folder: Path, scheduler: dict[str, Any] | None = None) -> Pipeline:
+def pipeline(folder: Path, scheduler: dict[str, Any] | None = None, dtype: str = "fp32") -> Pipeline:
     if scheduler is not None:
         (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER | scheduler))
-    return Pipeline.from_pretrained(folder, device="cpu", dtype="fp32")
+    return Pipeline.from_pretrained(folder, device="cpu", dtype=dtype)
 
 
 @pytest.fixture
@@ -85,13 +85,19 @@ def globals_of_torch(dtype: torch.dtype = torch.float32, device: str = "cpu", **
         torch.set_grad_enabled(grad)
 
 
-@pytest.mark.parametrize("sampler", ["pndm", "euler_a", "dpmpp_2m_karras", "lcm", "unipc", "dpm2_a_karras", "ddpm"])
-def test_an_image_does_not_depend_on_torchs_globals(sampler: str, checkpoint: Path) -> None:
+@pytest.mark.parametrize(
+    ("sampler", "dtype"),
+    [
+        *((name, "fp32") for name in ("pndm", "euler_a", "dpmpp_2m_karras", "lcm", "unipc", "dpm2_a_karras", "ddpm")),
+        ("euler", "bf16"),
+    ],
+)
+def test_an_image_does_not_depend_on_torchs_globals(sampler: str, dtype: str, checkpoint: Path) -> None:
     """Default dtype, default device ("meta": a tensor that is made there holds nothing), flags and the global seed."""
     settings = {"sampler": sampler, "steps": 2, "n": 2, "guidance_scale": 3.0}
 
     def images() -> tuple[np.ndarray, ...]:
-        pipe = pipeline(checkpoint)
+        pipe = pipeline(checkpoint, dtype=dtype)
         previews: list[Any] = []
         made = pipe(
             "a red cat", seed=1, progress=False, callback=lambda step: previews.append(step.preview()), **settings

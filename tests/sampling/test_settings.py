@@ -99,7 +99,7 @@ ODD = (
 CLASSES = (
     *("PNDMScheduler", "DDIMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
     *("HeunDiscreteScheduler", "DPMSolverMultistepScheduler", "LCMScheduler", "FlowMatchEulerDiscreteScheduler"),
-    *("UniPCMultistepScheduler", "DDPMScheduler", "KDPM2DiscreteScheduler", "TCDScheduler", "SASolverScheduler"),
+    *("UniPCMultistepScheduler", "DDPMScheduler", "TCDScheduler", "SASolverScheduler"),
 )
 
 
