@@ -11,10 +11,12 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
 def x0_from_output(output: Tensor, x: Tensor, step: Step, prediction_type: str) -> Tensor:
     """The clean latents that a network's output implies; all tensors (B, C, H, W).
 
-    prediction_type: "epsilon" (the noise), "v_prediction" (alpha * eps - sigma * x0, arXiv 2202.00512), "sample" (x0
-    itself) or "flow" (eps - x0, with alpha = 1 - sigma).
+    Args:
+        prediction_type: "epsilon" (the noise), "v_prediction" (alpha * eps - sigma * x0, arXiv 2202.00512), "sample" (x0
+            itself) or "flow" (eps - x0, with alpha = 1 - sigma).
 
-    Raises ValueError for another prediction type.
+    Raises:
+        ValueError: another prediction type.
     """
     if prediction_type == "epsilon":
         return (x - step.sigma * output) / step.alpha
@@ -43,9 +45,10 @@ def output_from_x0(x0: Tensor, x: Tensor, step: Step, prediction_type: str) -> T
 def guided(uncond: Tensor, cond: Tensor, scale: float | Tensor, rescale: float = 0.0) -> Tensor:
     """Classifier-free guidance (arXiv 2207.12598) over raw network outputs, (B, C, H, W) each.
 
-    scale: 1 gives `cond`, 0 gives `uncond`; a tensor (B, 1, 1, 1) has one for each picture.
-    rescale: 0 … 1; how far each picture's standard deviation is brought back to that of `cond` (arXiv 2305.08891,
-        section 3.4).
+    Args:
+        scale: 1 gives `cond`, 0 gives `uncond`; a tensor (B, 1, 1, 1) has one for each image.
+        rescale: 0 … 1; how far each image's standard deviation is brought back to that of `cond` (arXiv 2305.08891,
+            section 3.4).
     """
     output = uncond + scale * (cond - uncond)
     if rescale == 0:

@@ -180,7 +180,7 @@ def inherited(config: Mapping[str, Any], class_name: str) -> Settings:
     # On loading, the correction fills a gap as well; once the sampler is switched, a gap is the new class's default.
     if "steps_offset" in given or config.get("_class_name") == class_name:
         given["steps_offset"] = 1
-    # Latents do not end at -1 and 1 as pictures do. DDIM's own default would clip them too.
+    # Latents do not end at -1 and 1 as pixels do. DDIM's own default would clip them too.
     given["clip_sample"] = False
     return given
 

@@ -1,4 +1,4 @@
-"""How many of a picture's evaluations are made in full: all of them, or fewer, by name. Imports no torch."""
+"""How many of an image's evaluations are made in full: all of them, or fewer, by name. Imports no torch."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class Speed:
             is evaluated alone.
         refresh: the deep features of the denoiser are computed at one of so many steps and kept for the others
             ("DeepCache: Accelerating Diffusion Models for Free", 2023).
-        tiny: pictures are decoded by the tiny autoencoder, where the pipeline has one.
+        tiny: images are decoded by the tiny autoencoder, where the pipeline has one.
     """
 
     guided: tuple[float, float] = (0.0, math.inf)

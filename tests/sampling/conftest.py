@@ -124,7 +124,7 @@ SCHEDULER_FILES = {
 
 
 class SeededNoise:
-    """Two pictures' noise, (2, 4, 8, 8), each from its own generator. `dtype` changes after drawing."""
+    """The noise of two images, (2, 4, 8, 8), each from its own generator. `dtype` changes after drawing."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]

@@ -14,7 +14,7 @@ def _tensors(count: int) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.6, 0.999])
-def test_each_prediction_of_a_known_mixture_gives_back_its_picture(alpha: float) -> None:
+def test_each_prediction_of_a_known_mixture_gives_back_its_image(alpha: float) -> None:
     x0, eps = _tensors(2)
     sigma = (1 - alpha**2) ** 0.5
     step, flow_step = Step(500.0, alpha, sigma), Step(500.0, alpha, 1 - alpha)
@@ -32,7 +32,7 @@ def test_output_from_x0_undoes_x0_from_output(prediction_type: str) -> None:
     torch.testing.assert_close(output_from_x0(x0, x, step, prediction_type), output)
 
 
-def test_pure_noise_says_nothing_of_v_and_still_gives_a_picture() -> None:
+def test_pure_noise_says_nothing_of_v_and_still_gives_an_image() -> None:
     output, x = _tensors(2)
     assert torch.equal(x0_from_output(output, x, Step(999.0, 0.0, 1.0), "v_prediction"), -output)
 
@@ -58,7 +58,7 @@ def test_rescaled_guidance_is_that_of_diffusers(rescale: float) -> None:
     torch.testing.assert_close(guided(uncond, cond, 7.5, rescale), expected)
 
 
-def test_full_rescaling_gives_each_picture_the_deviation_of_its_own_conditional_output() -> None:
+def test_full_rescaling_gives_each_image_the_deviation_of_its_own_conditional_output() -> None:
     uncond, cond = _tensors(2)
     cond = cond * torch.tensor([1.0, 3.0]).view(2, 1, 1, 1)
     result = guided(uncond, cond, 7.5, 1.0)

@@ -193,6 +193,16 @@ def test_other_schedulers_run_through_diffusers_itself(name: str, file: str) -> 
         check(genpipe_run(name, SCHEDULER_FILES[file], steps), theirs, f"{name} with {file}, {steps} steps")
 
 
+def test_a_seed_is_an_image_also_where_a_scheduler_would_draw_from_torchs_global_generator() -> None:
+    """DPMSolverSDEScheduler takes its Brownian paths from a seed of its own; the adapter gives it each image's."""
+    pytest.importorskip("torchsde")
+    scheduler = switched(SCHEDULER_FILES["sd15"], "DPMSolverSDEScheduler")
+    scheduler.noise_sampler_seed = [generator.initial_seed() for generator in SeededNoise().generators]
+    theirs, _ = diffusers_run(scheduler, 5)
+    for _ in range(2):
+        check(genpipe_run("DPMSolverSDEScheduler", SCHEDULER_FILES["sd15"], 5), theirs, "DPMSolverSDEScheduler")
+
+
 def test_latents_are_not_clipped_by_a_scheduler_that_would_by_default() -> None:
     """DDIMParallelScheduler clips unless the file says otherwise, and this file says nothing."""
     theirs, _ = diffusers_run(switched(SCHEDULER_FILES["old"], "DDIMParallelScheduler"), 5)

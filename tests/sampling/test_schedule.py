@@ -19,7 +19,7 @@ def test_ddim_counts_back_a_fixed_number_of_timesteps() -> None:
 
 
 def test_the_first_x_has_the_variance_that_its_level_has() -> None:
-    """Of noise alone where the schedule starts at the top; of noise and a unit picture where it starts lower."""
+    """Of noise alone where the schedule starts at the top; of noise and a unit image where it starts lower."""
     squares = _stable_diffusion()
     top, lower = spaced_timesteps("linspace", 10, 1000), spaced_timesteps("leading", 10, 1000)
     assert sigma_schedule(squares, top).initial_scale == pytest.approx((1 - squares[999]) ** 0.5, rel=1e-6)
