@@ -251,7 +251,8 @@ def size_shift(settings: Mapping[str, Any], image_tokens: int | None) -> float:
     """
     if image_tokens is None:
         raise ValueError(
-            "this checkpoint shifts its noise levels by the image's size (use_dynamic_shifting): give image_tokens"
+            "this checkpoint shifts its noise levels by the image's size: give image_tokens, or set use_dynamic_shifting "
+            "to false in its scheduler_config.json"
         )
     shift = {key: settings.get(key, default) for key, default in SIZE_SHIFT.items()}
     tokens = shift["base_image_seq_len"], shift["max_image_seq_len"]

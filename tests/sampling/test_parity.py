@@ -273,7 +273,9 @@ def test_noise_levels_shifted_by_size_are_those_of_the_flux_pipeline(name: str |
 
 @pytest.mark.parametrize("changes", [{}, {"shift_terminal": 0.02}])
 def test_a_size_that_is_needed_and_not_given_is_asked_for_in_one_line(changes: dict) -> None:
-    with pytest.raises(ValueError, match=r"by the image's size \(use_dynamic_shifting\): give image_tokens$"):
+    with pytest.raises(
+        ValueError, match=r"by the image's size: give image_tokens, or set use_dynamic_shifting to false"
+    ):
         make_sampler(None, FLUX | changes).schedule(4)
 
 
