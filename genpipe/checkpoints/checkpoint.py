@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -73,6 +74,16 @@ class Checkpoint:
             "unet": self.unet,
             "vae": self.vae,
         }
+
+    @cached_property
+    def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """The shape of each weight of each network as files have them, whatever form the networks have been brought into."""
+        found = {}
+        for name, network in self.networks.items():
+            kind, config = type(network), cast(Any, network).config
+            bare = skeleton(lambda kind=kind, config=config: kind(config))
+            found[name] = {key: tuple(tensor.shape) for key, tensor in bare.state_dict().items()}
+        return found
 
     def read_again(self, network: Network) -> Network:
         """Read one of the networks from its files again, as a second copy that is mapped and not kept in memory."""

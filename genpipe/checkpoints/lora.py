@@ -135,9 +135,7 @@ def load_lora(
     family, own = lora_family(file), checkpoint.family
     problem = f"no module of {own.title} takes {listed(unknown)}" if unknown else None
     changes: dict[str, _Change] = {}
-    wanted = {
-        f"{part}.{name}": t for part, network in checkpoint.networks.items() for name, t in network.state_dict().items()
-    }
+    wanted = {f"{part}.{name}": shape for part, of in checkpoint.shapes.items() for name, shape in of.items()}
     for module, keys in modules.items():
         try:
             changes |= _changes(module, keys, file, wanted)
@@ -194,7 +192,7 @@ def _grouped(shapes: Mapping[str, Any], names: Modules) -> tuple[dict[str, dict[
 
 
 def _changes(
-    module: str, keys: Mapping[str, str], file: TensorFile, wanted: Mapping[str, Tensor]
+    module: str, keys: Mapping[str, str], file: TensorFile, wanted: Mapping[str, tuple[int, ...]]
 ) -> dict[str, _Change]:
     """The changes of a module's weight and bias.
 
@@ -220,7 +218,7 @@ def _changes(
             raise ValueError("its rank is 0")
         scale = 1.0 if rank is None else _alpha(file, module, tensors, rank) / rank
         kept = {kind: key for kind, key in tensors.items() if kind != "alpha"}
-        lora_formulas.check(form, {kind: shapes[kind] for kind in kept}, tuple(wanted[name].shape))
+        lora_formulas.check(form, {kind: shapes[kind] for kind in kept}, wanted[name])
         found[name] = _Change(form, kept, scale)
     return found
 

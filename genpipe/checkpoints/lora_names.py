@@ -6,10 +6,8 @@ names that a checkpoint's own weights would have are made, and looked up.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-from torch import nn
 
 from genpipe.checkpoints import layout, ldm_layout
 from genpipe.checkpoints.checkpoint import Checkpoint
@@ -71,11 +69,10 @@ class Modules:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._networks: list[tuple[tuple[str, ...], dict[str, str]]] = []
         unet = ldm_layout.unet(checkpoint.unet.config, prefix="")
-        self._networks.append((_UNET_PREFIXES, _names("unet", checkpoint.unet, (layout.UNET, unet))))
-        encoders = zip(_TEXT_PREFIXES, checkpoint.family.text_encoders, checkpoint.text_encoders, strict=False)
-        for prefixes, folder, encoder in encoders:
+        self._networks.append((_UNET_PREFIXES, _names("unet", checkpoint.shapes["unet"], (layout.UNET, unet))))
+        for prefixes, folder in zip(_TEXT_PREFIXES, checkpoint.family.text_encoders, strict=False):
             prefixes = (_ONLY_TEXT, *prefixes) if len(checkpoint.text_encoders) == 1 else prefixes
-            self._networks.append((prefixes, _names(folder, encoder, (layout.TEXT_ENCODER,))))
+            self._networks.append((prefixes, _names(folder, checkpoint.shapes[folder], (layout.TEXT_ENCODER,))))
 
     def find(self, module: str) -> str | None:
         """Our name of the module that a file calls so: "unet.conv_in"; None if the checkpoint has no such module."""
@@ -88,10 +85,10 @@ class Modules:
         return None
 
 
-def _names(folder: str, network: nn.Module, tables: Sequence[layout.Layout]) -> dict[str, str]:
+def _names(folder: str, keys: Iterable[str], tables: Sequence[layout.Layout]) -> dict[str, str]:
     """Every path of each module of a network, with underscores -> our name of it, with the network's before."""
     found: dict[str, str] = {}
-    for key in network.state_dict():
+    for key in keys:
         own, _, kind = key.rpartition(".")
         for table in tables:
             path = table.theirs(key).removesuffix(f".{kind}")

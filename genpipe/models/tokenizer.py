@@ -6,7 +6,7 @@ Learners" (2019). A token that ends a word carries the suffix `</w>`; ids equal 
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import NamedTuple
@@ -103,6 +103,11 @@ class Tokenizer:
             ids.append(self.row(own[: self.length - 2]))
             cut.append(text[starts[self.length - 2] :] if len(own) > self.length - 2 else "")
         return Tokens(ids, cut)
+
+    @property
+    def words(self) -> Collection[str]:
+        """The words that `with_words` added."""
+        return self._words
 
     @property
     def vocabulary(self) -> dict[str, int]:

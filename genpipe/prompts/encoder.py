@@ -2,34 +2,23 @@
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from threading import Lock
 
 import torch
 from torch import Tensor
 
+from genpipe.messages import quoted
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.finite import NonFiniteError, float32_copy
 from genpipe.models.text_encoder import TextEncoder, TextEncoding
-from genpipe.models.tokenizer import Tokenizer
+from genpipe.prompts.embeddings import missing
+from genpipe.prompts.text_part import TextPart
+
+__all__ = ["PromptEncoder", "TextPart"]
 
 # Bytes of encoded prompts that are kept: some 500 prompts of Stable Diffusion 1 in 16 bits, 200 of SDXL.
 KEPT_BYTES = 64 * 2**20
-
-
-@dataclass(frozen=True)
-class TextPart:
-    """A text encoder and the tokenizer of its vocabulary.
-
-    Attributes:
-        tokenizer: makes the encoder's token ids.
-        lend: gives the encoder, ready to run, for as long as it is needed.
-    """
-
-    tokenizer: Tokenizer
-    lend: Callable[[], AbstractContextManager[TextEncoder]]
 
 
 class PromptEncoder:
@@ -103,11 +92,16 @@ class PromptEncoder:
     def _encode(self, keys: Sequence[tuple[str, int]]) -> list[Conditioning]:
         """A row for each prompt and the layers to leave out for it."""
         prompts, skips = zip(*keys, strict=True)
+        for name in dict.fromkeys(missing(prompts, self._parts[0].tokenizer.words)):
+            warnings.warn(
+                f"there is no textual inversion {quoted(name)}, and the prompt keeps it as words: give it with --embeddings",
+                stacklevel=4,
+            )
         tokens = [part.tokenizer(prompts) for part in self._parts]
         for cut in dict.fromkeys(text for each in tokens for text in each.cut if text):
-            quoted = cut if len(cut) <= 60 else f"{cut[:60]}…"
+            left_out = cut if len(cut) <= 60 else f"{cut[:60]}…"
             length = min(part.tokenizer.length for part in self._parts)
-            warnings.warn(f"the prompt is cut after {length - 2} tokens, leaving out {quoted!r}", stacklevel=4)
+            warnings.warn(f"the prompt is cut after {length - 2} tokens, leaving out {left_out!r}", stacklevel=4)
         encodings = [
             self._encode_part(part, torch.tensor(each.ids, device=self._device), skips)
             for part, each in zip(self._parts, tokens, strict=True)
@@ -125,7 +119,7 @@ class PromptEncoder:
 
         def encode(encoder: TextEncoder, index: int) -> TextEncoding:
             # One at a time: an encoding must not depend on what else is in the batch.
-            return encoder(ids[[index]], clip_skip=skips[index], penultimate=self._pooled)
+            return encoder(ids[[index]], clip_skip=skips[index], penultimate=self._pooled, learned=part.learned)
 
         with part.lend() as encoder:
             rows = [encode(encoder, index) for index in range(len(ids))]

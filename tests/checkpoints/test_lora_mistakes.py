@@ -15,6 +15,8 @@ from torch import Tensor
 from genpipe.checkpoints import Checkpoint, CheckpointError, load_checkpoint, load_lora, save_checkpoint
 from genpipe.checkpoints.lora import lora_family
 from genpipe.checkpoints.tensors import Safetensors
+from genpipe.models.cpu.forms import Forms
+from genpipe.models.prepare import prepare
 from genpipe.models.unet import UNet
 from tests.checkpoints.lora_files import dotted, kohya
 from tests.conftest import tiny_parts
@@ -91,6 +93,19 @@ def test_only_networks_that_change_are_read_again(model: Checkpoint, lora: Path,
     assert before == again and before != after and len({before, after}) == 2
     with pytest.raises(ValueError, match="was not read from files"):
         replace(model, stored={}).with_patches([after])
+
+
+def test_networks_that_are_prepared_for_drawing_take_it_too(tiny_checkpoint: Path, lora: Path) -> None:
+    plain, used = load_checkpoint(tiny_checkpoint), load_checkpoint(tiny_checkpoint)
+    forms = Forms(phases=True)
+    for network in used.networks.values():
+        prepare(network, device=torch.device("cpu"), dtype=torch.bfloat16, forms=forms)
+    assert used.unet.state_dict().keys() != plain.unet.state_dict().keys()
+    patched, expected = (each.with_patches([load_lora(lora, each)]) for each in (used, plain))
+    assert patched.vae is used.vae
+    for own, other in zip(patched.networks.values(), expected.networks.values(), strict=True):
+        if own is not used.vae:
+            assert all(torch.equal(tensor, own.state_dict()[key]) for key, tensor in other.state_dict().items())
 
 
 def test_a_low_memory_copy_is_patched_too(model: Checkpoint, lora: Path) -> None:
