@@ -1,9 +1,11 @@
-"""What a request may carry beside words: images, each known by its content. Imports no torch."""
+"""What a request may carry beside words: images and LoRAs, each known by its content. Imports no torch."""
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,8 @@ from genpipe.messages import quoted
 
 if TYPE_CHECKING:
     from PIL import Image
+
+MAX_STRENGTH = 100.0  # of a LoRA
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,88 @@ class InputImage:
         return upright(self.held if self.held is not None else str(self.path))
 
 
+@dataclass(frozen=True)
+class Lora:
+    """A file of changes to a model's weights, and how strongly they apply. Equal content and strength are equal.
+
+    Attributes:
+        sha256: of the file's bytes, in hex.
+        strength: 1 is as it was trained.
+        path: the file's full path.
+    """
+
+    sha256: str
+    strength: float
+    path: str = dataclasses.field(compare=False)
+
+    @classmethod
+    def of(cls, source: Any) -> "Lora":
+        """Make one of "FILE" or "FILE:STRENGTH", a path, a pair of path and strength, or what `to_dict` gave.
+
+        Raises:
+            ValueError: it is none of these, the file is not there or has changed since, or the strength is no number.
+        """
+        if isinstance(source, cls):
+            return source
+        if isinstance(source, Mapping) and isinstance(source.get("path"), str):
+            path, strength, digest = source["path"], source.get("strength", 1.0), source.get("sha256")
+        elif isinstance(source, tuple | list) and len(source) == 2 and isinstance(source[0], str | Path):
+            (path, strength), digest = source, None
+        elif isinstance(source, str | Path) and str(source):
+            name, colon, number = str(source).rpartition(":")
+            weighs = bool(colon) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+|nan|inf)", number.strip(), re.IGNORECASE)
+            (path, strength), digest = (name, float(number)) if weighs else (str(source), 1.0), None
+        else:
+            raise ValueError(f"loras must be files, each as FILE or FILE:STRENGTH, not {quoted(source)}")
+        if isinstance(strength, bool) or not isinstance(strength, int | float) or not abs(strength) <= MAX_STRENGTH:
+            raise ValueError(
+                f"the strength of LoRA {quoted(str(path))} must be a number from -{MAX_STRENGTH:g} to {MAX_STRENGTH:g}, "
+                f"not {quoted(strength)}: 1 is usual"
+            )
+        full = Path(path).expanduser().absolute()
+        found = _file_hash("LoRA", full)
+        if digest is not None and found != digest:
+            raise ValueError(
+                f"LoRA {quoted(str(full))} has changed since (sha256 {found[:12]}…, it was {str(digest)[:12]}…)"
+            )
+        return cls(found, float(strength), str(full))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give what identifies it, ready for JSON."""
+        return {"path": self.path, "sha256": self.sha256, "strength": self.strength}
+
+
+@dataclass(frozen=True)
+class LoraList:
+    """The kind of a field that holds a tuple of `Lora`; see `genpipe.fields.Kind`."""
+
+    metavar: str = "FILE[:X]"
+
+    def check(self, name: str, value: Any) -> tuple[Lora, ...]:
+        """Give the LoRAs, their contents hashed; one alone stands for a list of one."""
+        alone = isinstance(value, str | Path | Lora | Mapping)
+        if not alone and not isinstance(value, tuple | list):
+            raise ValueError(f"{name} must be a list of files, each as FILE or FILE:STRENGTH, not {quoted(value)}")
+        loras = tuple(Lora.of(one) for one in ([value] if alone else value))
+        return tuple(one for one in loras if one.strength)
+
+    def read(self, name: str, text: str) -> tuple[Lora, ...]:
+        """Give the LoRAs of a text, with commas between them."""
+        return self.check(name, [part.strip() for part in text.split(",") if part.strip()])
+
+
 def _file_hash(name: str, path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        stat = path.stat()
+        return _hash_of(path, stat.st_size, stat.st_mtime_ns)
     except OSError as error:
         raise ValueError(f"{name} {quoted(str(path))} cannot be read: {error.strerror}") from None
+
+
+@lru_cache(maxsize=256)
+def _hash_of(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from genpipe.fields import (
     setting,
     settings_of,
 )
-from genpipe.inputs import ImageInput, InputImage
+from genpipe.inputs import ImageInput, InputImage, Lora, LoraList
 from genpipe.sampling.names import canonical_name
 from genpipe.sampling.speed import SPEEDS
 
@@ -78,6 +78,7 @@ class Request:
         image: what to begin from: a file, or a PIL image. It is scaled to height and width.
         strength: share of the schedule that changes it, above 0 … 1; None is 0.8 where there is an image.
         mask: white where the image is to change; None is where the image is transparent, or all of it.
+        loras: changes of the model's weights, each a file, or "FILE:STRENGTH".
         mask_blur: over how many pixels, inside of the mask, the change fades in.
 
     Raises:
@@ -188,6 +189,15 @@ class Request:
         group=FROM_IMAGE,
     )
 
+    loras: tuple[Lora, ...] = setting(
+        LoraList(),
+        "change the model by a LoRA or its kin, 1 times as strongly as it was trained or X times; may be repeated",
+        default=(),
+        flags=("--loras", "--lora"),
+        group=SAMPLING,
+        shared=True,
+    )
+
     def __post_init__(self) -> None:
         check_fields(self)
         if self.image is None and self.mask is not None:
@@ -207,7 +217,7 @@ class Request:
     def to_dict(self) -> dict[str, Any]:
         """Give the attributes by name, ready for JSON."""
         values = {name: getattr(self, name) for name in settings_of(Request)}
-        return {name: value.to_dict() if isinstance(value, InputImage) else value for name, value in values.items()}
+        return {name: _plain(value) for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Request":
@@ -233,6 +243,14 @@ class Request:
             ValueError: a key is unknown, or a value is out of its range.
         """
         return cls.from_dict({**_STAND_INS, **settings})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, InputImage | Lora):
+        return value.to_dict()
+    return (
+        [_plain(one) for one in value] if isinstance(value, tuple) and value and isinstance(value[0], Lora) else value
+    )
 
 
 _STAND_INS = {"prompt": "", "seed": 0, "steps": 1, "guidance_scale": 1.0, "height": 8, "width": 8}
@@ -261,6 +279,7 @@ class Settings(TypedDict, total=False):
     strength: float | None
     mask: "str | Path | Image.Image | InputImage | None"
     mask_blur: int
+    loras: "Sequence[str | Path | tuple[str | Path, float] | Lora]"
 
 
 def check_size(height: int, width: int, factor: int) -> None:

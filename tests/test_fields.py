@@ -45,6 +45,7 @@ TEXTS = {
     "strength": "0.5",
     "mask": IMAGE_FILE,
     "mask_blur": "2",
+    "loras": f"{IMAGE_FILE}:0.5",
 }
 MODEL_TEXTS = {
     "model": "somewhere",
@@ -110,7 +111,10 @@ def test_rows_of_a_manifest_take_every_setting(tmp_path: Path, suffix: str) -> N
     if suffix == ".csv":
         path.write_text(",".join(["prompt", *TEXTS]) + "\n" + ",".join(["a", *TEXTS.values()]) + "\n")
     else:
-        path.write_text(json.dumps({"prompt": "a", **wanted, "image": IMAGE_FILE, "mask": IMAGE_FILE}) + "\n")
+        path.write_text(
+            json.dumps({"prompt": "a", **wanted, "image": IMAGE_FILE, "mask": IMAGE_FILE, "loras": [TEXTS["loras"]]})
+            + "\n"
+        )
     (row,) = read_rows(path)
     assert not row.error
     assert {n: settings_of(Request)[n].kind.check(n, row.fields[n]) for n in TEXTS} == wanted

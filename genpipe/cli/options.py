@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from genpipe.fields import Choice, Flag, Kind, settings_of
+from genpipe.inputs import LoraList
 from genpipe.sizes import parse_size
 
 
@@ -26,7 +27,9 @@ def add_fields(group: Any, kind: type, names: Iterable[str]) -> None:
         field = described[name]
         flags = field.flags or (f"--{name.replace('_', '-')}",)
         more: dict[str, Any] = {"metavar": field.kind.metavar, "type": reader(name, field.kind)}
-        if isinstance(field.kind, Flag):
+        if isinstance(field.kind, LoraList):
+            more |= {"action": "extend"}
+        elif isinstance(field.kind, Flag):
             more = {"action": argparse.BooleanOptionalAction}
         elif isinstance(field.kind, Choice):
             more = {"metavar": "NAME", "choices": (*field.kind.words, *field.kind.spellings)}

@@ -136,4 +136,10 @@ def identity_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     defaults = defaults_of(Request)
     given = {name: value for name, value in settings.items() if name not in defaults or value != defaults[name]}
     # Images are the same wherever they lie.
-    return {name: value["sha256"] if isinstance(value, dict) else value for name, value in given.items()}
+    return {name: _by_content(value) for name, value in given.items()}
+
+
+def _by_content(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_by_content(one) for one in value]
+    return {key: item for key, item in value.items() if key != "path"} if isinstance(value, dict) else value

@@ -41,6 +41,7 @@ def test_a_bare_prompt_gets_the_models_defaults(journal):
         "strength": None,
         "mask": None,
         "mask_blur": 4,
+        "loras": [],
     }
     assert (entry.prompt, entry.line, entry.state) == ("a ship", 1, PENDING)
 
