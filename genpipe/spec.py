@@ -39,15 +39,20 @@ class ModelSpec:
     files of images take theirs from it. Paths, torch devices and torch dtypes are stored by their names.
 
     Attributes:
-        model: a folder in the diffusers layout, or a hub id such as "owner/name"; None is the embedded model.
+        model: a `.safetensors` file, a folder in the diffusers layout, or a hub id such as "owner/name"; None is the
+            embedded model.
         revision: branch, tag or commit on the hub; None is its main one.
         variant: "fp16" reads the files of that name.
+        vae, text_encoder: parts in place of the checkpoint's, or where a single file has none: a file or a folder; for
+            SDXL's two text encoders, two with a comma between them.
         tiny_vae: folder of a tiny autoencoder (TAESD) for these latents, which then makes previews and drafts.
         device: "cuda", "cuda:1", "mps" or "cpu"; None takes the best there is.
         dtype: "fp32", "bf16" or "fp16"; None takes what is fast on the device.
         low_memory: hold the text encoder and the autoencoder in memory only while they run, reading them from their files
             for every batch; images are the same.
         int8: multiply the wide layers of the denoiser in int8 (on a CPU, in bf16): faster, and not quite the same images.
+        lora_dir: the only folder that LoRAs are taken from which prompts name.
+        allow_pickle: read `.ckpt` files, by torch's reader that runs no code; safetensors alone otherwise.
         vae_tiling: decode in overlapping tiles, whose seams differ slightly from a whole decode: "on", "off", or "auto",
             which does so where a whole decode would not fit into memory.
 
@@ -57,12 +62,22 @@ class ModelSpec:
 
     model: str | None = setting(
         _Named("NAME", empty=False),
-        "a folder in the diffusers layout or a hub id (default: the small one that comes with genpipe)",
+        "a .safetensors file, a folder in the diffusers layout or a hub id (default: the small one that comes with genpipe)",
         default=None,
         flags=("-m", "--model", "--ckpt"),
     )
     revision: str | None = setting(_Named("NAME"), "branch, tag or commit on the hub", default=None)
     variant: str | None = setting(_Named("NAME"), "fp16 reads the files of that name", default=None)
+    vae: str | None = setting(
+        _Named("NAME", empty=False),
+        "an autoencoder in place of the model's, or where it has none: a file or folder",
+        default=None,
+    )
+    text_encoder: str | None = setting(
+        _Named("NAME", empty=False),
+        "text encoders in place of the model's, or where it has none: a file or folder, or two with a comma between",
+        default=None,
+    )
     tiny_vae: str | None = setting(
         _Named("DIR", empty=False),
         "a tiny autoencoder (TAESD), which then decodes drafts",
@@ -80,6 +95,15 @@ class ModelSpec:
     )
     int8: bool = setting(
         Flag(), "multiply in int8 on a CPU: faster, and not quite the same image (default: no)", default=False
+    )
+    lora_dir: str | None = setting(
+        _Named("DIR", empty=False), "where LoRAs are that prompts name, as <lora:name:0.8>", default=None, draws=False
+    )
+    allow_pickle: bool = setting(
+        Flag(),
+        "read .ckpt files too, by a reader that runs no code of theirs (default: no)",
+        default=False,
+        draws=False,
     )
     vae_tiling: str = setting(
         Choice(("auto", "on", "off")),
@@ -121,9 +145,13 @@ class ModelOptions(TypedDict, total=False):
 
     revision: str | None
     variant: str | None
+    vae: "str | Path | None"
+    text_encoder: "str | Path | None"
     tiny_vae: "str | Path | None"
     device: "str | torch.device | None"
     dtype: "str | torch.dtype | None"
     low_memory: bool
     int8: bool
+    lora_dir: "str | Path | None"
+    allow_pickle: bool
     vae_tiling: str

@@ -51,11 +51,15 @@ MODEL_TEXTS = {
     "model": "somewhere",
     "revision": "main",
     "variant": "fp16",
+    "vae": "vae.safetensors",
+    "text_encoder": "clip.safetensors",
     "tiny_vae": "taesd",
     "device": "cpu",
     "dtype": "fp32",
     "low_memory": None,
     "int8": None,
+    "lora_dir": "loras",
+    "allow_pickle": None,
     "vae_tiling": "off",
 }
 
@@ -128,7 +132,7 @@ def test_files_say_every_field_and_give_it_back(tmp_path: Path) -> None:
     again, loaded = split_metadata(json.loads(image.info["genpipe"]))
     assert again == request
     unrecorded = {name for name, described in settings_of(ModelSpec).items() if not described.draws}
-    assert unrecorded == {"device", "low_memory"}  # images do not depend on them
+    assert unrecorded == {"device", "low_memory", "lora_dir", "allow_pickle"}  # images do not depend on them
     assert loaded == dataclasses.replace(spec, **{name: defaults_of(ModelSpec)[name] for name in unrecorded})
 
 

@@ -112,10 +112,14 @@ class RenderOptions(Settings, total=False):
     model: "str | Path | None"
     revision: str | None
     variant: str | None
+    vae: "str | Path | None"
+    text_encoder: "str | Path | None"
     tiny_vae: "str | Path | None"
     dtype: str | None
     low_memory: bool
     int8: bool
+    lora_dir: "str | Path | None"
+    allow_pickle: bool
     vae_tiling: str
     n: int
     seeds: Sequence[int] | None
