@@ -42,20 +42,25 @@ class Networks:
         self.vae_dtype = without_overflow(dtype, device) if overflows else dtype
         self._forms = forms_for(instruction_set(), dtype) if device.type == "cpu" else PLAIN
 
-    def prepare_all(self, *others: nn.Module) -> None:
-        """Prepare what is to stay in memory: the denoiser, `others`, and unless memory is to be saved the rest.
+    def prepare_all(self, *, unchanged: tuple[nn.Module, ...] = ()) -> None:
+        """Prepare what is to stay in memory: the denoiser, and unless memory is to be saved the other networks.
+
+        Args:
+            unchanged: those that are prepared already.
 
         Raises:
             ValueError: int8 was asked for, and the denoiser's layers are too narrow for it.
         """
-        self.prepare(self.checkpoint.unet)
+        kept = (self.checkpoint.unet,)
+        if not self._low_memory:
+            kept = (*kept, *self.checkpoint.text_encoders, self.checkpoint.vae)
+        for network in kept:
+            if not any(network is one for one in unchanged):
+                self.prepare(network)
         if self._int8 and not any(isinstance(module, QuantisedLayer) for module in self.checkpoint.unet.modules()):
             raise ValueError(
                 "int8 would save nothing, the layers of this model are too narrow: leave it out (--no-int8)"
             )
-        kept = () if self._low_memory else (*self.checkpoint.text_encoders, self.checkpoint.vae)
-        for network in (*others, *kept):
-            self.prepare(network)
 
     def prepare(self, network: Network) -> Network:
         """Put one network into the form in which it runs."""

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import torch
@@ -15,6 +16,8 @@ from genpipe.embedded import EMBEDDED
 from genpipe.fields import refuse_unknown
 from genpipe.hardware import choose_device, choose_dtype, one_thread
 from genpipe.images import Picture, to_pil
+from genpipe.inputs import Lora
+from genpipe.lora_tags import named_in
 from genpipe.metadata import annotate
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.denoiser import UNetDenoiser
@@ -24,11 +27,11 @@ from genpipe.pipeline.decoding import choose_tile, decode
 from genpipe.pipeline.denoising import denoise, is_guided
 from genpipe.pipeline.draw_options import DrawOptions
 from genpipe.pipeline.drawing import BATCH, draw
-from genpipe.pipeline.networks import Networks, check_drawable, prepare_process
+from genpipe.pipeline.loaded import Loaded, name_of, usual_settings
+from genpipe.pipeline.networks import check_drawable, prepare_process
 from genpipe.pipeline.preview import LatentPreview
 from genpipe.pipeline.progress import Progress
 from genpipe.pipeline.start import Originals, choose_start
-from genpipe.prompts.encoder import PromptEncoder, TextPart
 from genpipe.request import (
     STRENGTH,
     Request,
@@ -69,36 +72,30 @@ class Pipeline:
         spec: ModelSpec | None = None,
         tiny_vae: TinyVAE | None = None,
     ) -> None:
-        self.checkpoint, self.device, self.dtype, self.tiny_vae = checkpoint, device, dtype, tiny_vae
-        self.spec = ModelSpec() if spec is None else spec
         check_drawable(checkpoint)
-        self.text_encoders = tuple(each.eval().requires_grad_(False) for each in checkpoint.text_encoders)
-        self.unet = checkpoint.unet.eval().requires_grad_(False)
-        self.vae = checkpoint.vae.eval().requires_grad_(False)
-        self.tokenizers = checkpoint.tokenizers
-        if checkpoint.defaults.get("prompt") == "scenes":
-            from genpipe.scenes.normalise import plain_words
-
-            normalise = partial(plain_words, pool=tuple(checkpoint.defaults.get("concepts", ())) or None)
-            for tokenizer in self.tokenizers:
-                tokenizer.normalise = normalise
-        self.networks = Networks(
-            checkpoint, device=device, dtype=dtype, low_memory=self.spec.low_memory, int8=self.spec.int8
-        )
+        self.device, self.dtype, self.tiny_vae = device, dtype, tiny_vae
+        self.spec = ModelSpec() if spec is None else spec
+        self.name = name_of(checkpoint.source)
+        self._switching = Lock()
+        self._use(Loaded(checkpoint, self.spec, device=device, dtype=dtype, name=self.name))
         self._preview = (
             LatentPreview(lambda: self.networks.in_memory(self.vae))
             if tiny_vae is None
             else lambda latents: to_pil(tiny_vae.decode(latents))
         )
-        self.prompt_encoder = PromptEncoder(
-            [
-                TextPart(tokenizer, partial(self.networks.in_memory, encoder))
-                for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True)
-            ],
-            pooled=checkpoint.family.added_numbers > 0,
-            device=device,
-            model=self.name,
-        )
+
+    def _use(self, loaded: Loaded) -> None:
+        self._loaded, self.checkpoint = loaded, loaded.checkpoint
+        self.networks, self.prompt_encoder = loaded.networks, loaded.prompt_encoder
+        self.text_encoders, self.tokenizers = loaded.checkpoint.text_encoders, loaded.checkpoint.tokenizers
+        self.unet, self.vae = loaded.checkpoint.unet, loaded.checkpoint.vae
+
+    def _with(self, loras: tuple[Lora, ...]) -> Loaded:
+        """The model with these LoRAs; it stays so until others are asked for."""
+        with self._switching:
+            if loras != self._loaded.loras:
+                self._use(self._loaded.with_loras(loras))
+            return self._loaded
 
     @classmethod
     def from_pretrained(
@@ -107,8 +104,8 @@ class Pipeline:
         """Load a checkpoint.
 
         Args:
-            path_or_id: a folder in the diffusers layout, or a hub id such as "owner/name"; None is the embedded model. Or
-                a whole `ModelSpec`, and no options beside it.
+            path_or_id: a `.safetensors` file, a folder in the diffusers layout, or a hub id such as "owner/name"; None is
+                the embedded model. Or a whole `ModelSpec`, and no options beside it.
             options: the other attributes of `ModelSpec`: device, dtype, revision, variant, tiny_vae, low_memory, int8, ….
 
         Raises:
@@ -125,14 +122,21 @@ class Pipeline:
         dtype = choose_dtype(spec.dtype, device)
         prepare_process(device, dtype, low_memory=spec.low_memory, int8=spec.int8)
         checkpoint = load_checkpoint(
-            EMBEDDED if spec.model is None else spec.model, revision=spec.revision, variant=spec.variant
+            EMBEDDED if spec.model is None else spec.model,
+            revision=spec.revision,
+            variant=spec.variant,
+            vae=spec.vae,
+            text_encoder=None if spec.text_encoder is None else spec.text_encoder.split(","),
+            allow_pickle=spec.allow_pickle,
         )
         tiny = None
         if spec.tiny_vae is not None:
             config = checkpoint.vae.config
             tiny = load_tiny_vae(spec.tiny_vae, latent_channels=config.latent_channels, factor=config.factor)
         pipeline = cls(checkpoint, device=device, dtype=dtype, spec=spec, tiny_vae=tiny)
-        pipeline.networks.prepare_all(*([] if tiny is None else [tiny]))
+        pipeline.networks.prepare_all()
+        if tiny is not None:
+            pipeline.networks.prepare(tiny)
         return pipeline
 
     @property
@@ -141,19 +145,13 @@ class Pipeline:
         return self.unet.config.guidance_channels is not None
 
     @property
-    def name(self) -> str:
-        """What the images' metadata says of the model: its full path or id, "embedded" for the one that ships."""
-        source = self.checkpoint.source
-        if source == str(EMBEDDED):
-            return "embedded"
-        return str(Path(source).resolve()) if Path(source).is_dir() else source
-
-    @property
     def made_by(self) -> dict[str, Any]:
         """What the images' metadata says of how the model was loaded: the fields of `ModelSpec` that they depend on."""
-        drawn_by = self.spec.drawn_by()
-        if self.spec.tiny_vae is not None:
-            drawn_by["tiny_vae"] = str(Path(self.spec.tiny_vae).resolve())
+        files = ("vae", "tiny_vae")
+        drawn_by = {
+            name: str(Path(value).resolve()) if name in files and Path(value).exists() else value
+            for name, value in self.spec.drawn_by().items()
+        }
         return {"model": self.name, "dtype": str(self.dtype).removeprefix("torch."), **drawn_by}
 
     @overload
@@ -250,7 +248,12 @@ class Pipeline:
         given |= size_of_image(given, self.vae.config.factor)
         given |= {key: value for key, value in defaults.items() if given.get(key) is None}
         check_size(given["height"], given["width"], self.vae.config.factor)
-        requests = [Request(prompt=text, seed=own, **given) for text, own in images]
+        checked = Request.check_settings(given)  # so that files are read once
+        given = {name: getattr(checked, name) for name in given}
+        requests = []
+        for text, own in images:
+            plain, named = named_in(text, self.spec.lora_dir)
+            requests.append(Request(prompt=plain, seed=own, **{**given, "loras": (*given.get("loras", ()), *named)}))
         layers = min(len(each.layers) for each in self.text_encoders)
         if requests[0].clip_skip >= layers:
             raise ValueError(f"clip_skip {requests[0].clip_skip} is out of range: 0 to {layers - 1} for this model")
@@ -262,17 +265,7 @@ class Pipeline:
 
     def defaults(self, sampler: str | None = None) -> dict[str, Any]:
         """What applies where a caller says nothing: the checkpoint's `genpipe.json`, else what such checkpoints want."""
-        lcm = self.sampler(sampler).name == "lcm"
-        height, width = (side * self.vae.config.factor for side in self.unet.config.sample_shape)
-        usual = {
-            "height": height,
-            "width": width,
-            "steps": 4 if lcm else self.checkpoint.family.steps,
-            # 8.5 is the default of diffusers' LatentConsistencyModelPipeline, which such networks come with.
-            "guidance_scale": (8.5 if self.distilled else 1.0) if lcm else self.checkpoint.family.guidance_scale,
-            "guidance_rescale": 0.0,
-        }
-        return {key: self.checkpoint.defaults.get(key, value) for key, value in usual.items()}
+        return usual_settings(self.checkpoint, self.sampler(sampler).name)
 
     def sampler(self, name: str | None = None) -> Sampler:
         """The named sampler on this checkpoint's noise schedule, its own for None."""
@@ -296,11 +289,12 @@ class Pipeline:
         originals = Originals.of(requests)
         strength = 1.0 if originals is None else STRENGTH if first.strength is None else first.strength
         schedule = sampler.schedule(first.steps, strength=strength)
+        model = self._with(first.loras)
         factor, channels = self.vae.config.factor, self.vae.config.latent_channels
         steps = denoise(
-            self.unet,
+            model.checkpoint.unet,
             partial(UNetDenoiser, refresh=SPEEDS[first.speed].refresh),
-            self.encode(requests),
+            model.encode(requests),
             requests,
             sampler=sampler,
             schedule=schedule,
@@ -324,8 +318,8 @@ class Pipeline:
     @torch.inference_mode()
     def encode(self, requests: Sequence[Request]) -> Conditioning:
         """Give what a batch of requests tells the denoiser: a row per prompt, where it is guided the negative ones first."""
-        guided = is_guided(requests, distilled=self.distilled)
-        return condition(self.prompt_encoder, requests, self.checkpoint, guided=guided, device=self.device)
+        is_guided(requests, distilled=self.distilled)
+        return self._with(requests[0].loras).encode(requests)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, requests: Sequence[Request]) -> list[Picture]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from genpipe.fields import settings_of
 from genpipe.filenames import safe_name
+from genpipe.inputs import LoraList
+from genpipe.lora_tags import named_in
 from genpipe.render.identity import DERIVED_SEEDS, Identity, Ordinals, canonical_json, content_hash, derived_seed
 from genpipe.render.journal import Journal, Planned
 from genpipe.render.options import identity_settings
@@ -33,6 +35,7 @@ class Planner:
         n: images per row, where it does not say.
         best_of: images that each is chosen from; seeds that are counted on stand so far apart.
         seeds: draw every row that names no seed with each of these.
+        lora_dir: where LoRAs are that prompts name.
         suffix: of file names without one.
         strict: raise at the first row that cannot be drawn.
     """
@@ -47,12 +50,13 @@ class Planner:
         n: int = 1,
         best_of: int = 1,
         seeds: Sequence[int] | None = None,
+        lora_dir: str | None = None,
         suffix: str = ".png",
         strict: bool = False,
     ) -> None:
         self.journal, self.model = journal, model
         self._identity, self._settings, self._n, self._seeds = identity, settings, n, seeds
-        self._suffix, self._strict, self._stride = suffix, strict, best_of
+        self._suffix, self._strict, self._stride, self._lora_dir = suffix, strict, best_of, lora_dir
         self._warned: set[str] = set()
         self._known: dict[str, tuple[int, Identity]] = {}
         self.asked = self.rejected = 0
@@ -103,8 +107,13 @@ class Planner:
             raise ValueError("prompt must be Unicode text: it holds half a surrogate pair") from None
         key, n = "", self._n
         seed = wish = extra = None
-        if len(fields) > 1:
+        prompt, named = named_in(prompt, self._lora_dir)
+        given: dict[str, Any] = {}
+        if len(fields) > 1 or named:
             given = {name: fields[name] for name in SETTINGS if name in fields}
+            if named:
+                others = LoraList().check("loras", given.get("loras", self._settings.get("loras", ())))
+                given["loras"] = (*others, *named)
             key = repr(given) if given else ""
             seed, wish = fields.get("seed"), fields.get("file_name")
             n = _number(fields["n"]) if "n" in fields else n
@@ -114,7 +123,7 @@ class Planner:
                 if type(wish) is not str or not wish.strip():
                     raise ValueError(f"file_name must be text, not {wish!r:.60}")
                 wish = safe_name(wish, self._suffix)
-        settings, identity = self._known.get(key) or self._check({} if not key else given, key)
+        settings, identity = self._known.get(key) or self._check(given, key)
         seeds: Sequence[int] = ()
         if seed is not None:
             first = _seed(seed)

@@ -182,6 +182,7 @@ class Run:
             settings=options.given,
             n=options.n,
             best_of=options.best_of,
+            lora_dir=options.spec.lora_dir,
             seeds=options.seeds,
             suffix=options.suffix,
             strict=options.strict,

@@ -1,17 +1,11 @@
-"""LoRAs of requests: which a prompt names, and the networks that have them."""
+"""LoRAs that prompts name, as in A1111: <lora:name:0.8>. Imports no torch."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from genpipe.checkpoints import Checkpoint
-from genpipe.checkpoints.lora import LoRA, load_lora
-from genpipe.checkpoints.weights import skeleton
 from genpipe.inputs import Lora
 from genpipe.messages import quoted
 
-# As in A1111: <lora:name>, <lora:name:strength>.
 _TAG = re.compile(r"<lora:([^<>:]*)(?::([^<>]*))?>", re.IGNORECASE)
 
 
@@ -53,28 +47,3 @@ def named_in(prompt: str, folder: str | None) -> tuple[str, tuple[Lora, ...]]:
     if not found:
         return prompt, ()
     return " ".join(_TAG.sub(" ", prompt).split()), tuple(found)
-
-
-def patched(checkpoint: Checkpoint, loras: Sequence[Lora], *, allow_pickle: bool = False) -> Checkpoint:
-    """Give the checkpoint with these LoRAs and no others: networks that change are read again, not yet prepared.
-
-    Raises:
-        CheckpointError: a file is no LoRA, is of another family, or holds what fits nothing in the model.
-    """
-    plain = _plain(checkpoint)
-    patches = [load_lora(one.path, plain, one.strength, allow_pickle=allow_pickle) for one in loras]
-    return checkpoint.with_patches(patches)
-
-
-def _plain(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint's networks in the form in which files know them, without memory: they may have been prepared."""
-
-    def bare(network):
-        kind, config = type(network), network.config
-        return skeleton(lambda: kind(config))
-
-    texts = tuple(bare(one) for one in checkpoint.text_encoders)
-    return replace(checkpoint, text_encoders=texts, unet=bare(checkpoint.unet), vae=bare(checkpoint.vae))
-
-
-__all__ = ["LoRA", "named_in", "patched"]

@@ -1,0 +1,118 @@
+"""A checkpoint in memory with what draws from it, for one set of LoRAs."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from genpipe.checkpoints import Checkpoint
+from genpipe.checkpoints.lora import load_lora
+from genpipe.checkpoints.weights import skeleton
+from genpipe.embedded import EMBEDDED
+from genpipe.inputs import Lora
+from genpipe.models.conditioning import Conditioning
+from genpipe.pipeline.conditions import condition
+from genpipe.pipeline.denoising import is_guided
+from genpipe.pipeline.networks import Networks
+from genpipe.prompts.encoder import PromptEncoder, TextPart
+from genpipe.request import Request
+from genpipe.spec import ModelSpec
+
+
+class Loaded:
+    """A checkpoint's networks in memory, and the encoder of prompts. Never changes: another set of LoRAs makes another.
+
+    Args:
+        checkpoint: used as it is until its networks are prepared.
+        spec: what it was loaded by.
+        device, dtype: where and in what the networks run.
+        name: what errors call the model.
+        loras: that its weights have.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        spec: ModelSpec,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        name: str,
+        loras: tuple[Lora, ...] = (),
+    ) -> None:
+        self.checkpoint, self.spec, self.loras = checkpoint, spec, loras
+        self.device, self.dtype, self.name = device, dtype, name
+        for network in checkpoint.networks.values():
+            network.eval().requires_grad_(False)
+        if checkpoint.defaults.get("prompt") == "scenes":
+            from genpipe.scenes.normalise import plain_words
+
+            normalise = partial(plain_words, pool=tuple(checkpoint.defaults.get("concepts", ())) or None)
+            for tokenizer in checkpoint.tokenizers:
+                tokenizer.normalise = normalise
+        self.networks = Networks(checkpoint, device=device, dtype=dtype, low_memory=spec.low_memory, int8=spec.int8)
+        self.prompt_encoder = PromptEncoder(
+            [
+                TextPart(tokenizer, partial(self.networks.in_memory, encoder))
+                for tokenizer, encoder in zip(checkpoint.tokenizers, checkpoint.text_encoders, strict=True)
+            ],
+            pooled=checkpoint.family.added_numbers > 0,
+            device=device,
+            model=name,
+        )
+
+    def encode(self, requests: Sequence[Request]) -> Conditioning:
+        """Give what a batch of requests tells the denoiser: a row per prompt, where it is guided the negative ones first."""
+        guided = is_guided(requests, distilled=self.checkpoint.unet.config.guidance_channels is not None)
+        return condition(self.prompt_encoder, requests, self.checkpoint, guided=guided, device=self.device)
+
+    def with_loras(self, loras: Sequence[Lora]) -> "Loaded":
+        """Give the model with these LoRAs and no others; only networks that they change are read and prepared again.
+
+        Raises:
+            CheckpointError: a file is no LoRA, is of another family, or holds what fits nothing in the model.
+        """
+        plain = _bare(self.checkpoint)
+        allow = self.spec.allow_pickle
+        patches = [load_lora(one.path, plain, one.strength, allow_pickle=allow) for one in loras]
+        checkpoint = self.checkpoint.with_patches(patches)
+        made = Loaded(checkpoint, self.spec, device=self.device, dtype=self.dtype, name=self.name, loras=tuple(loras))
+        made.networks.prepare_all(unchanged=tuple(self.checkpoint.networks.values()))
+        return made
+
+
+def _bare(checkpoint: Checkpoint) -> Checkpoint:
+    """The networks in the form in which files know them, without memory: those in use have been prepared."""
+
+    def bare(network: nn.Module) -> Any:
+        kind, config = type(network), network.config
+        return skeleton(lambda: kind(config))
+
+    texts = tuple(bare(one) for one in checkpoint.text_encoders)
+    return replace(checkpoint, text_encoders=texts, unet=bare(checkpoint.unet), vae=bare(checkpoint.vae))
+
+
+def name_of(source: str) -> str:
+    """Say what images' metadata calls a model: its full path or id, "embedded" for the one that ships."""
+    if source == str(EMBEDDED):
+        return "embedded"
+    return str(Path(source).resolve()) if Path(source).exists() else source
+
+
+def usual_settings(checkpoint: Checkpoint, sampler: str) -> dict[str, Any]:
+    """Give what applies where a caller says nothing: the checkpoint's `genpipe.json`, else what its family wants."""
+    lcm, distilled, family = sampler == "lcm", checkpoint.unet.config.guidance_channels is not None, checkpoint.family
+    height, width = (side * checkpoint.vae.config.factor for side in checkpoint.unet.config.sample_shape)
+    usual = {
+        "height": height,
+        "width": width,
+        "steps": 4 if lcm else family.steps,
+        # 8.5 is the default of diffusers' LatentConsistencyModelPipeline, which such networks come with.
+        "guidance_scale": (8.5 if distilled else 1.0) if lcm else family.guidance_scale,
+        "guidance_rescale": 0.0,
+    }
+    return {key: checkpoint.defaults.get(key, value) for key, value in usual.items()}
