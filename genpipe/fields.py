@@ -33,6 +33,10 @@ class Kind(Protocol):
         """Give the value that a text stands for, in a command or a table, or refuse it."""
         ...
 
+    def write(self, value: Any) -> str:
+        """Give the text that `read` reads the value from."""
+        ...
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -62,6 +66,9 @@ class Whole:
     def _allowed(self) -> str:
         return f"a whole number from {self.low} to {self.high}"
 
+    def write(self, value: Any) -> str:
+        return str(value)
+
 
 @dataclass(frozen=True)
 class Number:
@@ -89,6 +96,9 @@ class Number:
     def _refused(self, name: str, value: Any) -> ValueError:
         return ValueError(f"{name} must be a number from 0 to {self.high:g}, not {quoted(value)}: {self.fix}")
 
+    def write(self, value: Any) -> str:
+        return str(value)
+
 
 @dataclass(frozen=True)
 class Text:
@@ -113,6 +123,9 @@ class Text:
     def read(self, name: str, text: str) -> str:
         return text
 
+    def write(self, value: Any) -> str:
+        return str(value)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -130,6 +143,9 @@ class Choice:
 
     def read(self, name: str, text: str) -> str:
         return text.strip()
+
+    def write(self, value: Any) -> str:
+        return str(value)
 
 
 @dataclass(frozen=True)
@@ -158,6 +174,9 @@ class Pair:
             f"{name} must be two whole numbers from {self.low} to {self.high}, not {quoted(value)}: {self.fix}"
         )
 
+    def write(self, value: Any) -> str:
+        return f"{value[1]}x{value[0]}"
+
 
 @dataclass(frozen=True)
 class Flag:
@@ -175,6 +194,9 @@ class Flag:
         if word not in ("true", "false", "1", "0", "yes", "no"):
             raise ValueError(f"{name} must be true or false, not {quoted(text)}")
         return word in ("true", "1", "yes")
+
+    def write(self, value: Any) -> str:
+        return str(value)
 
 
 @dataclass(frozen=True)

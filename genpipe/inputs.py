@@ -154,6 +154,10 @@ class LoraList:
         """Give the LoRAs of a text, with commas between them."""
         return self.check(name, [part.strip() for part in text.split(",") if part.strip()])
 
+    def write(self, value: Any) -> str:
+        """Give the text that `read` reads the LoRAs from."""
+        return ",".join(f"{one.path}:{one.strength:g}" for one in value)
+
 
 def _file_hash(name: str, path: Path) -> str:
     try:
@@ -182,3 +186,7 @@ class ImageInput:
     def read(self, name: str, text: str) -> InputImage:
         """Give the image of a file's path."""
         return InputImage.of(name, text)
+
+    def write(self, value: Any) -> str:
+        """Give the path of the image's file."""
+        return str(value.path)

@@ -195,6 +195,7 @@ def test_an_image_is_drawn_again_from_its_file(tmp_path: Path) -> None:
 def test_kinds_read_texts_and_refuse_others_in_one_line(kind: Any, good: dict[str, Any], bad: list[str]) -> None:
     for text, value in good.items():
         assert kind.check("it", kind.read("it", text)) == value
+        assert kind.check("it", kind.read("it", kind.write(value))) == value
     for text in bad:
         with pytest.raises(ValueError, match=r"^it must") as caught:
             kind.check("it", kind.read("it", text))

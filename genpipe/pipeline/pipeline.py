@@ -22,7 +22,6 @@ from genpipe.metadata import annotate
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.denoiser import UNetDenoiser
 from genpipe.models.tiny_vae import TinyVAE
-from genpipe.pipeline.conditions import condition
 from genpipe.pipeline.decoding import choose_tile, decode
 from genpipe.pipeline.denoising import denoise, is_guided
 from genpipe.pipeline.draw_options import DrawOptions

@@ -98,13 +98,12 @@ def _options(values: Request | ModelSpec) -> str:
             continue
         flags = described.flags or (f"--{name.replace('_', '-')}",)
         flag = next(flag for flag in flags if flag.startswith("--"))
+        text = described.kind.write(value)
         if name == "height" and isinstance(values, Request):
-            flag, value = "--size", (value, values.width)
+            flag, text = "--size", f"{values.width}x{value}"
         if isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-", 1))
         else:
-            pair = isinstance(value, tuple)
-            text = f"{value[1]}x{value[0]}" if pair else str(value)
             text = text.removesuffix(".0") if isinstance(value, float) else text
             words += [f"{flag}={shlex.quote(text)}"] if text.startswith("-") else [flag, shlex.quote(text)]
     return " ".join(words)

@@ -24,7 +24,11 @@ def folder(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
     def lora(module: str, out: int, inner: int) -> dict[str, torch.Tensor]:
         down, up = (torch.randn(shape, generator=generator) for shape in ((2, inner), (out, 2)))
-        return {f"{module}.lora_down.weight": down, f"{module}.lora_up.weight": up, f"{module}.alpha": torch.tensor(1.0)}
+        return {
+            f"{module}.lora_down.weight": down,
+            f"{module}.lora_up.weight": up,
+            f"{module}.alpha": torch.tensor(1.0),
+        }
 
     width = unet.config.channels[0]
     query = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
