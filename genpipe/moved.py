@@ -40,8 +40,11 @@ MODULES: dict[str, tuple[str, ...]] = {
         *("genpipe.judge", "genpipe.judge.scene_judge", "genpipe.judge.scores"),
         "genpipe.vision.scene_model",
     ),
+    "genpipe.vision.pictures": ("genpipe.vision.reading",),
     "genpipe.vision.scene_segmentation": ("genpipe.judge.scene_segmentation",),
 }
+# What is called otherwise in the new modules.
+RENAMED = {"read_picture": "read_image", "pictures_in": "images_in", "Sight": "Observation", "wish_of": "wanted_scene"}
 # Single names that have left a module which is still there.
 NAMES: dict[str, dict[str, str]] = {
     "genpipe.images": {
@@ -96,8 +99,9 @@ class Finder:
         def find(name: str) -> Any:
             if not name.startswith("__"):
                 for home in homes:
-                    if hasattr(new := importlib.import_module(home), name):
-                        return getattr(new, name)
+                    for called in (name, RENAMED.get(name, name)):
+                        if hasattr(new := importlib.import_module(home), called):
+                            return getattr(new, called)
             raise AttributeError(f"module {old!r} has no attribute {name!r}")
 
         module.__doc__ = f"Moved to {', '.join(homes)}."

@@ -52,6 +52,13 @@ def test_a_name_that_left_a_module_is_found_and_warns(name: str, home: str) -> N
         images.nothing  # noqa: B018
 
 
+@pytest.mark.filterwarnings("ignore:genpipe.vision:DeprecationWarning")
+def test_what_is_called_otherwise_is_found_too() -> None:
+    old = importlib.import_module("genpipe.vision.pictures")
+    assert old.read_picture is importlib.import_module("genpipe.vision.reading").read_image
+    assert importlib.import_module("genpipe.vision.judge").Sight.__name__ == "Observation"
+
+
 def test_what_never_was_is_not_found() -> None:
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("genpipe.vision.never")

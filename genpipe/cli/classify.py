@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 def classify_command(parser: argparse.ArgumentParser) -> None:
-    """say what pictures show"""
+    """say what images show"""
     parser.usage = "%(prog)s FILE... [options]"
     parser.set_defaults(run=_classify)
-    group = parser.add_argument_group("pictures")
-    group.add_argument("files", nargs="+", metavar="FILE", help="pictures, or folders of them")
-    group.add_argument("--top", type=int, default=5, metavar="N", help="labels a picture (default: 5)")
+    group = parser.add_argument_group("images")
+    group.add_argument("files", nargs="+", metavar="FILE", help="images, or folders of them")
+    group.add_argument("--top", type=int, default=5, metavar="N", help="labels per image (default: 5)")
     group.add_argument("--json", action="store_true", help="print one JSON array")
     group = parser.add_argument_group("model")
     group.add_argument("--weights", metavar="FILE",
@@ -35,7 +35,7 @@ def _classify(args: argparse.Namespace) -> int:
     from genpipe.vision.classify import classify
 
     predictions = classify(
-        # One alone is refused before the weights are read.
+        # Given alone, an image that cannot be read is refused before the weights are.
         args.files if len(args.files) > 1 else args.files[0],
         model=args.model,
         weights=args.weights,
@@ -48,12 +48,12 @@ def _classify(args: argparse.Namespace) -> int:
     for prediction in unread:
         print(f"genpipe: error: {prediction.error}", file=sys.stderr)
     if unread:
-        print(f"genpipe: {len(unread)} of {len(predictions)} pictures could not be read", file=sys.stderr)
+        print(f"genpipe: {len(unread)} of {len(predictions)} images could not be read", file=sys.stderr)
     return 2 if unread else 0
 
 
 def as_text(predictions: "list[Prediction]") -> str:
-    """A line a picture and, below it, a line a label; pictures that could not be read are left out."""
+    """Write a line per image and, below it, a line per label; images that could not be read are left out."""
     lines: list[str] = []
     for prediction in predictions:
         if prediction.error is None:
@@ -63,7 +63,7 @@ def as_text(predictions: "list[Prediction]") -> str:
 
 
 def as_json(predictions: "list[Prediction]") -> str:
-    """An array of {"source", "labels": [{"index", "name", "probability"}, …], "error"}."""
+    """Write an array of {"source", "labels": [{"index", "name", "probability"}, …], "error"}."""
     from dataclasses import asdict
 
     return json.dumps([asdict(prediction) for prediction in predictions], ensure_ascii=False, indent=2)

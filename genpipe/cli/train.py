@@ -62,16 +62,19 @@ def _train(args: argparse.Namespace) -> int:
     if model is None:
         model = new_model(args.out, images.captions, size=size)
     captions = sorted(set(images.captions))
-    train(
-        model,
-        images,
-        out=args.out,
-        accelerator=accelerator,
-        autoencoder=first if args.init is None else None,
-        decoder=first if args.init is not None else None,
-        denoiser=rest,
-        rate=RATE if args.init is None else RATE / 2,
-        prompts=random.Random(0).sample(captions, min(12, len(captions))),
-    )
+    try:
+        train(
+            model,
+            images,
+            out=args.out,
+            accelerator=accelerator,
+            autoencoder=first if args.init is None else None,
+            decoder=first if args.init is not None else None,
+            denoiser=rest,
+            rate=RATE if args.init is None else RATE / 2,
+            prompts=random.Random(0).sample(captions, min(12, len(captions))),
+        )
+    except FloatingPointError as error:
+        raise RuntimeError(f"{error}; what {args.out} holds is intact") from None
     print(f'genpipe "{captions[0]}" --model {args.out / "checkpoint"}')
     return 0

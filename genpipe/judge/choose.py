@@ -16,7 +16,7 @@ from PIL import Image
 from genpipe.embedded import JUDGES
 from genpipe.judge.scene_judge import Judge
 from genpipe.judge.scores import Score, Scorer
-from genpipe.vision.pictures import read_picture
+from genpipe.vision.reading import read_image
 
 _IN_A_MODULE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -57,7 +57,7 @@ def score(image: str | Path | Image.Image, prompt: str, *, judge: str | Path | S
     """
     scorer = choose_judge(judge) if judge is None or isinstance(judge, str | Path) else judge
     scorer.check_prompt(prompt)
-    return scorer.scores([read_picture(image)], [prompt])[0]
+    return scorer.scores([read_image(image)], [prompt])[0]
 
 
 class FunctionJudge:

@@ -1,4 +1,4 @@
-"""Judging any picture by any prompt with a CLIP model, for checkpoints that draw more than genpipe's world.
+"""Judging any image by any prompt with a CLIP model, for checkpoints that draw more than genpipe's world.
 
 "Learning Transferable Visual Models From Natural Language Supervision" (Radford et al., 2021), through transformers, which
 is imported only when such a model is loaded.
@@ -32,7 +32,7 @@ class ClipJudge:
             device: None takes the best there is.
 
         Raises:
-            ValueError: there is no such model, or it is not CLIP's or not whole.
+            ValueError: there is no such model, or it is not CLIP's, or not whole.
         """
         from transformers import CLIPModel, CLIPProcessor
 
@@ -45,16 +45,16 @@ class ClipJudge:
         return cls(model.to(choose_device(device)), processor)  # pyright: ignore[reportArgumentType]
 
     def check_prompt(self, prompt: str) -> None:
-        """Every prompt can be judged; one that is longer than the model's positions is cut there."""
+        """Accept every prompt; one that is longer than the model's positions is cut there."""
 
     @torch.inference_mode()
     def scores(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[Score]:
-        """CLIPScore of each picture and its prompt, clipped to 0 … 1."""
+        """Return the CLIPScore of each image and its prompt, clipped to 0 … 1."""
         found = []
         for start in range(0, len(images), BATCH):
-            pictures = [image.convert("RGB") for image in images[start : start + BATCH]]
+            converted = [image.convert("RGB") for image in images[start : start + BATCH]]
             texts = list(prompts[start : start + BATCH])
-            inputs = self.processor(text=texts, images=pictures, return_tensors="pt", padding=True, truncation=True)
+            inputs = self.processor(text=texts, images=converted, return_tensors="pt", padding=True, truncation=True)
             output = self.model(**inputs.to(self.model.device))
             cosines = torch.cosine_similarity(output.image_embeds.float(), output.text_embeds.float(), dim=1)
             totals = (WEIGHT * cosines).clamp(0, 1).tolist()

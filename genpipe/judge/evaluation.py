@@ -1,4 +1,4 @@
-"""How often pictures show the scenes that they were made for, as a judge sees them: drawn scenes or generated pictures."""
+"""How often images show the scenes that they were made for, as a judge sees them: drawn scenes or generated images."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -8,40 +8,41 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from genpipe.judge.scene_judge import Judge, Sight
+from genpipe.judge.scene_judge import Judge, Observation
 from genpipe.judge.scores import Score
-from genpipe.scenes.parse import Wanted, Wish
+from genpipe.scenes.parse import WantedObject, WantedScene
 from genpipe.scenes.world import Scene
 from genpipe.vision.metrics import average_precision
-from genpipe.vision.scene_model import SIDE
+from genpipe.vision.scene_model import INPUT_SIDE
 
 
 @dataclass
 class Tally:
-    """So many of so many right."""
+    """How many of how many are right."""
 
     right: int = 0
     total: int = 0
 
     def add(self, right: bool) -> None:
+        """Count one more."""
         self.right, self.total = self.right + right, self.total + 1
 
     @property
     def share(self) -> float:
-        """NaN where there were none."""
+        """The share that is right; NaN where there are none."""
         return self.right / self.total if self.total else float("nan")
 
 
 @dataclass
 class Measured:
-    """What a judge says of many pictures.
+    """What a judge says of many images.
 
     Attributes:
-        tallies: object_top1 and object_top5 (pictures of one thing), pair (both things right), setting, colour, count,
+        tallies: object_top1 and object_top5 (images of one thing), pair (both things right), setting, colour, count,
             relation, and satisfied (all of these that a scene has).
-        concepts: pictures of one thing, by the concept: those that were recognised.
+        concepts: images of one thing, by the concept: those that were recognised.
         features: (N, CHANNELS), for `frechet_distance`.
-        satisfied: of each picture.
+        satisfied: of each image.
     """
 
     features: Tensor
@@ -50,40 +51,41 @@ class Measured:
     satisfied: list[bool] = field(default_factory=list)
 
     def worst(self, n: int = 10) -> list[tuple[str, float, int]]:
-        """The concepts that are recognised least: name, share of their pictures, and how many those are."""
+        """Return the concepts that are recognised least: name, share of their images, and how many those are."""
         rows = [(name, tally.share, tally.total) for name, tally in self.concepts.items()]
         return sorted(rows, key=lambda row: (row[1], -row[2], row[0]))[:n]
 
 
-def wish_of(scene: Scene) -> Wish:
-    """What a picture of the scene has to show: its things with their colours, how they stand, and where."""
-    things = [Wanted(placed.concept, placed.colour, scene.size) for placed in scene.objects]
+def wanted_scene(scene: Scene) -> WantedScene:
+    """Return what an image of the scene has to show: its things with their colours, how they stand, and where."""
+    things = [WantedObject(placed.concept, placed.colour, scene.size) for placed in scene.objects]
     if scene.kind == "count":
-        things = [Wanted(scene.objects[0].concept, count=len(scene.objects))]
-    return Wish(tuple(things), scene.setting, scene.relation)
+        things = [WantedObject(scene.objects[0].concept, count=len(scene.objects))]
+    return WantedScene(tuple(things), scene.setting, scene.relation)
 
 
 def measure(judge: Judge, images: Sequence[Image.Image], scenes: Sequence[Scene]) -> Measured:
-    """Look at one picture for each scene.
+    """Judge one image for each scene.
 
     Raises:
-        ValueError: no pictures, or not one for each scene.
+        ValueError: no images, or not one for each scene.
     """
     if not images or len(images) != len(scenes):
-        raise ValueError(f"{len(images)} pictures for {len(scenes)} scenes cannot be measured: give one for each")
-    sights = judge.look(images)
-    measured = Measured(features=torch.stack([sight.features for sight in sights]).cpu())
-    for sight, scene in zip(sights, scenes, strict=True):
-        _tally(measured, judge, scene, sight, judge.compare(sight, scene.kind, wish_of(scene)))
+        raise ValueError(f"{len(images)} images for {len(scenes)} scenes cannot be measured: give one for each")
+    observed = judge.observe(images)
+    measured = Measured(features=torch.stack([observation.features for observation in observed]).cpu())
+    for observation, scene in zip(observed, scenes, strict=True):
+        _tally(measured, judge, scene, observation, judge.compare(observation, scene.kind, wanted_scene(scene)))
     return measured
 
 
-def _tally(measured: Measured, judge: Judge, scene: Scene, sight: Sight, score: Score) -> None:
+def _tally(measured: Measured, judge: Judge, scene: Scene, observation: Observation, score: Score) -> None:
     distinct = {placed.concept for placed in scene.objects}
     if len(distinct) == 1:
         name = scene.objects[0].concept
         ranked = [
-            judge.concepts[i] for i in sight.objects.concepts[0].topk(min(5, len(judge.concepts))).indices.tolist()
+            judge.concepts[i]
+            for i in observation.objects.concepts[0].topk(min(5, len(judge.concepts))).indices.tolist()
         ]
         measured.tallies["object_top1"].add(ranked[0] == name)
         measured.tallies["object_top5"].add(name in ranked)
@@ -97,23 +99,25 @@ def _tally(measured: Measured, judge: Judge, scene: Scene, sight: Sight, score: 
     measured.tallies["satisfied"].add(bool(score.satisfied))
 
 
-def average_precision_50(sights: Sequence[Sight], boxes: Sequence[Tensor], size: int) -> float:
-    """AP at an overlap of 0.5 of finding things, whatever they are.
+def average_precision_50(observed: Sequence[Observation], boxes: Sequence[Tensor], size: int) -> float:
+    """Return the average precision, at an overlap of 0.5, of finding things whatever they are.
 
     Args:
-        boxes: the true ones of each picture (K, 4), in pixels of pictures of `size`.
+        boxes: the true ones of each image (K, 4), in pixels of images of `size`.
     """
-    truths = [true * (SIDE / size) for true in boxes]
-    found = [sight.objects for sight in sights]
+    truths = [true * (INPUT_SIDE / size) for true in boxes]
+    found = [observation.objects for observation in observed]
     return average_precision([o.boxes for o in found], [o.scores for o in found], truths)
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
-    """The Fréchet distance of the Gaussians fitted to two sets of features (N, C) and (M, C), as in "GANs Trained by a
-    Two Time-Scale Update Rule …" (Heusel et al., 2017), with this judge's features in place of Inception's.
+    """Return the Fréchet distance of the Gaussians fitted to two sets of features (N, C) and (M, C).
+
+    It is the FID of "GANs Trained by a Two Time-Scale Update Rule …" (Heusel et al., 2017, eq. 6), with this judge's
+    features in place of Inception's.
 
     Raises:
-        ValueError: fewer than two pictures in a set, or features of different widths.
+        ValueError: fewer than two images in a set, or features of different widths.
     """
     if min(len(first), len(second)) < 2 or first.shape[1:] != second.shape[1:]:
         raise ValueError(
@@ -130,7 +134,7 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
 
 
 def summary(measured: Measured) -> dict[str, float]:
-    """Every tally as a share; the objects' as errors."""
+    """Return every tally as a share, the objects' as errors."""
     shares = {name: tally.share for name, tally in measured.tallies.items()}
     for name in ("object_top1", "object_top5"):
         if name in shares:

@@ -1,4 +1,4 @@
-"""The judge of genpipe's own world: a network that has seen only drawn scenes says what a picture shows."""
+"""The judge of genpipe's own world: a network that has seen only drawn scenes says what an image shows."""
 
 import json
 import math
@@ -17,24 +17,24 @@ from genpipe.messages import quoted
 from genpipe.scenes.colours import COLOURS
 from genpipe.scenes.concepts import names
 from genpipe.scenes.normalise import normalise
-from genpipe.scenes.parse import Wanted, Wish, parse
+from genpipe.scenes.parse import WantedObject, WantedScene, parse
 from genpipe.scenes.places import SETTINGS
-from genpipe.vision.scene_model import PREPROCESS, SIDE, Objects, SceneModel, find_objects, load_scene_model
+from genpipe.vision.scene_model import INPUT_SIDE, PREPROCESS, FoundObjects, SceneModel, find_objects, load_scene_model
 from genpipe.vision.weights import write_tensors
 
-SURE = 0.5  # from this objectness on, something is there
-FAINT = 0.05  # from this one on, it may be
-LEAST = 1e-3  # so that one thing that is missing does not hide how near the others are
-SOFTNESS = 0.05  # of the picture's side: how far apart two things have to be to be surely left and right
+SURE = 0.5  # objectness from which on something is there
+FAINT = 0.05  # objectness from which on something may be there
+LEAST = 1e-3  # probability of a check: one thing that is missing must not hide how near the others are
+SOFTNESS = 0.05  # of the image's side: how far apart two things have to be to be surely left and right
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What the scene model sees in one picture."""
+class Observation:
+    """What the scene model sees in one image."""
 
-    objects: Objects  # the surest first, faint ones included
+    objects: FoundObjects  # the surest first, faint ones included
     settings: Tensor  # (settings,) probabilities
-    features: Tensor  # (CHANNELS,) of the whole picture
+    features: Tensor  # (CHANNELS,) of the whole image
 
 
 class Judge:
@@ -59,7 +59,7 @@ class Judge:
 
     @classmethod
     def load(cls, path: str | Path, *, device: str | torch.device | None = None) -> "Judge":
-        """The judge in a file that `save` wrote, in fp32.
+        """Load the judge in a file that `save` wrote, in fp32.
 
         Raises:
             ValueError: the file is damaged or holds something else.
@@ -85,63 +85,68 @@ class Judge:
         write_tensors(path, self.model.state_dict(), metadata, dtype=torch.float16)
 
     @torch.inference_mode()
-    def look(self, images: Sequence[Image.Image]) -> list[Sight]:
-        """What is in each picture."""
+    def observe(self, images: Sequence[Image.Image]) -> list[Observation]:
+        """Return what the model sees in each image."""
         device = next(self.model.parameters()).device
-        sights = []
+        observed = []
         for start in range(0, len(images), BATCH):
             pixels = torch.stack([PREPROCESS(image) for image in images[start : start + BATCH]])
             seen = self.model(pixels.to(device, memory_format=torch.channels_last))
             found = find_objects(self.model, seen, threshold=FAINT)
             settings = seen.settings.float().softmax(dim=1)
-            sights += [Sight(*of_one) for of_one in zip(found, settings, seen.features, strict=True)]
-        return sights
+            observed += [Observation(*of_one) for of_one in zip(found, settings, seen.features, strict=True)]
+        return observed
 
     def check_prompt(self, prompt: str) -> None:
         """See `Scorer`."""
-        wish = read(prompt)
-        known = all(wanted.concept in self.concepts for wanted in wish.objects)
-        if not known or (not wish.objects and wish.setting is None):
+        wanted_scene = read(prompt)
+        known = all(wanted.concept in self.concepts for wanted in wanted_scene.objects)
+        if not known or (not wanted_scene.objects and wanted_scene.setting is None):
             raise ValueError(
                 f"prompt {quoted(prompt)} names nothing of the embedded world, so its judge cannot tell whether an "
                 "image shows it: give a CLIP model as judge"
             )
 
     def scores(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[Score]:
-        """One score for each picture and its prompt.
+        """Return one score for each image and its prompt.
 
         Raises:
             ValueError: a prompt that names nothing of the world.
         """
         for prompt in dict.fromkeys(prompts):
             self.check_prompt(prompt)
-        sights = self.look(images)
-        return [self.compare(sight, prompt, read(prompt)) for sight, prompt in zip(sights, prompts, strict=True)]
+        observed = self.observe(images)
+        return [
+            self.compare(observation, prompt, read(prompt))
+            for observation, prompt in zip(observed, prompts, strict=True)
+        ]
 
-    def compare(self, sight: Sight, prompt: str, wish: Wish) -> Score:
-        """What was seen against what is asked for."""
+    def compare(self, observation: Observation, prompt: str, wanted_scene: WantedScene) -> Score:
+        """Score what was seen by what is asked for."""
         checks: list[Check] = []
-        chosen = self._assign(sight.objects, wish.objects)
-        for wanted, index in zip(wish.objects, chosen, strict=True):
-            checks += self._check_object(sight.objects, wanted, index)
-        if len(wish.objects) == 1 and (count := wish.objects[0].count) is not None:
-            checks[0] = self._check_all(sight.objects, wish.objects[0].concept, count)
-            checks.append(_check_count(sight.objects.scores, count))
-        if wish.relation is not None and len(set(chosen[:2])) == 2:
+        chosen = self._assign(observation.objects, wanted_scene.objects)
+        for wanted, index in zip(wanted_scene.objects, chosen, strict=True):
+            checks += self._check_object(observation.objects, wanted, index)
+        if len(wanted_scene.objects) == 1 and (count := wanted_scene.objects[0].count) is not None:
+            checks[0] = self._check_all(observation.objects, wanted_scene.objects[0].concept, count)
+            checks.append(_check_count(observation.objects.scores, count))
+        if wanted_scene.relation is not None and len(set(chosen[:2])) == 2:
             checks.append(
-                _check_relation(sight.objects.boxes[chosen[0]], sight.objects.boxes[chosen[1]], wish.relation)
+                _check_relation(
+                    observation.objects.boxes[chosen[0]], observation.objects.boxes[chosen[1]], wanted_scene.relation
+                )
             )
-        elif wish.relation is not None:
-            checks.append(Check("relation", wish.relation, "one object", 0.0, False))
-        if wish.setting is not None:
-            best = self.settings[int(sight.settings.argmax())]
-            chance = float(sight.settings[self.settings.index(wish.setting)])
-            checks.append(Check("setting", wish.setting, best, chance, best == wish.setting))
+        elif wanted_scene.relation is not None:
+            checks.append(Check("relation", wanted_scene.relation, "one object", 0.0, False))
+        if wanted_scene.setting is not None:
+            best = self.settings[int(observation.settings.argmax())]
+            chance = float(observation.settings[self.settings.index(wanted_scene.setting)])
+            checks.append(Check("setting", wanted_scene.setting, best, chance, best == wanted_scene.setting))
         mean = sum(math.log(max(check.probability, LEAST)) for check in checks) / max(1, len(checks))
         return Score(prompt, math.exp(mean), tuple(checks))
 
-    def _assign(self, objects: Objects, wanted: Sequence[Wanted]) -> list[int]:
-        """Which object is to be which wanted thing: the likeliest first, each but once unless there are too few."""
+    def _assign(self, objects: FoundObjects, wanted: Sequence[WantedObject]) -> list[int]:
+        """Which object stands for which wanted thing: the likeliest first, each only once unless there are too few."""
         columns = [self.concepts.index(thing.concept) for thing in wanted]
         chances = objects.concepts[:, columns] * objects.scores[:, None]  # (K, wanted)
         enough, chosen = len(chances) >= len(wanted), [0] * len(wanted)
@@ -153,14 +158,14 @@ class Judge:
                 chances[row] = -1
         return chosen
 
-    def _check_all(self, objects: Objects, concept: str, count: int) -> Check:
+    def _check_all(self, objects: FoundObjects, concept: str, count: int) -> Check:
         """Whether the `count` surest objects are the wanted thing, every one."""
         chances, there = objects.concepts[:count], objects.scores[:count]
         found = dict.fromkeys(self.concepts[i] for i in chances[there >= SURE].argmax(dim=1).tolist())
         chance = float((chances[:, self.concepts.index(concept)] * there).mean())
         return Check("object", concept, ", ".join(found) or "nothing", chance, list(found) == [concept])
 
-    def _check_object(self, objects: Objects, wanted: Wanted, index: int) -> list[Check]:
+    def _check_object(self, objects: FoundObjects, wanted: WantedObject, index: int) -> list[Check]:
         there = float(objects.scores[index])
         chances = objects.concepts[index]
         best = self.concepts[int(chances.argmax())]
@@ -183,8 +188,8 @@ class Judge:
         return checks
 
 
-def read(prompt: str) -> Wish:
-    """What a prompt asks for, with capitals, emoji and slips read as the embedded model reads them."""
+def read(prompt: str) -> WantedScene:
+    """Return what a prompt asks for, with capitals, emoji and slips read as the embedded model reads them."""
     return parse(normalise(prompt, learned_concepts()).text)
 
 
@@ -199,7 +204,7 @@ def _check_count(scores: Tensor, wanted: int) -> Check:
 
 def _check_relation(first: Tensor, second: Tensor, relation: str) -> Check:
     """Whether the first box is left of, right of, above or below the second."""
-    (x, y), (other_x, other_y) = (((box[:2] + box[2:]) / (2 * SIDE)).tolist() for box in (first, second))
+    (x, y), (other_x, other_y) = (((box[:2] + box[2:]) / (2 * INPUT_SIDE)).tolist() for box in (first, second))
     away = {"left": other_x - x, "right": x - other_x, "above": other_y - y, "below": y - other_y}
     found = max(away, key=lambda name: away[name])
     return Check("relation", relation, found, 1 / (1 + math.exp(-away[relation] / SOFTNESS)), found == relation)

@@ -1,5 +1,7 @@
-"""Which pixels of a picture of genpipe's world belong to what kind of thing: masks on the features of a judge, named by the
-objects that it finds there."""
+"""Which pixels of an image of genpipe's world belong to what kind of thing.
+
+Masks come from the features of a judge, and their names from the objects that it finds there.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,17 +15,17 @@ from genpipe.blocks import conv1x1, conv_unit
 from genpipe.judge.scene_judge import SURE, Judge
 from genpipe.judge.scores import BATCH
 from genpipe.scenes.concepts import concepts
-from genpipe.vision.scene_model import CHANNELS, PREPROCESS, SIDE, Objects, ResNetTrunk
+from genpipe.vision.scene_model import CHANNELS, INPUT_SIDE, PREPROCESS, FoundObjects, ResNetTrunk
 from genpipe.vision.weights import read_tensors, write_tensors
 
 CATEGORIES = ("background", *dict.fromkeys(concept.category for concept in concepts().values()))
 
 
 class MaskHead(nn.Module):
-    """Whether each pixel belongs to a thing, read off the maps of a trained trunk, which stays as it is.
+    """A head that tells for each pixel whether it belongs to a thing, from the maps of a trained trunk, which stays as it is.
 
-    From the cells up, each finer map is added and mixed in, as in "Panoptic Feature Pyramid Networks" (2019), to half the
-    picture's size.
+    From the cells up, each finer map is added and mixed in, to half the image's size, as in "Panoptic Feature Pyramid
+    Networks" (Kirillov et al., 2019).
 
     Args:
         trunk: of a `SceneModel`; its weights are not this module's.
@@ -62,7 +64,7 @@ class Segmentation:
 
     @classmethod
     def load(cls, path: str | Path, judge: Judge) -> "Segmentation":
-        """The segmentation in a file that `save` wrote, on the features of the judge that it was trained with.
+        """Load the segmentation in a file that `save` wrote, for the judge that it was trained with.
 
         Raises:
             ValueError: the file is damaged or holds something else, or the judge is of another architecture.
@@ -82,11 +84,11 @@ class Segmentation:
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image], size: int = 128) -> Tensor:
-        """What each pixel of pictures resized to `size` belongs to: (N, size, size) int64, indices of CATEGORIES."""
+        """Return what each pixel of images resized to `size` belongs to: (N, size, size) int64, indices of CATEGORIES."""
         masks = self._masks(images, size)
-        sights = self.judge.look(images)
+        observed = self.judge.observe(images)
         return torch.stack(
-            [mask * self._nearest(sight.objects, size) for mask, sight in zip(masks, sights, strict=True)]
+            [mask * self._nearest(observation.objects, size) for mask, observation in zip(masks, observed, strict=True)]
         )
 
     def _masks(self, images: Sequence[Image.Image], size: int) -> Tensor:
@@ -99,12 +101,13 @@ class Segmentation:
             masks.append((enlarged[:, 0] > 0).cpu())
         return torch.cat(masks)
 
-    def _nearest(self, objects: Objects, size: int) -> Tensor:
+    def _nearest(self, objects: FoundObjects, size: int) -> Tensor:
         """The category of the object in whose box a pixel is, or whose box is nearest: (size, size) int64."""
         sure = max(1, int((objects.scores >= SURE).sum()))
         kinds = objects.concepts[:sure].cpu()
         chances = torch.zeros(sure, len(CATEGORIES)).index_add(1, self._category, kinds)
-        left, top, right, bottom = (objects.boxes[:sure].cpu() * (size / SIDE)).T[..., None, None]  # (sure, 1, 1) each
+        boxes = objects.boxes[:sure].cpu() * (size / INPUT_SIDE)
+        left, top, right, bottom = boxes.T[..., None, None]  # (sure, 1, 1) each
         at = torch.arange(size) + 0.5
         across = torch.maximum(left - at, at - right).clamp(min=0)  # (sure, 1, size)
         down = torch.maximum(top - at[:, None], at[:, None] - bottom).clamp(min=0)  # (sure, size, 1)

@@ -1,7 +1,7 @@
 """What people would type for a scene, in English and in Russian.
 
 The wording is canonical and of low entropy, since a small text encoder has to learn it: the usual name most of the
-time, one order of the parts, and nothing that the picture does not show.
+time, one order of the parts, and nothing that the image does not show.
 """
 
 import random
@@ -118,22 +118,24 @@ INTRODUCTIONS: dict[Language, tuple[str, ...]] = {
 
 
 class Words:
-    """Chooses among wordings: the usual one with a probability of USUAL, always where there is no `rng`."""
+    """A choice among wordings: the usual one with a probability of USUAL, always where there is no `rng`."""
 
     def __init__(self, rng: random.Random | None) -> None:
         self.rng = rng
 
     def pick(self, options: Sequence[T]) -> T:
+        """Return one of the wordings, of which the first is the usual one."""
         if self.rng is None or len(options) == 1 or self.rng.random() < USUAL:
             return options[0]
         return self.rng.choice(options[1:])
 
     def chance(self, share: float) -> bool:
+        """Return True in such a share of the cases, never without `rng`."""
         return self.rng is not None and self.rng.random() < share
 
 
 def caption(scene: Scene, rng: random.Random | None = None, language: Language = "en", style: Style = "full") -> str:
-    """A caption of `scene`.
+    """Word a caption of `scene`.
 
     full   a sentence's worth: "a pirate ship in space", "a cat to the left of a dog"
     short  the same without articles: "pirate ship in space"
@@ -213,8 +215,11 @@ def _forms(name: Name) -> list[str]:
 
 
 def corpus(pool: Sequence[str] | None = None) -> list[str]:
-    """Every word form and every pattern of the world in both languages, for a tokenizer to be trained on: each name
-    and its forms, each place, colour, size and relation. Names are those of the concepts in `pool` (default: all)."""
+    """Return every word form and every pattern of the world in both languages, for a tokenizer to be trained on.
+
+    That is each name and its forms, each place, colour, size and relation. Names are those of the concepts in `pool`
+    (default: all).
+    """
     lines: list[str] = []
     pool = tuple(concepts()) if pool is None else pool
     for tongue in ("en", "ru"):

@@ -22,7 +22,7 @@ LUMINANCE = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class Truth:
-    """What a picture shows. Objects are numbered as in the scene, the hindmost first."""
+    """The truth about an image. Objects are numbered as in the scene, the hindmost first."""
 
     setting: int  # in SETTINGS
     concepts: Tensor  # (K,) int64, in names()
@@ -32,7 +32,7 @@ class Truth:
 
 
 class Composer:
-    """Draws scenes as square pictures of `size` pixels.
+    """A drawer of scenes, as square images of `size` pixels.
 
     Sprites are held premultiplied and in halved sizes, so that a small object is an average of its pixels and edges
     blend without a fringe.
@@ -54,25 +54,25 @@ class Composer:
 
     @torch.no_grad()
     def render(self, scenes: Sequence[Scene], cover: Tensor | None = None) -> Tensor:
-        """The pictures: (B, 3, size, size) float32 in [-1, 1] on the composer's device.
+        """Draw scenes: (B, 3, size, size) float32 in [-1, 1] on the composer's device.
 
         `cover`, zeros of (B, K, size, size), is filled with the share of each pixel that object k of a scene has in
         the end, after all that lies before it.
         """
-        picture = torch.empty((len(scenes), 3, self.size, self.size), device=self.device)
+        image = torch.empty((len(scenes), 3, self.size, self.size), device=self.device)
         looks = torch.tensor([scene.look for scene in scenes], device=self.device)
         places = _groups([scene.setting for scene in scenes])
         for setting, rows in places.items():
             index = torch.tensor(rows, device=self.device)
-            picture[index] = settings.paint(setting, looks[index], self.size)
+            image[index] = settings.paint(setting, looks[index], self.size)
         for k in range(max((len(scene.objects) for scene in scenes), default=0)):
             present = [i for i, scene in enumerate(scenes) if len(scene.objects) > k]
-            for level, members in _groups([self._level(scenes[i].objects[k]) for i in present]).items():
+            for level, members in _groups([self.level_for(scenes[i].objects[k]) for i in present]).items():
                 rows = [present[i] for i in members]
                 index = torch.tensor(rows, device=self.device)
                 layer = self._objects([scenes[i].objects[k] for i in rows], level)
                 clear = 1 - layer[:, 3:]
-                picture[index] = picture[index] * clear + layer[:, :3]
+                image[index] = image[index] * clear + layer[:, :3]
                 if cover is not None:
                     cover[index] *= clear
                     cover[index, k] = layer[:, 3]
@@ -81,17 +81,17 @@ class Composer:
             front = settings.front(setting, looks[index], self.size)
             if front is not None:
                 colour, mask = front
-                picture[index] = picture[index].lerp(colour, mask)
+                image[index] = image[index].lerp(colour, mask)
                 if cover is not None:
                     cover[index] *= 1 - mask
-        return picture.mul_(2).sub_(1).clamp_(-1, 1)
+        return image.mul_(2).sub_(1).clamp_(-1, 1)
 
     def truth(self, scenes: Sequence[Scene]) -> tuple[Tensor, list[Truth]]:
-        """The pictures, and what is to be seen in each."""
+        """Draw scenes, and return the images and what is to be seen in each."""
         most = max((len(scene.objects) for scene in scenes), default=0)
         cover = torch.zeros((len(scenes), most, self.size, self.size), device=self.device)
-        pictures = self.render(scenes, cover)
-        return pictures, [
+        images = self.render(scenes, cover)
+        return images, [
             Truth(
                 setting=SETTINGS.index(scene.setting),
                 concepts=torch.tensor([_number(names(), o.concept) for o in scene.objects], dtype=torch.long),
@@ -102,15 +102,15 @@ class Composer:
             for i, scene in enumerate(scenes)
         ]
 
-    def _level(self, placed: Placed) -> int:
-        """The smallest version of the sprite that is not stretched by more than a quarter."""
+    def level_for(self, placed: Placed) -> int:
+        """Return the smallest version of a sprite that is not stretched by more than a quarter."""
         level = 0
-        while level < LEVELS - 1 and atlas.SIDE / 2 ** (level + 1) * 1.25 >= placed.scale * self.size:
+        while level < LEVELS - 1 and atlas.SPRITE_SIDE / 2 ** (level + 1) * 1.25 >= placed.scale * self.size:
             level += 1
         return level
 
     def _objects(self, objects: list[Placed], level: int) -> Tensor:
-        """One object a picture, on nothing: premultiplied (B, 4, size, size)."""
+        """One object per image, on nothing: premultiplied (B, 4, size, size)."""
         index = torch.tensor([o.sprite for o in objects], device=self.device)
         sprites = self.levels[level][index].float().div_(255)
         tinted = [i for i, o in enumerate(objects) if o.colour is not None]

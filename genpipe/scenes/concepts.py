@@ -1,4 +1,4 @@
-"""The things that the procedural world can show: one row of `concepts.tsv` each.
+"""The things that the procedural world can show: a row of `concepts.tsv` for each.
 
 A sprite's recipe is an emoji, `@drawing` for one of our own, or `@costume:emoji` (scripts/make/sprites.py); several
 recipes, separated by spaces, are variants of one concept, the canonical one first.
@@ -12,17 +12,19 @@ from importlib.resources import files
 
 @dataclass(frozen=True)
 class Concept:
+    """A thing that can be drawn: a row of `concepts.tsv`."""
+
     name: str  # English, as a person types it; also the identifier
     recipes: tuple[str, ...]
     category: str
-    home: str  # the setting of the canonical picture
+    home: str  # the setting of the canonical image
     core: bool  # asked for first; the small training set
     synonyms: tuple[str, ...]
 
 
 @cache
 def concepts() -> dict[str, Concept]:
-    """Every concept by name, in the order of the table."""
+    """Return every concept by name, in the order of the table."""
     rows = csv.DictReader(
         (files("genpipe.scenes") / "concepts.tsv").read_text(encoding="utf-8").splitlines(),
         delimiter="\t",
@@ -43,5 +45,5 @@ def concepts() -> dict[str, Concept]:
 
 @cache
 def names(core: bool = False) -> tuple[str, ...]:
-    """The names of all concepts, or of the core ones, in the order of the table."""
+    """Return the names of all concepts, or of the core ones, in the order of the table."""
     return tuple(c.name for c in concepts().values() if c.core or not core)

@@ -44,7 +44,7 @@ WORN = 330  # the side of the emoji on the canvas, to leave room above it
 
 
 def dress(costume: str, face: Image.Image, head: Head, crown: Image.Image) -> Image.Image:
-    """`face`, a square emoji, in a costume. `crown` is the emoji of one."""
+    """Dress `face`, a square emoji, in a costume. `crown` is the emoji of one."""
     image = Image.new("RGBA", (CANVAS, CANVAS))
     side = 350 if costume == "astronaut" else WORN
     left, top = (CANVAS - side) // 2, 60 if costume == "astronaut" else CANVAS - side

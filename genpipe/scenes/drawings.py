@@ -1,4 +1,4 @@
-"""Pictures that no emoji shows, drawn as shapes in the emoji's flat style, and costumes for those that one does.
+"""Things that no emoji shows, drawn as shapes in the emoji's flat style, and costumes for those that one does.
 
 Used by scripts/make/sprites.py only; what is drawn here ends up in the atlas.
 """
@@ -18,7 +18,7 @@ BLACK, BONE, GOLD = (24, 24, 30), (250, 250, 245), (240, 180, 60)
 
 
 def curve(*points: Point, steps: int = 24) -> list[Point]:
-    """A Bézier curve from the first of `points` to the last, pulled by those between."""
+    """Return a Bézier curve from the first of `points` to the last, pulled by those between."""
     result = []
     for i in range(steps + 1):
         t, row = i / steps, list(points)
@@ -34,7 +34,7 @@ def canvas() -> tuple[Image.Image, ImageDraw.ImageDraw]:
 
 
 def skull(draw: ImageDraw.ImageDraw, x: float, y: float, r: float, dark: Colour = BLACK) -> None:
-    """A skull over crossed bones, centred on (x, y); `r` is the half-width of the cranium."""
+    """Draw a skull over crossed bones, centred on (x, y); `r` is the half-width of the cranium."""
     for side in (-1, 1):
         ends = ((x - side * 1.5 * r, y + 0.35 * r, -1), (x + side * 1.5 * r, y + 1.75 * r, 1))
         draw.line([end[:2] for end in ends], fill=BONE, width=max(2, round(0.34 * r)))
@@ -77,7 +77,7 @@ RIGS = {
 
 
 def sail(draw: ImageDraw.ImageDraw, rig: Rig, x: float, top: float, bottom: float, wide: float, low: float) -> None:
-    """A square sail hanging from a yard: `wide` and `low` are its half-widths, and it swells to the right."""
+    """Draw a square sail hanging from a yard: `wide` and `low` are its half-widths, and it swells to the right."""
     belly, middle = 0.16 * (bottom - top), (top + bottom) / 2
     left = curve((x - wide, top), (x - wide + belly * 1.6, middle), (x - low, bottom))
     right = curve((x + wide, top), (x + wide + belly * 2.2, middle), (x + low, bottom))
@@ -91,7 +91,7 @@ def sail(draw: ImageDraw.ImageDraw, rig: Rig, x: float, top: float, bottom: floa
 
 
 def sailing_ship(rig: Rig) -> Image.Image:
-    """A three-masted ship, bow to the right and stern castle to the left, with its flag high on the main mast."""
+    """Draw a three-masted ship, bow to the right and stern castle to the left, with its flag high on the main mast."""
     image, draw = canvas()
     for x, top in ((124, 150), (252, 14), (372, 128)):
         draw.rectangle([x - 7, top, x + 7, 400], fill=rig.keel)

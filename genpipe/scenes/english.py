@@ -107,13 +107,13 @@ IRREGULAR = {
 
 
 def is_plural(noun: str) -> bool:
-    """Whether the noun is a plural already: glasses, tears of joy, but not face with glasses."""
+    """Return whether the noun is a plural already: glasses, tears of joy, but not face with glasses."""
     head = TAIL.split(noun)[0]
     return head == "skis" or (head.endswith("s") and not head.endswith(SINGULAR_S))
 
 
 def with_article(phrase: str, noun: str) -> str:
-    """`phrase` (the noun, perhaps after adjectives) with the article it takes."""
+    """Return `phrase` (the noun, perhaps after adjectives) with the article that it takes."""
     if noun in UNCOUNTED or is_plural(noun):
         return phrase
     if noun in THE:
@@ -125,7 +125,7 @@ def with_article(phrase: str, noun: str) -> str:
 
 
 def plural(noun: str) -> str:
-    """What follows "two": cats, pirate ships, cups of coffee, glasses."""
+    """Return what follows "two": cats, pirate ships, cups of coffee, glasses."""
     if is_plural(noun) or noun in UNCOUNTED:
         return noun
     tail = TAIL.search(noun)
@@ -145,5 +145,5 @@ def plural(noun: str) -> str:
 
 @cache
 def english_names() -> dict[str, tuple[str, ...]]:
-    """The English names of each concept, the usual one first."""
+    """Return the English names of each concept, the usual one first."""
     return {name: (name, *concept.synonyms) for name, concept in concepts().items()}

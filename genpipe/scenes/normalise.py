@@ -74,7 +74,7 @@ def normalise(prompt: str, pool: tuple[str, ...] | None = None) -> Normalised:
 
 
 def plain_words(prompt: str, pool: tuple[str, ...] | None = None) -> str:
-    """The text of `normalise`, with a warning of what it corrected and dropped: for a model's tokenizer."""
+    """Return the text of `normalise`, and warn of what it corrected and dropped: for a model's tokenizer."""
     plain = normalise(prompt, pool)
     if plain.corrected:
         read = ", ".join(f"{quoted(word)} as {quoted(meant)}" for word, meant in [*plain.corrected.items()][:10])
@@ -86,7 +86,7 @@ def plain_words(prompt: str, pool: tuple[str, ...] | None = None) -> str:
 
 @lru_cache(maxsize=4096)
 def slip(word: str, pool: tuple[str, ...] | None = None) -> str | None:
-    """The word of the world that `word` is one slip of the finger away from, or None where it is none.
+    """Return the word of the world that `word` is one slip of the finger away from, or None.
 
     A slip is a letter too few or too many, or two that changed places; in longer words also a wrong vowel, in long ones
     any wrong letter. The first letter has to be right, and the word unknown to the world and to its hints.

@@ -23,7 +23,7 @@ _CASES = {"left": "genitive", "right": "genitive", "above": "instrumental", "bel
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedObject:
     """One thing that a prompt asks for; what it does not say is None."""
 
     concept: str
@@ -33,10 +33,10 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Wish:
-    """All that a prompt asks for. `relation` is where the first object stands, seen from the second."""
+class WantedScene:
+    """All that a prompt asks for; `relation` is where the first object stands, seen from the second."""
 
-    objects: tuple[Wanted, ...] = ()
+    objects: tuple[WantedObject, ...] = ()
     setting: str | None = None
     relation: str | None = None
 
@@ -48,14 +48,14 @@ class _Meaning:
     form: str = ""  # of a concept: nominative, genitive, instrumental or counted
 
 
-def parse(prompt: str) -> Wish:
-    """What `prompt` asks for, by the names that the world has; all other words are passed over.
+def parse(prompt: str) -> WantedScene:
+    """Read what `prompt` asks for, by the names that the world has; all other words are passed over.
 
     The longest known phrase is taken at each place. Of a phrase with several meanings ("дома" is a house's genitive and
     "at home") the form decides, and "orange" is a colour where a thing follows.
     """
     words = _words(prompt)
-    wish, pending = Wish(), Wanted("")
+    wanted_scene, pending = WantedScene(), WantedObject("")
     place, thing_ended = 0, -1
     while place < len(words):
         length = _longest(words, place)
@@ -64,28 +64,30 @@ def parse(prompt: str) -> Wish:
             continue
         options = _phrases()[words[place : place + length]]
         # "слон дома": what follows a thing at once is where it is.
-        due = "setting" if place == thing_ended else _due(wish, pending)
+        due = "setting" if place == thing_ended else _due(wanted_scene, pending)
         place += length
         meaning = _choose(options, due, followed=_thing_follows(words, place))
         if meaning.part == "concept":
-            wish = replace(wish, objects=(*wish.objects, replace(pending, concept=meaning.value)))
-            pending, thing_ended = Wanted(""), place
+            wanted_scene = replace(
+                wanted_scene, objects=(*wanted_scene.objects, replace(pending, concept=meaning.value))
+            )
+            pending, thing_ended = WantedObject(""), place
         elif meaning.part == "setting":
-            wish = replace(wish, setting=wish.setting or meaning.value)
+            wanted_scene = replace(wanted_scene, setting=wanted_scene.setting or meaning.value)
         elif meaning.part == "relation":
-            wish = replace(wish, relation=wish.relation or meaning.value)
+            wanted_scene = replace(wanted_scene, relation=wanted_scene.relation or meaning.value)
         else:
             value = int(meaning.value) if meaning.part == "count" else meaning.value
             pending = replace(pending, **{meaning.part: value})
-    return wish if len(wish.objects) > 1 else replace(wish, relation=None)
+    return wanted_scene if len(wanted_scene.objects) > 1 else replace(wanted_scene, relation=None)
 
 
-def _due(wish: Wish, pending: Wanted) -> str:
+def _due(wanted_scene: WantedScene, pending: WantedObject) -> str:
     """The form that a concept has to have after what was read."""
     if pending.count not in (None, 1):
         return "counted"
-    if wish.relation is not None and len(wish.objects) == 1:
-        return _CASES[wish.relation]
+    if wanted_scene.relation is not None and len(wanted_scene.objects) == 1:
+        return _CASES[wanted_scene.relation]
     return "nominative"
 
 

@@ -30,7 +30,7 @@ def _soft(stem: str, ending: str) -> bool:
 
 
 def agree(adjective: str, gender: str) -> str:
-    """The nominative of an adjective, given in the masculine (красный, синий), that goes with a noun of `gender`."""
+    """Return the nominative of an adjective, given in the masculine (красный, синий), that goes with a noun of `gender`."""
     stem, ending = adjective[:-2], adjective[-2:]
     tender = ending == "ий" and stem[-1] not in VELAR  # синий, рыжий
     if gender == "m":
@@ -43,7 +43,7 @@ def agree(adjective: str, gender: str) -> str:
 
 
 def decline_adjective(word: str, gender: str, case: str) -> str:
-    """The genitive ("gen"), instrumental ("ins"), genitive plural ("many") or nominative plural ("few")."""
+    """Return the genitive ("gen"), instrumental ("ins"), genitive plural ("many") or nominative plural ("few")."""
     stem, ending = word[:-2], word[-2:]
     i = "и" if _soft(stem, ending) else "ы"
     if ending == "ья":  # божья
@@ -61,6 +61,7 @@ def decline_adjective(word: str, gender: str, case: str) -> str:
 
 
 def genitive(noun: str, gender: str) -> str:
+    """Return the genitive of a noun, by the rules that most follow."""
     stem, last = noun[:-1], noun[-1]
     if last == "а":
         return stem + ("и" if stem[-1] in HUSHING + VELAR else "ы")
@@ -76,7 +77,7 @@ def genitive(noun: str, gender: str) -> str:
 
 
 def instrumental(noun: str, gender: str, of: str) -> str:
-    """The instrumental of a noun whose genitive is `of` (a vowel that falls out falls out of both)."""
+    """Return the instrumental of a noun whose genitive is `of` (a vowel that falls out falls out of both)."""
     stem, last = of[:-1], noun[-1]
     if gender == "p":
         return noun[:-1] + ("ями" if last == "и" and noun[-2] not in HUSHING + VELAR else "ами")
@@ -107,6 +108,7 @@ class Name:
 
     @classmethod
     def parse(cls, text: str) -> "Name":
+        """Read a name as `russian.tsv` has it, see above."""
         phrase, kind, *cases = text.split(":")
         words, gender, manner = phrase.split(), kind[0], kind[1:]
         head = 0
@@ -126,19 +128,21 @@ class Name:
         return " ".join([*adjectives, noun, self.tail]).strip().replace("_", " ")
 
     def nominative(self, *adjectives: str) -> str:
-        """The phrase after further adjectives (given in the masculine), which agree with it."""
+        """Return the phrase after further adjectives (given in the masculine), which agree with it."""
         return self._phrase([agree(word, self.gender) for word in adjectives] + list(self.adjectives), self.noun)
 
     def genitive(self) -> str:
+        """Return the phrase in the genitive."""
         changed = [decline_adjective(word, self.gender, "gen") for word in self.adjectives]
         return self._phrase(changed, self.noun_genitive)
 
     def instrumental(self) -> str:
+        """Return the phrase in the instrumental."""
         changed = [decline_adjective(word, self.gender, "ins") for word in self.adjectives]
         return self._phrase(changed, self.noun_instrumental)
 
     def counted(self, n: int, digits: bool = False) -> str:
-        """Two, three or four of it: две кошки, два пиратских корабля, двое очков."""
+        """Return two, three or four of it: две кошки, два пиратских корабля, двое очков."""
         if n == 1:
             return f"{1 if digits else ONE[self.gender]} {self.nominative()}"
         case = "few" if self.gender == "f" else "many"
@@ -149,7 +153,7 @@ class Name:
 
 @cache
 def russian_names() -> dict[str, tuple[Name, ...]]:
-    """The Russian names of each concept, the usual one first."""
+    """Return the Russian names of each concept, the usual one first."""
     text = (files("genpipe.scenes") / "russian.tsv").read_text(encoding="utf-8")
     rows = csv.reader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
     return {name: tuple(Name.parse(part) for part in parts.split("; ")) for name, parts in rows}

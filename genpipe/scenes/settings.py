@@ -26,11 +26,11 @@ class View:
     look: Tensor
 
     def u(self, i: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """Number `i` of the look, spread over [low, high].  # (B, 1, 1, 1)"""
+        """Return number `i` of the look, spread over [low, high].  # (B, 1, 1, 1)"""
         return (low + (high - low) * self.look[:, i])[:, None, None, None]
 
     def below(self, line: Tensor | float) -> Tensor:
-        """1 where a pixel lies under the curve y = line, antialiased."""
+        """Return 1 where a pixel lies under the curve y = line, antialiased."""
         return ((self.y - line) / self.pixel + 0.5).clamp(0, 1)
 
     def disc(self, cx: Tensor | float, cy: Tensor | float, radius: Tensor | float, flat: float = 1.0) -> Tensor:
@@ -49,7 +49,7 @@ class View:
         return self.y.new_tensor(rgb)[None, :, None, None]
 
     def fade(self, top: Rgb, bottom: Rgb, start: float = 0.0, end: float = 1.0) -> Tensor:
-        """A vertical gradient.  # (B, 3, H, W)"""
+        """Return a vertical gradient.  # (B, 3, H, W)"""
         t = ((self.y - start) / (end - start)).clamp(0, 1)
         ground = self.colour(top) * (1 - t) + self.colour(bottom) * t  # (1, 3, H, W)
         return ground.repeat(len(self.look), 1, 1, self.x.shape[-1])
@@ -64,7 +64,7 @@ class View:
         return self.over(ground, rgb, mask * (1 - self.below(cy + 0.55 * r)))
 
     def dots(self, cells: int, radius: float, shift: Tensor, share: float = 1.0, seed: int = 1) -> Tensor:
-        """Scattered discs, at most one in each of cells x cells squares; `shift` slides them sideways."""
+        """Return scattered discs, at most one in each of cells x cells squares; `shift` slides them sideways."""
         table = _scatter(cells, seed).to(self.y.device)  # (3, cells, cells)
         x, y = (self.x + shift).remainder(1.0) * cells, self.y * cells
         column, row = x.long().clamp(max=cells - 1), y.long().clamp(max=cells - 1)
@@ -82,13 +82,13 @@ def _scatter(cells: int, seed: int) -> Tensor:
 
 
 def sea(v: View) -> Tensor:
-    picture = v.fade((0.42, 0.74, 0.96), (0.86, 0.95, 1.0), 0.0, 0.58)
-    picture = v.cloud(picture, v.u(1, 0.1, 0.3), 0.14, 0.07)
-    picture = v.cloud(picture, v.u(2, 0.72, 0.92), 0.24, 0.06)
+    image = v.fade((0.42, 0.74, 0.96), (0.86, 0.95, 1.0), 0.0, 0.58)
+    image = v.cloud(image, v.u(1, 0.1, 0.3), 0.14, 0.07)
+    image = v.cloud(image, v.u(2, 0.72, 0.92), 0.24, 0.06)
     horizon = v.u(0, 0.54, 0.62)
-    picture = v.over(picture, v.fade((0.16, 0.56, 0.82), (0.04, 0.32, 0.62), 0.56, 1.0), v.below(horizon))
+    image = v.over(image, v.fade((0.16, 0.56, 0.82), (0.04, 0.32, 0.62), 0.56, 1.0), v.below(horizon))
     crest = horizon + 0.12 + v.wave(2.5, v.u(3), 0.012)
-    return v.over(picture, (0.10, 0.46, 0.75), v.below(crest) * 0.55)
+    return v.over(image, (0.10, 0.46, 0.75), v.below(crest) * 0.55)
 
 
 def sea_front(v: View) -> tuple[Tensor, Tensor]:
@@ -100,176 +100,176 @@ def sea_front(v: View) -> tuple[Tensor, Tensor]:
 
 
 def beach(v: View) -> Tensor:
-    picture = v.fade((0.36, 0.74, 0.97), (0.84, 0.95, 1.0), 0.0, 0.5)
-    picture = v.cloud(picture, v.u(1, 0.1, 0.9), 0.16, 0.07)
-    picture = v.over(picture, v.fade((0.10, 0.58, 0.80), (0.30, 0.82, 0.86), 0.45, 0.68), v.below(v.u(0, 0.43, 0.49)))
+    image = v.fade((0.36, 0.74, 0.97), (0.84, 0.95, 1.0), 0.0, 0.5)
+    image = v.cloud(image, v.u(1, 0.1, 0.9), 0.16, 0.07)
+    image = v.over(image, v.fade((0.10, 0.58, 0.80), (0.30, 0.82, 0.86), 0.45, 0.68), v.below(v.u(0, 0.43, 0.49)))
     shore = v.u(2, 0.62, 0.68) + v.wave(0.8, v.u(3), 0.02)
-    picture = v.over(picture, (0.97, 0.99, 1.0), v.below(shore - 0.02))
-    return v.over(picture, v.fade((0.98, 0.88, 0.66), (0.93, 0.78, 0.52), 0.62, 1.0), v.below(shore))
+    image = v.over(image, (0.97, 0.99, 1.0), v.below(shore - 0.02))
+    return v.over(image, v.fade((0.98, 0.88, 0.66), (0.93, 0.78, 0.52), 0.62, 1.0), v.below(shore))
 
 
 def underwater(v: View) -> Tensor:
-    picture = v.fade((0.30, 0.80, 0.90), (0.03, 0.28, 0.56))
+    image = v.fade((0.30, 0.80, 0.90), (0.03, 0.28, 0.56))
     slant = v.x + 0.35 * v.y
     ray = torch.sin(2 * math.pi * (2.0 * slant + v.u(1))).clamp(min=0) * (1 - v.y).clamp(min=0)
-    picture = v.over(picture, (0.85, 1.0, 1.0), 0.28 * ray)
-    picture = v.over(picture, (0.86, 0.78, 0.54), v.below(v.u(0, 0.86, 0.92) + v.wave(1.5, v.u(2), 0.02)))
-    return v.over(picture, (0.80, 0.97, 1.0), 0.7 * v.dots(5, 0.020, v.u(3), share=0.35, seed=4))
+    image = v.over(image, (0.85, 1.0, 1.0), 0.28 * ray)
+    image = v.over(image, (0.86, 0.78, 0.54), v.below(v.u(0, 0.86, 0.92) + v.wave(1.5, v.u(2), 0.02)))
+    return v.over(image, (0.80, 0.97, 1.0), 0.7 * v.dots(5, 0.020, v.u(3), share=0.35, seed=4))
 
 
 def meadow(v: View) -> Tensor:
-    picture = v.fade((0.40, 0.74, 0.98), (0.88, 0.96, 1.0), 0.0, 0.6)
-    picture = v.cloud(picture, v.u(1, 0.1, 0.3), 0.15, 0.075)
-    picture = v.cloud(picture, v.u(2, 0.7, 0.9), 0.22, 0.06)
-    picture = v.over(picture, (0.52, 0.79, 0.38), v.below(v.u(0, 0.57, 0.63) + v.wave(0.9, v.u(3), 0.045)))
+    image = v.fade((0.40, 0.74, 0.98), (0.88, 0.96, 1.0), 0.0, 0.6)
+    image = v.cloud(image, v.u(1, 0.1, 0.3), 0.15, 0.075)
+    image = v.cloud(image, v.u(2, 0.7, 0.9), 0.22, 0.06)
+    image = v.over(image, (0.52, 0.79, 0.38), v.below(v.u(0, 0.57, 0.63) + v.wave(0.9, v.u(3), 0.045)))
     grass = v.fade((0.42, 0.74, 0.28), (0.24, 0.58, 0.20), 0.65, 1.0)
-    return v.over(picture, grass, v.below(0.72 + v.wave(0.7, v.u(4), 0.035)))
+    return v.over(image, grass, v.below(0.72 + v.wave(0.7, v.u(4), 0.035)))
 
 
 def forest(v: View) -> Tensor:
-    picture = v.fade((0.72, 0.88, 0.72), (0.56, 0.78, 0.56), 0.0, 0.7)
+    image = v.fade((0.72, 0.88, 0.72), (0.56, 0.78, 0.56), 0.0, 0.7)
     for colour, teeth, top, phase in (((0.30, 0.58, 0.36), 5.0, 0.16, v.u(0)), ((0.13, 0.42, 0.26), 4.0, 0.30, v.u(1))):
         tooth = (((v.x + phase) * teeth).remainder(1.0) - 0.5).abs() * 2
-        picture = v.over(picture, colour, v.below(top + 0.42 * tooth))
-    picture = v.over(picture, (0.10, 0.34, 0.22), v.below(0.66))
+        image = v.over(image, colour, v.below(top + 0.42 * tooth))
+    image = v.over(image, (0.10, 0.34, 0.22), v.below(0.66))
     return v.over(
-        picture,
+        image,
         v.fade((0.36, 0.60, 0.28), (0.22, 0.42, 0.20), 0.7, 1.0),
         v.below(v.u(2, 0.72, 0.76) + v.wave(0.8, v.u(3), 0.02)),
     )
 
 
 def mountains(v: View) -> Tensor:
-    picture = v.fade((0.46, 0.72, 0.94), (0.92, 0.96, 1.0), 0.0, 0.7)
+    image = v.fade((0.46, 0.72, 0.94), (0.92, 0.96, 1.0), 0.0, 0.7)
     for colour, peaks, top, deep, phase in (
         ((0.60, 0.68, 0.80), 1.6, 0.22, 0.42, v.u(0)),
         ((0.40, 0.48, 0.62), 1.25, 0.34, 0.44, v.u(1)),
     ):
         tooth = (((v.x + phase) * peaks).remainder(1.0) - 0.5).abs() * 2
         ridge = top + deep * tooth
-        picture = v.over(picture, colour, v.below(ridge))
+        image = v.over(image, colour, v.below(ridge))
         cap = top + 0.13 + v.wave(9, phase, 0.02)
-        picture = v.over(picture, (0.97, 0.98, 1.0), v.below(ridge) * (1 - v.below(cap)))
+        image = v.over(image, (0.97, 0.98, 1.0), v.below(ridge) * (1 - v.below(cap)))
     return v.over(
-        picture,
+        image,
         v.fade((0.46, 0.70, 0.36), (0.28, 0.52, 0.26), 0.72, 1.0),
         v.below(v.u(2, 0.74, 0.78) + v.wave(0.7, v.u(3), 0.025)),
     )
 
 
 def desert(v: View) -> Tensor:
-    picture = v.fade((0.46, 0.76, 0.92), (1.0, 0.93, 0.74), 0.0, 0.6)
-    picture = v.over(picture, (1.0, 0.90, 0.45), v.disc(v.u(1, 0.78, 0.88), 0.15, 0.075))
-    picture = v.over(picture, (0.93, 0.72, 0.42), v.below(v.u(0, 0.56, 0.62) + v.wave(0.8, v.u(2), 0.05)))
+    image = v.fade((0.46, 0.76, 0.92), (1.0, 0.93, 0.74), 0.0, 0.6)
+    image = v.over(image, (1.0, 0.90, 0.45), v.disc(v.u(1, 0.78, 0.88), 0.15, 0.075))
+    image = v.over(image, (0.93, 0.72, 0.42), v.below(v.u(0, 0.56, 0.62) + v.wave(0.8, v.u(2), 0.05)))
     sand = v.fade((0.96, 0.78, 0.46), (0.84, 0.60, 0.30), 0.66, 1.0)
-    return v.over(picture, sand, v.below(0.72 + v.wave(0.6, v.u(3), 0.05)))
+    return v.over(image, sand, v.below(0.72 + v.wave(0.6, v.u(3), 0.05)))
 
 
 def snow(v: View) -> Tensor:
-    picture = v.fade((0.56, 0.74, 0.90), (0.84, 0.92, 0.98), 0.0, 0.65)
-    picture = v.over(picture, (0.84, 0.90, 0.97), v.below(v.u(0, 0.57, 0.63) + v.wave(0.9, v.u(1), 0.045)))
-    picture = v.over(
-        picture, v.fade((0.99, 1.0, 1.0), (0.88, 0.93, 0.98), 0.68, 1.0), v.below(0.72 + v.wave(0.7, v.u(2), 0.035))
+    image = v.fade((0.56, 0.74, 0.90), (0.84, 0.92, 0.98), 0.0, 0.65)
+    image = v.over(image, (0.84, 0.90, 0.97), v.below(v.u(0, 0.57, 0.63) + v.wave(0.9, v.u(1), 0.045)))
+    image = v.over(
+        image, v.fade((0.99, 1.0, 1.0), (0.88, 0.93, 0.98), 0.68, 1.0), v.below(0.72 + v.wave(0.7, v.u(2), 0.035))
     )
-    return v.over(picture, (1.0, 1.0, 1.0), v.dots(7, 0.014, v.u(3), share=0.6, seed=7))
+    return v.over(image, (1.0, 1.0, 1.0), v.dots(7, 0.014, v.u(3), share=0.6, seed=7))
 
 
 def sunset(v: View) -> Tensor:
-    picture = v.fade((0.36, 0.18, 0.48), (0.94, 0.40, 0.36), 0.0, 0.36)
-    picture = v.over(picture, v.fade((0.94, 0.40, 0.36), (1.0, 0.80, 0.36), 0.36, 0.66), v.below(0.36))
-    picture = v.over(picture, (1.0, 0.93, 0.58), v.disc(v.u(1, 0.42, 0.58), 0.60, 0.17))
-    picture = v.over(picture, v.fade((0.78, 0.34, 0.34), (0.24, 0.10, 0.30), 0.66, 1.0), v.below(v.u(0, 0.65, 0.71)))
+    image = v.fade((0.36, 0.18, 0.48), (0.94, 0.40, 0.36), 0.0, 0.36)
+    image = v.over(image, v.fade((0.94, 0.40, 0.36), (1.0, 0.80, 0.36), 0.36, 0.66), v.below(0.36))
+    image = v.over(image, (1.0, 0.93, 0.58), v.disc(v.u(1, 0.42, 0.58), 0.60, 0.17))
+    image = v.over(image, v.fade((0.78, 0.34, 0.34), (0.24, 0.10, 0.30), 0.66, 1.0), v.below(v.u(0, 0.65, 0.71)))
     glint = v.disc(v.u(1, 0.42, 0.58), 0.70, 0.15, 0.18) + v.disc(v.u(1, 0.42, 0.58), 0.80, 0.09, 0.16)
-    return v.over(picture, (1.0, 0.74, 0.42), 0.8 * glint * v.below(0.71))
+    return v.over(image, (1.0, 0.74, 0.42), 0.8 * glint * v.below(0.71))
 
 
 def night(v: View) -> Tensor:
-    picture = v.fade((0.01, 0.02, 0.09), (0.08, 0.13, 0.32), 0.0, 0.8)
-    picture = v.over(picture, (0.95, 0.95, 0.80), v.dots(8, 0.011, v.u(0), share=0.6, seed=3))
+    image = v.fade((0.01, 0.02, 0.09), (0.08, 0.13, 0.32), 0.0, 0.8)
+    image = v.over(image, (0.95, 0.95, 0.80), v.dots(8, 0.011, v.u(0), share=0.6, seed=3))
     x = v.u(1, 0.80, 0.88)
     moon = v.disc(x, 0.15, 0.085) * (1 - v.disc(x - 0.04, 0.125, 0.075))
-    picture = v.over(picture, (1.0, 0.96, 0.74), moon)
+    image = v.over(image, (1.0, 0.96, 0.74), moon)
     return v.over(
-        picture,
+        image,
         v.fade((0.02, 0.08, 0.10), (0.01, 0.03, 0.05), 0.78, 1.0),
         v.below(v.u(2, 0.77, 0.81) + v.wave(0.8, v.u(3), 0.025)),
     )
 
 
 def space(v: View) -> Tensor:
-    picture = v.fade((0.0, 0.0, 0.02), (0.05, 0.02, 0.12))
+    image = v.fade((0.0, 0.0, 0.02), (0.05, 0.02, 0.12))
     glow = ((v.x - v.u(1, 0.2, 0.5)) + (v.y - 0.6) * 0.9).square()
-    picture = v.over(picture, (0.30, 0.10, 0.45), 0.35 * torch.exp(-14 * glow))
-    picture = v.over(picture, (1.0, 1.0, 1.0), v.dots(9, 0.010, v.u(0), share=0.55, seed=5))
+    image = v.over(image, (0.30, 0.10, 0.45), 0.35 * torch.exp(-14 * glow))
+    image = v.over(image, (1.0, 1.0, 1.0), v.dots(9, 0.010, v.u(0), share=0.55, seed=5))
     x = v.u(2, 0.82, 0.90)
-    picture = v.over(picture, (0.86, 0.48, 0.30), v.disc(x, 0.16, 0.09))
-    return v.over(picture, (0.55, 0.26, 0.22), v.disc(x, 0.16, 0.09) * (1 - v.disc(x - 0.03, 0.14, 0.09)))
+    image = v.over(image, (0.86, 0.48, 0.30), v.disc(x, 0.16, 0.09))
+    return v.over(image, (0.55, 0.26, 0.22), v.disc(x, 0.16, 0.09) * (1 - v.disc(x - 0.03, 0.14, 0.09)))
 
 
 def rain(v: View) -> Tensor:
-    picture = v.fade((0.38, 0.44, 0.53), (0.68, 0.73, 0.78), 0.0, 0.75)
+    image = v.fade((0.38, 0.44, 0.53), (0.68, 0.73, 0.78), 0.0, 0.75)
     for cx, r in ((v.u(0, 0.10, 0.30), 0.13), (v.u(1, 0.68, 0.90), 0.14)):
-        picture = v.cloud(picture, cx, 0.08, r, (0.28, 0.32, 0.40))
-    picture = v.over(picture, v.fade((0.42, 0.50, 0.54), (0.28, 0.36, 0.42), 0.76, 1.0), v.below(v.u(2, 0.76, 0.80)))
+        image = v.cloud(image, cx, 0.08, r, (0.28, 0.32, 0.40))
+    image = v.over(image, v.fade((0.42, 0.50, 0.54), (0.28, 0.36, 0.42), 0.76, 1.0), v.below(v.u(2, 0.76, 0.80)))
     across, down = (
         (v.x + 0.25 * v.y + 0.1 * v.u(3)) * 9,
         v.y * 5 + 0.5 * torch.floor((v.x + 0.25 * v.y) * 9 + 0.9 * v.u(3)),
     )
     streak = (1.6 * v.pixel * 9 / 2 - (across.remainder(1.0) - 0.5).abs()) / (9 * v.pixel) + 0.5
-    return v.over(picture, (0.80, 0.90, 0.98), 0.8 * streak.clamp(0, 1) * (down.remainder(1.0) < 0.5))
+    return v.over(image, (0.80, 0.90, 0.98), 0.8 * streak.clamp(0, 1) * (down.remainder(1.0) < 0.5))
 
 
 def city(v: View) -> Tensor:
-    picture = v.fade((0.52, 0.78, 0.96), (0.93, 0.96, 1.0), 0.0, 0.7)
+    image = v.fade((0.52, 0.78, 0.96), (0.93, 0.96, 1.0), 0.0, 0.7)
     heights = _scatter(8, 11).to(v.y.device)[0, 0]  # (8,)
     for colour, columns, top, i in (((0.70, 0.78, 0.88), 6, 0.14, 0), ((0.48, 0.57, 0.70), 5, 0.30, 1)):
         place = (v.x + v.u(i)).remainder(1.0) * columns
         column = place.long().clamp(max=columns - 1)
         roof = top + 0.35 * heights[column]
         wall = v.below(roof) * (((0.5 - (place - column - 0.5).abs()) / columns / v.pixel).clamp(0, 1))
-        picture = v.over(picture, colour, wall)
+        image = v.over(image, colour, wall)
         if i:
             pane = ((place * 3).remainder(1.0) - 0.5).abs().lt(0.25) & ((v.y - roof) * 14).remainder(1.0).sub(
                 0.6
             ).abs().lt(0.25)
-            picture = v.over(picture, (0.95, 0.90, 0.66), wall * pane * (v.y > roof + 0.02))
+            image = v.over(image, (0.95, 0.90, 0.66), wall * pane * (v.y > roof + 0.02))
     ground = v.u(2, 0.76, 0.80)
-    picture = v.over(picture, (0.78, 0.78, 0.78), v.below(ground))
-    picture = v.over(picture, (0.34, 0.36, 0.40), v.below(ground + 0.04))
+    image = v.over(image, (0.78, 0.78, 0.78), v.below(ground))
+    image = v.over(image, (0.34, 0.36, 0.40), v.below(ground + 0.04))
     dash = ((v.x + v.u(3)) * 4).remainder(1.0).lt(0.55)
-    return v.over(picture, (0.97, 0.95, 0.86), v.below(0.915) * (1 - v.below(0.94)) * dash)
+    return v.over(image, (0.97, 0.95, 0.86), v.below(0.915) * (1 - v.below(0.94)) * dash)
 
 
 def room(v: View) -> Tensor:
-    picture = v.fade((0.97, 0.90, 0.78), (0.93, 0.83, 0.70), 0.0, 0.72)
+    image = v.fade((0.97, 0.90, 0.78), (0.93, 0.83, 0.70), 0.0, 0.72)
     x = v.u(0, 0.10, 0.18)
-    picture = v.over(picture, (1.0, 1.0, 1.0), v.box(x, 0.10, x + 0.30, 0.46))
+    image = v.over(image, (1.0, 1.0, 1.0), v.box(x, 0.10, x + 0.30, 0.46))
     glass = v.box(x + 0.025, 0.125, x + 0.14, 0.435) + v.box(x + 0.16, 0.125, x + 0.275, 0.435)
-    picture = v.over(picture, (0.62, 0.84, 0.96), glass)
+    image = v.over(image, (0.62, 0.84, 0.96), glass)
     floor = v.u(1, 0.72, 0.76)
-    picture = v.over(picture, (1.0, 0.98, 0.94), v.below(floor - 0.03))
-    picture = v.over(picture, v.fade((0.72, 0.48, 0.30), (0.58, 0.36, 0.22), 0.72, 1.0), v.below(floor))
-    return v.over(picture, (0.74, 0.30, 0.32), v.disc(0.5, 0.90, v.u(2, 0.36, 0.42), 0.20))
+    image = v.over(image, (1.0, 0.98, 0.94), v.below(floor - 0.03))
+    image = v.over(image, v.fade((0.72, 0.48, 0.30), (0.58, 0.36, 0.22), 0.72, 1.0), v.below(floor))
+    return v.over(image, (0.74, 0.30, 0.32), v.disc(0.5, 0.90, v.u(2, 0.36, 0.42), 0.20))
 
 
 def table(v: View) -> Tensor:
-    picture = v.fade((0.74, 0.88, 0.86), (0.62, 0.80, 0.79), 0.0, 0.7)
+    image = v.fade((0.74, 0.88, 0.86), (0.62, 0.80, 0.79), 0.0, 0.7)
     edge = v.u(0, 0.66, 0.72)
-    picture = v.over(picture, v.fade((0.84, 0.60, 0.36), (0.72, 0.47, 0.26), 0.68, 1.0), v.below(edge))
+    image = v.over(image, v.fade((0.84, 0.60, 0.36), (0.72, 0.47, 0.26), 0.68, 1.0), v.below(edge))
     grain = (v.y - 0.68) / 0.32 * 4 + v.u(1)
-    return v.over(picture, (0.62, 0.40, 0.22), 0.6 * v.below(edge) * (grain.remainder(1.0) < 0.08))
+    return v.over(image, (0.62, 0.40, 0.22), 0.6 * v.below(edge) * (grain.remainder(1.0) < 0.08))
 
 
 def sky(v: View) -> Tensor:
-    picture = v.fade((0.26, 0.62, 0.96), (0.80, 0.93, 1.0))
+    image = v.fade((0.26, 0.62, 0.96), (0.80, 0.93, 1.0))
     for cx, cy, r in (
         (v.u(0, 0.10, 0.30), 0.18, 0.085),
         (v.u(1, 0.72, 0.92), 0.32, 0.075),
         (v.u(2, 0.08, 0.28), 0.74, 0.080),
         (v.u(3, 0.68, 0.88), 0.86, 0.095),
     ):
-        picture = v.cloud(picture, cx, cy, r)
-    return picture
+        image = v.cloud(image, cx, cy, r)
+    return image
 
 
 def _plain(rgb: Rgb) -> Callable[[View], Tensor]:
@@ -295,11 +295,11 @@ def view(look: Tensor, size: int) -> View:
 
 
 def paint(setting: str, look: Tensor, size: int) -> Tensor:
-    """The bare setting for each look (B, LOOK): (B, 3, size, size) float32 in [0, 1]."""
+    """Draw the bare setting for each look (B, LOOK): (B, 3, size, size) float32 in [0, 1]."""
     return PAINTERS[setting](view(look, size))
 
 
 def front(setting: str, look: Tensor, size: int) -> tuple[Tensor, Tensor] | None:
-    """What hides the objects (the wave before a ship): colour (B, 3, H, W) and cover (B, 1, H, W), or None."""
+    """Draw what hides the objects (the wave before a ship): colour (B, 3, H, W) and cover (B, 1, H, W), or None."""
     painter = FRONTS.get(setting)
     return None if painter is None else painter(view(look, size))

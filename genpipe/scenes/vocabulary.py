@@ -21,7 +21,7 @@ QUIET = frozenset(word for line in ASKING for word in line.split())
 
 @cache
 def vocabulary(pool: tuple[str, ...] | None = None) -> frozenset[str]:
-    """Every word, in every form and both languages, that a caption can hold; lower case.
+    """Return every word, in every form and both languages, that a caption can hold; lower case.
 
     Here and below `pool` narrows the world to these concepts, as a model may have learned only some (default: all).
     """
@@ -38,7 +38,7 @@ def _names(pool: tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def unknown_words(prompt: str, pool: tuple[str, ...] | None = None, *, most: int = 10) -> dict[str, tuple[str, ...]]:
-    """The words of `prompt` that the world does not know, in order, each with up to three known names near it.
+    """Return the words of `prompt` that the world does not know, in order, each with up to three known names near it.
 
     Names are near by meaning where a hint is listed, else by spelling; the tuple is empty where none is. They are looked
     up for the first `most` words only, as it takes milliseconds each.
@@ -49,8 +49,8 @@ def unknown_words(prompt: str, pool: tuple[str, ...] | None = None, *, most: int
 
 
 @cache
-def _hints() -> dict[str, tuple[str, ...]]:
-    """Words that the world lacks, and the known names that come near in meaning, the closest first (near.tsv)."""
+def hints() -> dict[str, tuple[str, ...]]:
+    """Return words that the world lacks, and the known names that come near in meaning, the closest first (near.tsv)."""
     lines = (files("genpipe.scenes") / "near.tsv").read_text(encoding="utf-8").splitlines()
     rows = [line.split("\t") for line in lines]
     return {
@@ -59,23 +59,25 @@ def _hints() -> dict[str, tuple[str, ...]]:
 
 
 def has_hint(word: str) -> bool:
-    """Whether a hint says what comes near to `word` in meaning, so that it is a word and no slip of the finger."""
-    return word.lower().replace("ё", "е") in _hints()
+    """Return whether a hint says what comes near to `word` in meaning: then it is a word and no slip of the finger."""
+    return word.lower().replace("ё", "е") in hints()
 
 
 @lru_cache(maxsize=1024)
 def near(word: str, pool: tuple[str, ...] | None = None) -> tuple[str, ...]:
-    """Up to three known names near `word`: the one that means most nearly the same, and those spelled much alike."""
+    """Return up to three known names near `word`: the one that means most nearly the same, and those spelled alike."""
     word = word.lower()
-    hints = _hints().get(word.replace("ё", "е"), ())
-    hint = next((name for name in hints if name not in concepts() or name in (pool or concepts())), None)
+    meant = hints().get(word.replace("ё", "е"), ())
+    hint = next((name for name in meant if name not in concepts() or name in (pool or concepts())), None)
     alike = difflib.get_close_matches(word, _names(pool), n=3, cutoff=0.75)
     return tuple(dict.fromkeys([hint, *alike] if hint else alike))[:3]
 
 
 def listing(word: str | None = None, pool: tuple[str, ...] | None = None) -> dict[str, tuple[str, ...]]:
-    """What can be asked for: canonical English name to its other names in both languages; with `word`, only entries
-    that have it in one of their names."""
+    """Return what can be asked for: each canonical English name with its other names in both languages.
+
+    With `word`, only entries that have it in one of their names.
+    """
     entries = {
         name: (*english_names()[name][1:], *(russian.nominative() for russian in russian_names()[name]))
         for name in pool or concepts()

@@ -16,7 +16,7 @@ from genpipe.scenes.colours import COLOURS
 from genpipe.scenes.concepts import concepts, names
 from genpipe.scenes.places import LOOK, SETTINGS
 
-LARGE, SMALL, BIG = 0.80, 0.40, 0.97  # share of the picture's side
+LARGE, SMALL, BIG = 0.80, 0.40, 0.97  # share of the image's side
 RELATIONS = {  # where the first object and the second one stand
     "left": ((0.27, 0.52), (0.73, 0.52)),
     "right": ((0.73, 0.52), (0.27, 0.52)),
@@ -29,7 +29,7 @@ ROWS = {  # where one, two, three or four of a thing stand
     3: ((0.5, 0.27), (0.27, 0.73), (0.73, 0.73)),
     4: ((0.27, 0.27), (0.73, 0.27), (0.27, 0.73), (0.73, 0.73)),
 }
-HALF = 0.46  # size of an object that shares the picture
+HALF = 0.46  # size of an object that shares the image
 FAVOURITES = {"pirate ship": 8.0, "ship": 3.0, "sailboat": 2.0}  # drawn so many times more often
 KINDS = {"bare": 0.42, "setting": 0.25, "colour": 0.11, "size": 0.04, "pair": 0.10, "count": 0.06, "place": 0.02}
 UNUSUAL = 0.15  # how often a concept's other sprites stand in for its first
@@ -38,7 +38,7 @@ HELD_OUT_SHARE = 20  # one combination in this many
 
 @dataclass(frozen=True)
 class Placed:
-    """One object: its centre and size in shares of the picture's side, turned by `rotation` degrees clockwise."""
+    """One object: its centre and size in shares of the image's side, turned by `rotation` degrees clockwise."""
 
     concept: str
     sprite: int
@@ -52,8 +52,14 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture to be drawn. `kind` is the pattern it follows (KINDS), `relation` how a pair stands if a caption is
-    to say so, `size` is "small" or "big" where the object is; a "place" has no objects; `look` varies the setting (LOOK numbers in [0, 1])."""
+    """An image to be drawn.
+
+    Attributes:
+        kind: the pattern that it follows, one of KINDS; a "place" has no objects.
+        look: LOOK numbers in [0, 1] that vary the setting.
+        relation: how a pair stands, if a caption is to say so.
+        size: "small" or "big" where the object is.
+    """
 
     kind: str
     setting: str
@@ -68,8 +74,11 @@ def _held(*combination: str) -> bool:
 
 
 def held_out(scene: Scene) -> bool:
-    """Whether the scene shows a combination that no training picture may show: an object in a setting that is not its
-    home, an object in a colour, or a pair. The choice is a fixed function of the names (CRC-32)."""
+    """Return whether the scene shows a combination that no training image may show.
+
+    That is an object in a setting that is not its home, an object in a colour, or a pair. The choice is a fixed function
+    of the names (CRC-32).
+    """
     for placed in scene.objects:
         if placed.colour and _held("colour", placed.concept, placed.colour):
             return True
@@ -85,7 +94,7 @@ def _weights(pool: tuple[str, ...]) -> tuple[float, ...]:
 
 
 def canonical(concept: str) -> Scene:
-    """The one picture that a bare noun means: large, centred, at home, nothing left to chance."""
+    """Return the one scene that a bare noun means: large, centred, at home, nothing left to chance."""
     placed = Placed(concept, atlas.variants(concept)[0], 0.5, 0.5, LARGE)
     return Scene("bare", concepts()[concept].home, (0.5,) * LOOK, (placed,))
 
@@ -153,8 +162,10 @@ def _draw(rng: random.Random, pool: tuple[str, ...]) -> Scene:
 
 
 def sample(rng: random.Random, pool: Sequence[str] | None = None, *, held: bool = False) -> Scene:
-    """A random scene of the concepts in `pool` (default: all). Held-out combinations never come, unless `held` asks for
-    nothing else."""
+    """Draw a random scene of the concepts in `pool` (default: all).
+
+    Held-out combinations never come, unless `held` asks for nothing else.
+    """
     pool = names() if pool is None else tuple(pool)
     while True:
         scene = _draw(rng, pool)
@@ -163,5 +174,5 @@ def sample(rng: random.Random, pool: Sequence[str] | None = None, *, held: bool 
 
 
 def sample_batch(rng: random.Random, n: int, *, pool: Sequence[str] | None = None) -> list[Scene]:
-    """`n` training scenes of the concepts in `pool` (default: all), ships more often than the rest."""
+    """Draw `n` training scenes of the concepts in `pool` (default: all), ships more often than the rest."""
     return [sample(rng, pool) for _ in range(n)]

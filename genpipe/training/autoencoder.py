@@ -9,31 +9,35 @@ from genpipe.models.vae import VAE
 from genpipe.training.loop import Randomness
 
 # Standard deviation of the noise on latents in training. The denoiser leaves errors of about this size, so the decoder
-# learns to draw a clean picture from them, and the latents cannot hide detail in their last digits.
+# learns to draw a clean image from them, and the latents cannot hide detail in their last digits.
 LATENT_NOISE = 0.1
 
 
 def gradient_loss(pixels: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference of the horizontal and vertical differences of two pictures: rewards sharp edges."""
+    """Return the mean absolute difference of the horizontal and vertical differences of two images.
+
+    It rewards sharp edges.
+    """
     horizontal = (pixels.diff(dim=-1) - target.diff(dim=-1)).abs().mean()
     return horizontal + (pixels.diff(dim=-2) - target.diff(dim=-2)).abs().mean()
 
 
 def autoencoder_loss(
-    pictures: Callable[[Randomness], Tensor], *, decoder_only: bool = False
+    images: Callable[[Randomness], Tensor], *, decoder_only: bool = False
 ) -> Callable[[nn.Module, int, Randomness], Tensor]:
-    """L1 plus gradient loss, with noise on the latents and a weak pull of their mean square towards zero.
+    """Return the loss of the autoencoder: L1 plus `gradient_loss`, with noise on the latents and a weak pull of their mean
+    square towards zero.
 
     The pull against the noise of fixed size is the KL term of a VAE whose posterior has variance LATENT_NOISE².
 
     Args:
-        pictures: draws a batch of pixels (B, 3, H, W) in [-1, 1].
+        images: draws a batch of pixels (B, 3, H, W) in [-1, 1].
         decoder_only: keep the encoder as it is, so that a denoiser trained on its latents stays valid.
     """
 
     def loss(model: nn.Module, step: int, randomness: Randomness) -> Tensor:
         assert isinstance(model, VAE)
-        pixels = pictures(randomness)
+        pixels = images(randomness)
         with torch.set_grad_enabled(not decoder_only):
             mean, _ = model.encode(pixels)
         noise = torch.randn(mean.shape, generator=randomness.noise).to(mean.device)
@@ -47,9 +51,9 @@ def autoencoder_loss(
 
 @torch.no_grad()
 def standardise_latents(vae: VAE, pixels: Tensor) -> None:
-    """Fold mean and standard deviation of each latent channel into the 1×1 convolutions beside the latents.
+    """Fold the mean and the standard deviation of each latent channel into the 1×1 convolutions beside the latents.
 
-    Afterwards latents of pictures like `pixels` (B, 3, H, W) have mean 0 and variance 1 in every channel, which one
+    Afterwards latents of images like `pixels` (B, 3, H, W) have mean 0 and variance 1 in every channel, which one
     scaling factor for all channels, as in the checkpoint's layout, could not give. What is decoded does not change.
     """
     before, after = vae.to_moments, vae.from_latents
@@ -75,7 +79,7 @@ def standardise_latents(vae: VAE, pixels: Tensor) -> None:
 
 @torch.no_grad()
 def psnr(vae: VAE, pixels: Tensor) -> float:
-    """Peak signal-to-noise ratio, in dB, of reconstructions of pixels (B, 3, H, W) in [-1, 1]: mean over the pictures."""
+    """Return the peak signal-to-noise ratio, in dB, of reconstructions of pixels (B, 3, H, W) in [-1, 1]: mean over the images."""
     decoded = vae.decode(vae.scale(vae.encode(pixels)[0].float())).float().clamp(-1, 1)
     mse = ((decoded - pixels) / 2).square().mean(dim=(1, 2, 3))
     return float((-10 * mse.clamp(min=1e-10).log10()).mean())

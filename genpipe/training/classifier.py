@@ -1,4 +1,4 @@
-"""Training a classifier on pictures that come in batches, wherever they come from."""
+"""Training a classifier on batches of images, wherever they come from."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from genpipe.training.loop import Budget, Randomness, fit
 def classification_loss(
     batches: Callable[[Randomness], tuple[Tensor, Tensor]], *, smoothing: float = 0.1
 ) -> Callable[[nn.Module, int, Randomness], Tensor]:
-    """Cross-entropy with label smoothing ("Rethinking the Inception Architecture for Computer Vision", 2015).
+    """Return cross-entropy with label smoothing ("Rethinking the Inception Architecture for Computer Vision", 2015).
 
     Args:
         batches: draws pixels (B, C, H, W), preprocessed, and class indices (B,) int64.
@@ -47,7 +47,7 @@ def train_classifier(
     seed: int = 0,
     on_checkpoint: Callable[[nn.Module], None] | None = None,
 ) -> nn.Module:
-    """Train `model` on what `batches` draws, and return the moving average of its weights, ready for evaluation.
+    """Train `model` on what `batches` draws, and return the moving average of its weights, in evaluation mode.
 
     Layers that `genpipe.vision.transfer.freeze` froze stay as they are. The same seed, model and batches give the same
     weights, also when the run was killed and continued in between.
@@ -69,7 +69,7 @@ def train_classifier(
         budget=budget,
         peak_rate=peak_rate,
         accelerator=accelerator,
-        muon=False,  # a small batch of small pictures costs less than making wide layers' steps orthogonal
+        muon=False,  # a small batch of small images costs less than making wide layers' steps orthogonal
         average=average,
         seed=seed,
         on_checkpoint=on_checkpoint,

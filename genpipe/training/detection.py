@@ -1,4 +1,4 @@
-"""Training a detector on scenes, which know every box."""
+"""Training a detector on scenes, whose every box is known."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ RADIUS = 1.5  # how many places from the middle of a box still learn it, along e
 
 
 @dataclass(frozen=True)
-class Objects:
-    """The true objects of one picture; K may be 0."""
+class LabelledBoxes:
+    """The true objects of one image; K may be 0."""
 
     boxes: Tensor  # (K, 4) float32: left, top, right, bottom in pixels
     labels: Tensor  # (K,) int64
 
 
-Batches = Callable[[Randomness], tuple[Tensor, Sequence[Objects]]]
+Batches = Callable[[Randomness], tuple[Tensor, Sequence[LabelledBoxes]]]
 
 
 def detection_loss(batches: Batches) -> Callable[[nn.Module, int, Randomness], Tensor]:
-    """The loss of FCOS, for `genpipe.training.loop.fit` and a `genpipe.vision.detection.Detector`.
+    """Return the loss of FCOS, for `genpipe.training.loop.fit` and a `genpipe.vision.detection.Detector`.
 
     Args:
-        batches: draws pixels (B, 3, H, W), preprocessed, and what is in each picture.
+        batches: draws pixels (B, 3, H, W), preprocessed, and what is in each image.
     """
 
     def loss(model: nn.Module, step: int, randomness: Randomness) -> Tensor:
@@ -41,11 +41,12 @@ def detection_loss(batches: Batches) -> Callable[[nn.Module, int, Randomness], T
     return loss
 
 
-def fcos_loss(maps: Maps, objects: Sequence[Objects]) -> Tensor:
-    """Focal loss of the classes everywhere; at the places that have a box, that of centreness (binary cross-entropy)
-    and of the box (1 - generalised IoU, weighted by the true centreness). A scalar.
+def fcos_loss(maps: Maps, objects: Sequence[LabelledBoxes]) -> Tensor:
+    """Return the loss of FCOS for one batch, a scalar.
 
-    Each is a sum over the batch divided by the number of places that have a box, or the sum of their weights.
+    It is the focal loss of the classes everywhere, and at the places that have a box also that of centreness (binary
+    cross-entropy) and of the box (1 - generalised IoU, weighted by the true centreness). Each is a sum over the batch
+    divided by the number of places that have a box, or by the sum of their weights.
     """
     device = maps.classes.device
     points = places(maps.classes.shape[-2], maps.classes.shape[-1], device)
@@ -68,7 +69,7 @@ def fcos_loss(maps: Maps, objects: Sequence[Objects]) -> Tensor:
 
 
 def assign(points: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Which box each place (P, 2) has to find, if any: one that it is inside of and near the middle of, the smallest.
+    """Find the box that each place (P, 2) has to find, if any: the smallest that it is inside of and near the middle of.
 
     Returns:
         (P,) int64, the box's label, -1 where there is none, and (P, 4), the distances to its sides.
@@ -84,14 +85,16 @@ def assign(points: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
 
 
 def true_centreness(sides: Tensor) -> Tensor:
-    """FCOS's equation 3: 1 in the middle of a box and 0 at its sides, of distances (N, 4): (N,)."""
+    """Return FCOS's equation 3: 1 in the middle of a box and 0 at its sides, of distances (N, 4): (N,)."""
     across, down = sides[:, 0::2], sides[:, 1::2]
     return (across.amin(1) / across.amax(1) * down.amin(1) / down.amax(1)).sqrt()
 
 
 def focal_loss(logits: Tensor, target: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Binary cross-entropy in which what is right already counts little, elementwise ("Focal Loss for Dense Object
-    Detection", Lin et al., 2017)."""
+    """Return binary cross-entropy in which what is right already counts little, elementwise.
+
+    "Focal Loss for Dense Object Detection" (Lin et al., 2017), equation 5.
+    """
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     probability = logits.sigmoid()
     wrong = probability + target - 2 * probability * target  # 1 - p where the target is 1, else p
@@ -99,8 +102,10 @@ def focal_loss(logits: Tensor, target: Tensor, *, alpha: float = 0.25, gamma: fl
 
 
 def generalised_iou(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union less the share of the smallest box around both that neither covers (Rezatofighi et al.,
-    2019), of boxes (N, 4), pair by pair: (N,), -1 … 1."""
+    """Return the generalised intersection over union of boxes (N, 4), pair by pair: (N,), -1 … 1.
+
+    That is the IoU less the share of the smallest box around both that neither covers (Rezatofighi et al., 2019).
+    """
     inner = (first[:, 2:].minimum(second[:, 2:]) - first[:, :2].maximum(second[:, :2])).clamp(min=0).prod(dim=1)
     outer = (first[:, 2:].maximum(second[:, 2:]) - first[:, :2].minimum(second[:, :2])).prod(dim=1)
     areas = [(boxes[:, 2:] - boxes[:, :2]).prod(dim=1) for boxes in (first, second)]
@@ -109,17 +114,17 @@ def generalised_iou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def scene_objects(composer: Composer, concepts: Sequence[str], batch: int) -> Batches:
-    """Batches of random training scenes of these concepts: pixels in [-1, 1], and objects as in `objects_of`."""
+    """Return batches of random training scenes of these concepts: pixels in [-1, 1], and objects as in `objects_of`."""
 
-    def draw_batch(randomness: Randomness) -> tuple[Tensor, Sequence[Objects]]:
+    def draw_batch(randomness: Randomness) -> tuple[Tensor, Sequence[LabelledBoxes]]:
         pixels, truths = composer.truth([sample(randomness.choices, concepts) for _ in range(batch)])
         return pixels, [objects_of(truth, concepts) for truth in truths]
 
     return draw_batch
 
 
-def objects_of(truth: Truth, concepts: Sequence[str]) -> Objects:
-    """What can be seen in a scene, label i for `concepts[i]`."""
+def objects_of(truth: Truth, concepts: Sequence[str]) -> LabelledBoxes:
+    """Return what can be seen in a scene, label i for `concepts[i]`."""
     seen = (truth.boxes[:, 2] > truth.boxes[:, 0]).cpu()
     labels = [concepts.index(names()[concept]) for concept in truth.concepts[seen].tolist()]
-    return Objects(truth.boxes[seen.to(truth.boxes.device)], torch.tensor(labels, dtype=torch.long))
+    return LabelledBoxes(truth.boxes[seen.to(truth.boxes.device)], torch.tensor(labels, dtype=torch.long))

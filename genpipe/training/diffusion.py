@@ -23,7 +23,7 @@ class TextToImage(nn.Module):
         self.unet = unet
 
     def initialise(self) -> "TextToImage":
-        """Fresh weights: every residual branch of the denoiser begins as nothing, embeddings are small as in CLIP."""
+        """Draw fresh weights: residual branches of the denoiser begin at zero, embeddings are small as in CLIP."""
         for module in self.unet.modules():
             if isinstance(module, ResidualBlock):
                 zero_init(module.conv2)
@@ -35,7 +35,7 @@ class TextToImage(nn.Module):
         return self
 
     def forward(self, latents: Tensor, timestep: Tensor, ids: Tensor) -> Tensor:
-        """Latents (B, C, h, w), timesteps (B,) and token ids (B, T) to the model output (B, C, h, w)."""
+        """Return the model output (B, C, h, w) for latents (B, C, h, w), timesteps (B,) and token ids (B, T)."""
         return self.unet(latents, timestep, self.text_encoder(ids).context)
 
 
@@ -44,16 +44,16 @@ Wording = Callable[[random.Random], str]
 
 
 class LatentPool:
-    """A moving window over an endless, seeded sequence of captioned pictures, held as latents.
+    """A moving window over an endless, seeded sequence of captioned images, held as latents.
 
-    Drawing and encoding a picture costs a third of a training step, so each is used several times, with fresh noise and
+    Drawing and encoding an image costs a third of a training step, so each is used several times, with fresh noise and
     a freshly worded caption. The window is a function of the step alone: a resumed run refills it with what it held.
 
     Args:
-        source: pictures start … stop - 1 of the sequence, as latents (n, C, h, w) and their captions.
-        initial: pictures in the window at step 0.
-        fresh: pictures that join at each step; the oldest leave once there are `capacity`.
-        period: after so many pictures the sequence begins again; None if it never does.
+        source: images start … stop - 1 of the sequence, as latents (n, C, h, w) and their captions.
+        initial: images in the window at step 0.
+        fresh: images that join at each step; the oldest leave once there are `capacity`.
+        period: after so many images the sequence begins again; None if it never does.
     """
 
     def __init__(
@@ -65,16 +65,16 @@ class LatentPool:
         capacity: int = 32768,
         period: int | None = None,
     ) -> None:
-        # A window that can hold the whole period stops moving once it does: each picture is then encoded only once.
+        # A window that can hold the whole period stops moving once it does: each image is then encoded only once.
         self._end = period if period is not None and period <= capacity else None
         capacity = self._end or capacity
         self._source, self._initial, self._fresh, self._capacity = source, initial, fresh, capacity
-        self._latents: Tensor | None = None  # ring buffer: picture i lies at i mod capacity
+        self._latents: Tensor | None = None  # ring buffer: image i lies at i mod capacity
         self._captions: list[Wording | None] = [None] * capacity
         self._stop = 0
 
     def draw(self, step: int, batch: int, rng: random.Random) -> tuple[Tensor, list[str]]:
-        """`batch` latents and captions, uniformly from the window at `step`."""
+        """Return `batch` latents and captions, uniformly from the window at `step`."""
         stop = self._initial + self._fresh * step
         stop = stop if self._end is None else min(stop, self._end)
         start = max(0, stop - self._capacity)
@@ -107,14 +107,14 @@ def diffusion_loss(
     caption_dropout: float = 0.1,
     gamma: float = 5.0,
 ) -> Callable[[nn.Module, int, Randomness], Tensor]:
-    """Mean squared error of the predicted velocity, with less weight on latents of hardly any noise.
+    """Return the loss of the denoiser: mean squared error of the velocity, with less weight on latents of little noise.
 
     v-prediction is "Progressive Distillation for Fast Sampling of Diffusion Models" (2022); the weights
     min(1, gamma / (SNR + 1)) are those of "Efficient Diffusion Training via Min-SNR Weighting Strategy" (2023) at low
     noise. At high noise, where the prompt alone tells what to draw, they stay 1: there a small network learns its words.
 
     Args:
-        alphas_cumprod: the schedule's squared alphas, one a timestep.
+        alphas_cumprod: the schedule's squared alphas, one per timestep.
         caption_dropout: share of captions replaced by the empty one, which guidance needs.
     """
     squared = torch.tensor(alphas_cumprod, dtype=torch.float32)

@@ -21,7 +21,7 @@ from genpipe.images import image_errors, open_image
 from genpipe.messages import VALUE, listed, quoted
 from genpipe.progress import Progress
 from genpipe.training.diffusion import Wording
-from genpipe.vision.pictures import SUFFIXES, as_seen, why_unusable
+from genpipe.vision.reading import SUFFIXES, as_seen, why_unusable
 
 METADATA = "metadata.jsonl"
 CAPTION_KEYS = ("text", "caption", "prompt")

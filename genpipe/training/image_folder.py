@@ -26,8 +26,8 @@ from genpipe.training.folder import Report
 from genpipe.training.loop import Budget, Randomness
 from genpipe.vision.architectures import build
 from genpipe.vision.metrics import top_k_error
-from genpipe.vision.pictures import SUFFIXES, read_picture, why_unusable
 from genpipe.vision.preprocess import Preprocess
+from genpipe.vision.reading import SUFFIXES, read_image, why_unusable
 from genpipe.vision.summary import summary
 from genpipe.vision.transfer import freeze, replace_head
 from genpipe.vision.weights import Classifier, load_classifier, save_classifier
@@ -62,7 +62,7 @@ def read_image_folder(directory: str | Path, preprocess: Preprocess) -> ImageFol
     """Check and read every image of the folders in `directory`, one per class, in one pass.
 
     Where `directory` holds `train` and `val` and nothing else, the classes are in these; else one image in ten of each
-    class is held out. Images come out as `read_picture` gives them, the central square resampled to the side that the
+    class is held out. Images come out as `read_image` gives them, the central square resampled to the side that the
     preprocessing resizes to. Memory: 196 KB per image of 256 pixels. Images that cannot be read are skipped and named in
     the report.
 
@@ -281,7 +281,7 @@ def _read_all(
     with Progress(len(files), unit="image", label="reading") as progress:
         for label, path in files:
             try:
-                read.append((label, whole.square(read_picture(path))))
+                read.append((label, whole.square(read_image(path))))
             except ValueError as error:
                 report.skip(path.relative_to(directory).as_posix(), why_unusable(error, str(path)))
             except OSError as error:

@@ -1,4 +1,4 @@
-"""Training the scene models, that judge pictures, on scenes alone: what to draw, how to soften it, what to learn."""
+"""Training the scene models, which judge images, on scenes alone: what to draw, how to soften it, what to learn."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -15,16 +15,16 @@ from genpipe.scenes.compose import Composer, Truth
 from genpipe.scenes.places import LOOK
 from genpipe.scenes.world import ROWS
 from genpipe.training.loop import Randomness
-from genpipe.vision.scene_model import SIDE, STRIDE, SceneModel, Seen, centres, shrink
+from genpipe.vision.scene_model import INPUT_SIDE, STRIDE, SceneModel, SceneOutput, centres, shrink
 
-MOST = 4  # objects in a picture
+MOST = 4  # objects per image
 HELD_SHARE = 0.15  # of what is drawn, of combinations that no generator is trained on: a judge has to know them too
 CROWD_SHARE = 0.3
 REACH = 1.0  # an object belongs to the cells whose middle is less than this many cells from its own: two by two
 
 
 def draw_scene(rng: random.Random) -> Scene:
-    """A scene for a judge to learn from: as `sample` draws them, canonical ones less often, and crowds.
+    """Draw a scene for a judge to learn from: as `sample` draws them, canonical ones less often, and crowds.
 
     Half of them depart further from the canonical layout, since what is to be judged may do so.
     """
@@ -48,7 +48,7 @@ def draw_scene(rng: random.Random) -> Scene:
 
 
 def _crowd(rng: random.Random) -> Scene:
-    """Two to four different things in any setting, each in its own or in another colour: many labels a picture."""
+    """Two to four different things in any setting, each in its own or in another colour: many labels per image."""
     spots = ROWS[rng.randint(2, MOST)]
     objects = tuple(
         Placed(
@@ -66,23 +66,24 @@ def _crowd(rng: random.Random) -> Scene:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures and the truth about them. Of an object that is not there, or cannot be seen, the concept is -1."""
+    """Images and the truth about them. Of an object that is missing, or cannot be seen, the concept is -1."""
 
-    pixels: Tensor  # (N, 3, SIDE, SIDE) uint8, as the models take them
+    pixels: Tensor  # (N, 3, INPUT_SIDE, INPUT_SIDE) uint8, as the models take them
     settings: Tensor  # (N,) int64
     concepts: Tensor  # (N, MOST) int64
     colours: Tensor  # (N, MOST) int64; len(COLOURS) where natural
-    boxes: Tensor  # (N, MOST, 4) float32, in pixels of SIDE
+    boxes: Tensor  # (N, MOST, 4) float32, in pixels of INPUT_SIDE
     masks: Tensor  # (N, S, S) bool: whether a thing is there, at the size that the scene is drawn in
 
     def at(self, index: Tensor) -> "Labelled":
+        """Return the images of these numbers."""
         return Labelled(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
 def label(composer: Composer, scenes: list[Scene]) -> Labelled:
     """Randomness scenes with all that is to be learned of them."""
-    pictures, truths = composer.truth(scenes)
-    smaller = SIDE / composer.size
+    images, truths = composer.truth(scenes)
+    smaller = INPUT_SIDE / composer.size
     n = len(scenes)
     kinds, tints = torch.full((n, MOST), -1), torch.full((n, MOST), len(COLOURS))
     boxes = torch.zeros(n, MOST, 4)
@@ -93,7 +94,7 @@ def label(composer: Composer, scenes: list[Scene]) -> Labelled:
         tints[i, :k] = torch.where(truth.colours >= 0, truth.colours, len(COLOURS))
         boxes[i, :k] = truth.boxes * smaller
     return Labelled(
-        pixels=((shrink(pictures) + 1) * 127.5).round().to(torch.uint8),
+        pixels=((shrink(images) + 1) * 127.5).round().to(torch.uint8),
         settings=torch.tensor([truth.setting for truth in truths]),
         concepts=kinds,
         colours=tints,
@@ -103,7 +104,7 @@ def label(composer: Composer, scenes: list[Scene]) -> Labelled:
 
 
 def category_maps(truths: Sequence[Truth], size: int) -> Tensor:
-    """Which of CATEGORIES each pixel belongs to: (N, size, size) uint8."""
+    """Return which of CATEGORIES each pixel belongs to: (N, size, size) uint8."""
     table = [CATEGORIES.index(concept.category) for concept in concepts().values()]
     maps = torch.zeros(len(truths), size, size, dtype=torch.uint8)
     for one, truth in zip(maps, truths, strict=True):
@@ -119,9 +120,9 @@ class ScenePool:
 
     Args:
         seed: of the sequence.
-        initial: pictures in the window at step 0.
-        fresh: pictures that join at each step; the oldest leave once there are `capacity`.
-        size: side of the pictures.
+        initial: images in the window at step 0.
+        fresh: images that join at each step; the oldest leave once there are `capacity`.
+        size: side of the images.
     """
 
     def __init__(
@@ -129,11 +130,11 @@ class ScenePool:
     ) -> None:
         self._seed, self._initial, self._fresh, self._capacity = seed, initial, fresh, capacity
         self._composer = Composer("cpu", size)
-        self._window: Labelled | None = None  # ring buffer: picture i lies at i mod capacity
+        self._window: Labelled | None = None  # ring buffer: image i lies at i mod capacity
         self._stop = 0
 
     def draw(self, step: int, batch: int, rng: random.Random) -> Labelled:
-        """`batch` pictures, uniformly from the window at `step`."""
+        """Return `batch` images, uniformly from the window at `step`."""
         stop = self._initial + self._fresh * step
         start = max(0, stop - self._capacity)
         position = max(self._stop, start)
@@ -157,7 +158,7 @@ class ScenePool:
 
 
 def soften(pixels: Tensor, noise: torch.Generator) -> Tensor:
-    """Pictures (B, 3, S, S) in [-1, 1] as an autoencoder may leave them: blurred, noisy, lighter or paler.
+    """Return images (B, 3, S, S) in [-1, 1] as an autoencoder may leave them: blurred, noisy, lighter or paler.
 
     A third stay sharp, the others are blurred by one or two passes of a 3×3 box.
     """
@@ -179,7 +180,7 @@ def soften(pixels: Tensor, noise: torch.Generator) -> Tensor:
 def judge_loss(
     pool: ScenePool, *, batch: int = 64, smoothing: float = 0.1
 ) -> Callable[[nn.Module, int, Randomness], Tensor]:
-    """The sum of what is wrong with places, boxes, concepts, colours and the setting.
+    """Return the loss of a judge: of places, boxes, concepts, colours and the setting, summed.
 
     Args:
         smoothing: of the concepts' labels; half of it for colours and settings.
@@ -196,14 +197,14 @@ def judge_loss(
     return loss
 
 
-def scene_loss(model: SceneModel, seen: Seen, shown: Labelled, smoothing: float) -> Tensor:
-    """See `judge_loss`; of a batch that the model has seen."""
+def scene_loss(model: SceneModel, seen: SceneOutput, shown: Labelled, smoothing: float) -> Tensor:
+    """Return the loss of `judge_loss` for what the model has put out."""
     owner = owners(shown, *seen.objectness.shape[1:])  # (B, h, w)
     own = owner >= 0
-    picture, row, column = own.nonzero(as_tuple=True)
+    image, row, column = own.nonzero(as_tuple=True)
     thing = owner[own]
     cells, count = seen.cells[own], max(1, len(thing))
-    boxes, true = seen.boxes[picture, row, column], shown.boxes[picture, thing]
+    boxes, true = seen.boxes[image, row, column], shown.boxes[image, thing]
     objectness = F.binary_cross_entropy_with_logits(seen.objectness, own.float(), reduction="sum") / count
     distance = F.smooth_l1_loss(boxes / STRIDE, true / STRIDE, reduction="sum", beta=0.2) / (4 * count)
     setting = F.cross_entropy(seen.settings.float(), shown.settings, label_smoothing=smoothing / 2)
@@ -211,15 +212,16 @@ def scene_loss(model: SceneModel, seen: Seen, shown: Labelled, smoothing: float)
     if len(thing):
         concept = model.concepts(cells).float()
         colour = model.colours(cells).float()
-        total = total + F.cross_entropy(concept, shown.concepts[picture, thing], label_smoothing=smoothing)
-        total = total + 0.5 * F.cross_entropy(colour, shown.colours[picture, thing], label_smoothing=smoothing / 2)
+        total = total + F.cross_entropy(concept, shown.concepts[image, thing], label_smoothing=smoothing)
+        total = total + 0.5 * F.cross_entropy(colour, shown.colours[image, thing], label_smoothing=smoothing / 2)
     return total
 
 
 def segmentation_loss(
     pool: ScenePool, *, batch: int = 64, points: int = 1024
 ) -> Callable[[nn.Module, int, Randomness], Tensor]:
-    """Binary cross-entropy at random pixels of each picture: as good as all of them, and cheap ("PointRend", 2020)."""
+    """Return the loss of a mask head: binary cross-entropy at random pixels, as good as at all and cheap ("PointRend",
+    Kirillov et al., 2020)."""
 
     def loss(model: nn.Module, step: int, randomness: Randomness) -> Tensor:
         shown = pool.draw(step, batch, randomness.choices)
@@ -237,7 +239,7 @@ def segmentation_loss(
 
 
 def owners(shown: Labelled, height: int, width: int) -> Tensor:
-    """Which object each cell belongs to, the foremost where there are several: (B, h, w) int64, -1 for none."""
+    """Return which object each cell belongs to, the foremost where there are several: (B, h, w) int64, -1 for none."""
     middle = centres(height, width, shown.boxes.device)  # (h, w, 2)
     owner = torch.full((len(shown.boxes), height, width), -1, device=shown.boxes.device)
     for k in range(shown.boxes.shape[1]):

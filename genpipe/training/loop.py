@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genpipe.hardware import choose_device, choose_dtype, training_dtype
+from genpipe.messages import quoted
 from genpipe.progress import Progress
 from genpipe.training.muon import Muon, matrices
 from genpipe.training.state import restore, save
@@ -33,7 +34,7 @@ LOGGED = 50  # steps between two lines of the log
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train: so many minutes of wall-clock time, or so many steps. Exactly one is given."""
+    """How long to train: minutes of wall-clock time, or steps. Exactly one of the two is given."""
 
     minutes: float | None = None
     steps: int | None = None
@@ -48,12 +49,12 @@ class Budget:
             )
 
     def fraction(self, step: int, seconds: float) -> float:
-        """The share of the budget that is used after `step` steps and `seconds` of training; 1 or more is the end."""
+        """Return the share of the budget that is used after `step` steps and `seconds` of training; 1 or more is the end."""
         return step / self.steps if self.steps is not None else seconds / (60 * (self.minutes or 1.0))
 
 
 def learning_rate(fraction: float, peak: float, *, warmup: float = 0.02, flat: float = 0.5) -> float:
-    """Warm up over the first 2 % of the budget, stay at the peak until half of it, then fall to zero as a cosine."""
+    """Return the learning rate: warm up over the first 2 % of the budget, stay at the peak until half of it, then fall to zero as a cosine."""
     if fraction < warmup:
         return peak * max(fraction, 0.001) / warmup
     if fraction < flat:
@@ -111,9 +112,11 @@ def fit(
             if the budget was used up before: the last run may have been killed between its state and this.
 
     Raises:
-        ValueError: the state in `directory` is that of another network, damaged, or none of ours.
+        ValueError: a seed out of range, or the state in `directory` is that of another network, damaged, or none of ours.
         FloatingPointError: the loss is not finite; the last checkpoint is intact.
     """
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"seed {quoted(seed)} is out of range: use 0 to {2**31 - 1}")
     directory.mkdir(parents=True, exist_ok=True)
     model = model.to(accelerator.device)
     averaged = deepcopy(model).requires_grad_(False).eval()
@@ -223,7 +226,7 @@ def choose_accelerator(device: str | torch.device | None = None, dtype: str | to
 
 
 def quick_attention(device: torch.device, tokens: int) -> AbstractContextManager[object]:
-    """On a CPU the fused attention's backward pass takes four times as long as plain products where tokens are few."""
+    """Choose plain products for attention where they train faster: on a CPU, with few tokens, by a factor of four."""
     few = device.type == "cpu" and tokens <= 1024
     return sdpa_kernel(SDPBackend.MATH) if few else nullcontext()
 

@@ -2,7 +2,7 @@
 
 "Muon: An optimizer for hidden layers in neural networks" (Jordan, 2024), with the scale and the weight decay of "Muon is
 Scalable for LLM Training" (2025), which let it share AdamW's learning rate. It learns rare associations, such as that
-of one word with one picture, in far fewer steps than AdamW alone.
+of one word with one image, in far fewer steps than AdamW alone.
 """
 
 # torch's foreach operations, which torch's own optimizers are made of, have no public names.

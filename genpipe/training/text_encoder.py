@@ -1,6 +1,6 @@
 """Teaching the text encoder what captions say, before the denoiser has to draw it.
 
-Captions are cheap and pictures are not: an encoder that can already tell every thing, colour and place of the world from
+Captions are cheap and images are not: an encoder that can already tell every thing, colour and place of the world from
 the caption leaves the denoiser to learn only what they look like.
 """
 
@@ -33,7 +33,7 @@ _NUMBERS = {question: {answer: i for i, answer in enumerate(answers)} for questi
 
 
 def answers(scene: Scene) -> list[int]:
-    """What a caption of the scene tells: the number of the right answer to each of `QUESTIONS`."""
+    """Return what a caption of the scene tells: the number of the right answer to each of `QUESTIONS`."""
     things = [placed.concept for placed in scene.objects]
     said = {
         "first": things[0] if things else None,
@@ -48,7 +48,7 @@ def answers(scene: Scene) -> list[int]:
 
 
 class Reader(nn.Module):
-    """The text encoder, with one linear layer a question on top of its vector at the end of the caption."""
+    """The text encoder, with one linear layer per question on top of its vector at the end of the caption."""
 
     def __init__(self, encoder: TextEncoder) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Reader(nn.Module):
         )
 
     def forward(self, ids: Tensor) -> list[Tensor]:
-        """Token ids (B, T) to logits (B, answers), one a question."""
+        """Return the logits (B, answers) of each question for token ids (B, T)."""
         pooled = self.encoder(ids).pooled
         return [head(pooled) for head in self.heads]
 
@@ -70,10 +70,10 @@ def reading_loss(
     *,
     batch: int = 128,
 ) -> Callable[[nn.Module, int, Randomness], Tensor]:
-    """Cross-entropy of all answers, summed over the questions.
+    """Return the cross-entropy of all answers, summed over the questions.
 
     Args:
-        draw_scene: draws a scene of the world; its picture is not needed.
+        draw_scene: draws a scene of the world; its image is not needed.
         word: words one of the scene's captions.
     """
 

@@ -58,7 +58,7 @@ class AlexNet(nn.Module):
 
 
 class AlexNet2012(nn.Module):
-    """The 2012 paper's form: second, fourth and fifth convolution in two groups, one a GPU of the time, and local
+    """The 2012 paper's form: second, fourth and fifth convolution in two groups, one for each GPU of the time, and local
     response normalisation after the first two; 60,965,224 parameters. Weights start as section 5 of the paper says.
 
     Args:
@@ -107,6 +107,6 @@ class AlexNet2012(nn.Module):
 
 
 def local_response_norm() -> nn.LocalResponseNorm:
-    """Section 3.3 of the paper: x / (2 + 10⁻⁴ Σ x²)^0.75, the sum over the five nearest maps."""
+    """Return section 3.3 of the paper: x / (2 + 10⁻⁴ Σ x²)^0.75, the sum over the five nearest maps."""
     # torch divides alpha by the number of maps, the paper does not.
     return nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)

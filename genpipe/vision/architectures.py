@@ -16,7 +16,7 @@ ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
     "alexnet": AlexNet,
     "alexnet2012": AlexNet2012,
     **{f"resnet{depth}": partial(ResNet, depth) for depth in DEPTHS},
-    # A half and a quarter as wide: 2.8 and 0.7 million parameters besides the head, for small pictures of few kinds.
+    # A half and a quarter as wide: 2.8 and 0.7 million parameters besides the head, for small images of few kinds.
     **{f"resnet18w{width}": partial(ResNet, 18, width=width) for width in (32, 16)},
 }
 
@@ -35,7 +35,7 @@ def build(architecture: str, classes: int = 1000) -> nn.Module:
 
 
 def find_head(model: nn.Module) -> tuple[str, nn.Linear]:
-    """Name and module of the layer that gives the logits: the last linear one.
+    """Find the layer that gives the logits, the last linear one: its name and the module.
 
     Raises:
         ValueError: the model has none.

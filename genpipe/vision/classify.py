@@ -1,4 +1,4 @@
-"""What pictures show: files, folders and PIL images to labels with probabilities."""
+"""What images show: files, folders and PIL images to labels with probabilities."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from PIL import Image
 from torch import Tensor
 
 from genpipe.hardware import choose_device
-from genpipe.vision.pictures import pictures_in, read_picture
+from genpipe.vision.reading import images_in, read_image
 from genpipe.vision.scene_model import scene_classifier
 from genpipe.vision.weights import Classifier, load_classifier
 
-BATCH = 32  # pictures in memory at a time
+BATCH = 32  # images in memory at a time
 
-Picture = str | Path | Image.Image
+ImageSource = str | Path | Image.Image
 
 
 @dataclass(frozen=True)
@@ -29,28 +29,29 @@ class Label:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier says of one picture: its likeliest labels, the first the likeliest, or why there are none."""
+    """What a classifier says of one image: its likeliest labels, the first the likeliest, or why there are none."""
 
-    source: str  # the file, or "picture 3" for the third of those given as PIL images
+    source: str  # the file, or "image 3" for the third of those given as PIL images
     labels: tuple[Label, ...]
     error: str | None = None
 
 
 def classify(
-    pictures: Picture | Sequence[Picture],
+    images: ImageSource | Sequence[ImageSource],
     *,
     model: str | Classifier | None = None,
     weights: str | Path | None = None,
     top: int = 5,
     device: str | torch.device | None = None,
     allow_pickle: bool = False,
+    batch: int = BATCH,
 ) -> list[Prediction]:
-    """Say what is in a picture, in several, or in those of a folder: one prediction each, in the order given.
+    """Say what is in an image, in several, or in those of a folder: one prediction each, in the order given.
 
-    A picture that cannot be read raises when it was given alone; among others its prediction says why, in one line.
+    An image that cannot be read raises when it was given alone; among others its prediction says why, in one line.
 
     Args:
-        pictures: a file, a folder (its pictures, sorted by name; not those of folders inside it), a PIL image, or a list
+        images: a file, a folder (its images, sorted by name; not those of folders inside it), a PIL image, or a list
             of any of these.
         model: the weights' architecture ("resnet50") where the file does not say it, or a loaded classifier.
         weights: a file or URL, see `load_classifier`; not together with a loaded classifier. With neither, the embedded
@@ -58,9 +59,10 @@ def classify(
         top: how many labels to return, 1 or more; all of them where there are fewer classes.
         device: by default the best there is. A classifier that was passed in stays where it is.
         allow_pickle: read weights that are not safetensors.
+        batch: images that go through the network together.
 
     Raises:
-        ValueError: an architecture without weights, no pictures, or a `top` out of range; weights or a picture that
+        ValueError: an architecture without weights, no images, or a `top` or `batch` out of range; weights or an image that
             cannot be used.
         OSError: a file cannot be read.
     """
@@ -72,22 +74,24 @@ def classify(
         )
     if top < 1:
         raise ValueError(f"top {top} is out of range: use 1 or more labels")
-    sources = list(_expand(pictures))
-    # Alone, a picture that cannot be read is told before the weights are loaded.
-    alone = len(sources) == 1 and (isinstance(pictures, Image.Image) or not _is_folder(pictures))
-    images = [read_picture(sources[0][1])] if alone and isinstance(pictures, Picture) else None
+    if batch < 1:
+        raise ValueError(f"batch {batch} is out of range: use 1 or more images")
+    sources = list(_expand(images))
+    # Alone, an image that cannot be read is told before the weights are loaded.
+    alone = len(sources) == 1 and (isinstance(images, Image.Image) or not _is_folder(images))
+    opened = [read_image(sources[0][1])] if alone else None
     classifier = _classifier(model, weights, device, allow_pickle)
-    if images is not None:
-        return [Prediction(sources[0][0], labels) for labels in label(classifier, images, top)]
+    if opened is not None:
+        return [Prediction(sources[0][0], labels) for labels in label(classifier, opened, top)]
     predictions = []
-    for start in range(0, len(sources), BATCH):
-        predictions += _classify_batch(classifier, sources[start : start + BATCH], top)
+    for start in range(0, len(sources), batch):
+        predictions += _classify_batch(classifier, sources[start : start + batch], top)
     return predictions
 
 
 @torch.inference_mode()
 def label(classifier: Classifier, images: Sequence[Image.Image], top: int) -> list[tuple[Label, ...]]:
-    """The likeliest labels of each picture, computed as one batch on the device that the network is on."""
+    """Return the likeliest labels of each image, computed as one batch on the device that the network is on."""
     first = next(classifier.network.parameters())
     pixels = torch.stack([classifier.preprocess(image) for image in images])  # (B, C, H, W)
     logits: Tensor = classifier.network(pixels.to(first.device, first.dtype))
@@ -106,22 +110,22 @@ def label(classifier: Classifier, images: Sequence[Image.Image], top: int) -> li
     ]
 
 
-def _expand(pictures: Picture | Sequence[Picture]) -> Iterator[tuple[str, Picture]]:
-    """Every picture with its name, folders opened."""
-    several = [pictures] if isinstance(pictures, Picture) else pictures
+def _expand(images: ImageSource | Sequence[ImageSource]) -> Iterator[tuple[str, ImageSource]]:
+    """Every image with its name, folders opened."""
+    several = [images] if isinstance(images, ImageSource) else images
     if not several:
-        raise ValueError("no pictures given: pass a file, a folder, a PIL image or a list of these")
-    for number, picture in enumerate(several, 1):
-        if isinstance(picture, Image.Image):
-            yield f"picture {number}", picture
-        elif _is_folder(picture):
-            yield from ((str(path), path) for path in pictures_in(Path(picture)))
+        raise ValueError("no images given: pass a file, a folder, a PIL image or a list of these")
+    for number, image in enumerate(several, 1):
+        if isinstance(image, Image.Image):
+            yield f"image {number}", image
+        elif _is_folder(image):
+            yield from ((str(path), path) for path in images_in(Path(image)))
         else:
-            yield str(picture), picture
+            yield str(image), image
 
 
-def _is_folder(picture: object) -> bool:
-    return isinstance(picture, str | Path) and Path(picture).is_dir()
+def _is_folder(image: object) -> bool:
+    return isinstance(image, str | Path) and Path(image).is_dir()
 
 
 def _classifier(
@@ -135,12 +139,14 @@ def _classifier(
     return classifier
 
 
-def _classify_batch(classifier: Classifier, sources: Sequence[tuple[str, Picture]], top: int) -> Iterator[Prediction]:
+def _classify_batch(
+    classifier: Classifier, sources: Sequence[tuple[str, ImageSource]], top: int
+) -> Iterator[Prediction]:
     images: list[Image.Image] = []
     errors: list[str | None] = []
-    for name, picture in sources:
+    for name, image in sources:
         try:
-            images.append(read_picture(picture))
+            images.append(read_image(image))
             errors.append(None)
         except ValueError as error:
             errors.append(str(error))

@@ -1,7 +1,7 @@
-"""Where things are and what they are: an anchor-free detector on the features of a ResNet.
+"""Where things are, and what they are: an anchor-free detector on the features of a ResNet.
 
 The head of "FCOS: Fully Convolutional One-Stage Object Detection" (Tian, Shen, Chen and He, 2019) on one level: at every
-place of a map at an eighth of the picture's size it says which class is there, how far the sides of its box are, and how
+place of a map at an eighth of the image's size it says which class is there, how far the sides of its box are, and how
 near the middle of the box the place is.
 """
 
@@ -58,7 +58,7 @@ class Maps(NamedTuple):
 
 @dataclass(frozen=True)
 class Detections:
-    """The objects found in one picture, the surest first."""
+    """The objects found in one image, the surest first."""
 
     boxes: Tensor  # (D, 4): left, top, right, bottom in pixels
     scores: Tensor  # (D,), 0 … 1
@@ -99,7 +99,7 @@ class Detector(nn.Module):
     def detect(
         self, pixels: Tensor, *, threshold: float = 0.05, overlap: float = 0.5, limit: int = 100
     ) -> list[Detections]:
-        """The objects in each picture of (B, 3, H, W). Arguments as in `decode`; call it in evaluation mode."""
+        """Find the objects in each image of (B, 3, H, W). Arguments as in `decode`; call it in evaluation mode."""
         size = pixels.shape[-2], pixels.shape[-1]
         return decode(self(pixels), size, threshold=threshold, overlap=overlap, limit=limit)
 
@@ -114,7 +114,7 @@ def _output(channels: int, outputs: int, *, bias: float = 0.0) -> nn.Conv2d:
 
 
 def places(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
-    """Where the places of a map of height×width are in the picture: (height·width, 2), x and y in pixels, row by row."""
+    """Return where the places of a map of height×width are in the image: (height·width, 2), x and y in pixels, row by row."""
     y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
     return (torch.stack([x, y], dim=-1).reshape(-1, 2) + 0.5) * STRIDE
 
@@ -122,16 +122,16 @@ def places(height: int, width: int, device: torch.device | str = "cpu") -> Tenso
 def decode(
     maps: Maps, size: tuple[int, int], *, threshold: float = 0.05, overlap: float = 0.5, limit: int = 100
 ) -> list[Detections]:
-    """The objects that maps speak of.
+    """Find the objects that maps speak of.
 
     An object's score is the geometric mean of its class's probability and its centreness. Of boxes of the same class
     that overlap, the surest stays.
 
     Args:
-        size: height and width of the pictures, in pixels; boxes are cut to it.
+        size: height and width of the images, in pixels; boxes are cut to it.
         threshold: the least score that is kept; low for measuring average precision, near 0.5 to tell what is there.
         overlap: intersection over union beyond which two boxes of one class are the same object.
-        limit: the most boxes of a picture that are looked at.
+        limit: the most boxes of an image that are looked at.
 
     Raises:
         ValueError: a threshold or overlap outside 0 … 1, or a limit below 1.
@@ -157,12 +157,12 @@ def decode(
 
 
 def around(points: Tensor, distances: Tensor) -> Tensor:
-    """The boxes (P, 4) whose sides are at these distances (P, 4) from points (P, 2)."""
+    """Return the boxes (P, 4) whose sides are at these distances (P, 4) from points (P, 2)."""
     return torch.cat([points - distances[:, :2], points + distances[:, 2:]], dim=1)
 
 
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, overlap: float = 0.5) -> Tensor:
-    """Non-maximum suppression: which boxes stay, the surest first.
+    """Choose the boxes that stay (non-maximum suppression), the surest first.
 
     From the highest score down, a box stays unless it overlaps one of its class that stayed by more than `overlap`
     (intersection over union).

@@ -3,7 +3,7 @@
 from functools import cache
 from importlib.resources import files
 
-# Weight files of torchvision, by the stem of their names: the architecture and the size that pictures are resized to
+# Weight files of torchvision, by the stem of their names: the architecture and the size that images are resized to
 # before 224 pixels are cropped, as its `AlexNet_Weights` and `ResNet18_Weights` … state them (version 0.29.1). They are
 # at https://download.pytorch.org/models/ as pickles.
 PUBLISHED: dict[str, tuple[str, int]] = {
@@ -21,7 +21,7 @@ PUBLISHED: dict[str, tuple[str, int]] = {
 
 @cache
 def imagenet_classes() -> tuple[str, ...]:
-    """The 1,000 classes in the order of the challenge, each with its synonyms in WordNet: 724 is "pirate, pirate ship".
+    """Return the 1,000 classes in the order of the challenge, each with its synonyms in WordNet: 724 is "pirate, pirate ship".
 
     No two are the same: where WordNet has one name for two things, what it is stands behind it ("crane (bird)").
     """

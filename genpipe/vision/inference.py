@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-Network = TypeVar("Network", bound=nn.Module)
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
-def prepare_for_inference(model: Network, *, dtype: torch.dtype | None = None) -> Network:
-    """A copy of `model` in evaluation mode with its batch norms folded, its weights in channels-last order.
+def prepare_for_inference(model: AnyModule, *, dtype: torch.dtype | None = None) -> AnyModule:
+    """Return a copy of `model` in evaluation mode with its batch norms folded, its weights in channels-last order.
 
     Args:
         dtype: of its weights, after folding; pixels have to be of it too. None keeps the model's.
@@ -21,8 +21,8 @@ def prepare_for_inference(model: Network, *, dtype: torch.dtype | None = None) -
     return folded.to(dtype=dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-def fold_batch_norms(model: Network) -> Network:
-    """A copy of `model` in evaluation mode in which convolutions do the work of the batch norms behind them.
+def fold_batch_norms(model: AnyModule) -> AnyModule:
+    """Return a copy of `model` in evaluation mode in which convolutions do the work of the batch norms behind them.
 
     In evaluation a batch norm is a factor and a summand for each channel, which the convolution's weights and bias can
     take. A norm is taken to be behind a convolution if it is registered right after it in the same module and has its

@@ -12,22 +12,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genpipe.files import atomic_write
+from genpipe.messages import quoted
 from genpipe.vision.transfer import features
 from genpipe.vision.weights import Classifier
 
 CELL, MOST = 64, 256  # side of a cell of a grid, in pixels, and how many a grid shows at most
-SHOWN = 224  # side of the picture beside Grad-CAM, about
+SHOWN = 224  # side of the image beside Grad-CAM, about
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a classifier does with one picture, as pictures."""
+    """What a classifier does with one image, as images."""
 
     layer: str  # whose maps these are
     target: int  # the class that `grad_cam` explains
     filters: Image.Image
     maps: Image.Image
-    grad_cam: Image.Image  # the picture as the network sees it, and beside it what speaks for the class
+    grad_cam: Image.Image  # the image as the network sees it, and beside it what speaks for the class
 
     def save(self, directory: Path, stem: str) -> list[Path]:
         """Write `stem`-filters.png, `stem`-LAYER.png and `stem`-grad-cam.png, each wholly or not at all.
@@ -45,13 +46,13 @@ class Inspection:
         return paths
 
 
-def inspect_picture(
-    classifier: Classifier, picture: Image.Image, *, layer: str | None = None, target: int | str | None = None
+def inspect_image(
+    classifier: Classifier, image: Image.Image, *, layer: str | None = None, target: int | str | None = None
 ) -> Inspection:
     """Draw the first filters, the feature maps of `layer`, and Grad-CAM at it.
 
     Args:
-        picture: in RGB, see `genpipe.vision.pictures.read_picture`.
+        image: in RGB, see `genpipe.vision.reading.read_image`.
         layer: by default the last that has maps.
         target: number or name of the class to explain; by default the likeliest.
 
@@ -61,7 +62,7 @@ def inspect_picture(
     network = classifier.network.eval()
     settings = classifier.preprocess
     first = next(network.parameters())
-    pixels = settings(picture)[None].to(first.device, first.dtype)
+    pixels = settings(image)[None].to(first.device, first.dtype)
     if layer is None:
         layer = last_maps(network, pixels)
     with torch.no_grad():
@@ -70,18 +71,18 @@ def inspect_picture(
         maps = feature_maps(network, pixels, layer)
     number = _class_number(classifier.classes, target)
     heat = grad_cam(network, pixels, layer, number)
-    seen = settings.square(picture).expand(3, -1, -1).float() / 255
+    seen = settings.square(image).expand(3, -1, -1).float() / 255
     return Inspection(
         layer=layer,
         target=number,
-        filters=picture_grid(stretched(first_filters(network))),
-        maps=picture_grid(stretched(maps[:, None])),
-        grad_cam=picture_grid(torch.stack([seen, 0.5 * seen + 0.5 * heat_colours(heat.cpu())]), cell=SHOWN),
+        filters=image_grid(stretched(first_filters(network))),
+        maps=image_grid(stretched(maps[:, None])),
+        grad_cam=image_grid(torch.stack([seen, 0.5 * seen + 0.5 * heat_colours(heat.cpu())]), cell=SHOWN),
     )
 
 
 def first_filters(model: nn.Module) -> Tensor:
-    """The weights of the first convolution: (N, C, k, k).
+    """Return the weights of the first convolution: (N, C, k, k).
 
     Raises:
         ValueError: the model has none.
@@ -94,7 +95,7 @@ def first_filters(model: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def feature_maps(model: nn.Module, pixels: Tensor, layer: str) -> Tensor:
-    """What `layer` makes of one picture (1, C, H, W): (K, h, w).
+    """Return what `layer` makes of one image (1, C, H, W): (K, h, w).
 
     Raises:
         ValueError: no such layer, or it puts out no maps.
@@ -107,7 +108,7 @@ def feature_maps(model: nn.Module, pixels: Tensor, layer: str) -> Tensor:
 
 @torch.no_grad()
 def last_maps(model: nn.Module, pixels: Tensor) -> str:
-    """The name of the layer, alone or a block of them, that is the last to put out maps of more than one pixel.
+    """Return the name of the layer, alone or a block of them, that is the last to put out maps of more than one pixel.
 
     Raises:
         ValueError: there is none.
@@ -133,11 +134,11 @@ def last_maps(model: nn.Module, pixels: Tensor) -> str:
 
 
 def grad_cam(model: nn.Module, pixels: Tensor, layer: str, target: int) -> Tensor:
-    """Where in a picture (1, C, H, W) the evidence for class `target` is: (H, W), 0 … 1, all 0 where there is none.
+    """Return where in an image (1, C, H, W) the evidence for class `target` is: (H, W), 0 … 1, all 0 for none.
 
-    The maps of `layer`, each weighted by the mean of the logit's gradient over it; of their sum the positive part
+    It is the maps of `layer`, each weighted by the mean of the logit's gradient over it; of their sum the positive part
     ("Grad-CAM: Visual Explanations from Deep Networks via Gradient-Based Localization", Selvaraju et al., 2017),
-    enlarged to the picture's size and divided by its maximum.
+    enlarged to the image's size and divided by its maximum.
     """
     kept: list[Tensor] = []
 
@@ -160,20 +161,20 @@ def grad_cam(model: nn.Module, pixels: Tensor, layer: str, target: int) -> Tenso
 
 
 def stretched(cells: Tensor) -> Tensor:
-    """Each of (N, C, h, w) from its own least to its own greatest value, 0 … 1; one that is flat is 0."""
+    """Stretch each of (N, C, h, w) from its own least to its own greatest value, 0 … 1; one that is flat is 0."""
     flat = cells.float().cpu().flatten(1)
     least, greatest = (each[:, None, None, None] for each in (flat.amin(1), flat.amax(1)))
     return (cells.float().cpu() - least) / (greatest - least).clamp(min=1e-12)
 
 
 def heat_colours(heat: Tensor) -> Tensor:
-    """0 … 1 (H, W) as blue, green, yellow, red: (3, H, W)."""
+    """Colour 0 … 1 (H, W) as blue, green, yellow, red: (3, H, W)."""
     return torch.stack([(1.5 - (4 * heat - peak).abs()).clamp(0, 1) for peak in (3, 2, 1)])
 
 
-def picture_grid(cells: Tensor, *, cell: int = CELL) -> Image.Image:
-    """Cells (N, 1 or 3, h, w) of 0 … 1 side by side in rows, the first 256 of them, small ones enlarged to about `cell`
-    pixels with their pixels visible."""
+def image_grid(cells: Tensor, *, cell: int = CELL) -> Image.Image:
+    """Lay cells (N, 1 or 3, h, w) of 0 … 1 side by side in rows: the first 256, small ones enlarged to about `cell` pixels
+    with their pixels visible."""
     cells = cells[:MOST].expand(-1, 3, -1, -1)
     scale = max(1, round(cell / max(cells.shape[-2:])))
     cells = cells.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
@@ -189,7 +190,9 @@ def picture_grid(cells: Tensor, *, cell: int = CELL) -> Image.Image:
 def _class_number(classes: tuple[str, ...], target: int | str) -> int:
     if isinstance(target, str):
         if target not in classes:
-            raise ValueError(f"class {target!r} is not one of the {len(classes)} of this classifier: give its number")
+            raise ValueError(
+                f"class {quoted(target)} is not among the {len(classes)} of this classifier: give its number"
+            )
         return classes.index(target)
     if not 0 <= target < len(classes):
         raise ValueError(f"class {target} is out of range: use 0 to {len(classes) - 1}")

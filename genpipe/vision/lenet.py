@@ -13,7 +13,7 @@ class LeNet5(nn.Module):
 
     Args:
         classes: of the output.
-        channels: of the input; the paper's pictures were grey.
+        channels: of the input; the paper's images were grey.
     """
 
     def __init__(self, classes: int = 10, *, channels: int = 1) -> None:
@@ -34,5 +34,5 @@ class LeNet5(nn.Module):
         self.classifier = nn.Sequential(OrderedDict(f6=nn.Linear(120, 84), tanh6=nn.Tanh(), fc=nn.Linear(84, classes)))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, C, 32, 32) -> logits (B, classes); of a larger picture the vectors of its 32×32 windows are averaged."""
+        """(B, C, 32, 32) -> logits (B, classes); of a larger image the vectors of its 32×32 windows are averaged."""
         return self.classifier(self.avgpool(self.features(pixels)).flatten(1))

@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def top_k_error(logits: Tensor, labels: Tensor, k: int = 1) -> float:
-    """The share of pictures whose label is not among the `k` likeliest; the order of equal logits is torch's.
+    """Return the share of images whose label is not among the `k` likeliest; the order of equal logits is torch's.
 
     Args:
         logits: (N, K) or anything that orders the classes alike.
         labels: (N,) int64.
 
     Raises:
-        ValueError: no pictures, shapes that do not belong together, or `k` out of 1 … K.
+        ValueError: no images, shapes that do not belong together, or `k` out of 1 … K.
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
         raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} are not (N, K) and (N,)")
@@ -25,7 +25,7 @@ def top_k_error(logits: Tensor, labels: Tensor, k: int = 1) -> float:
 
 
 def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """How often each class (row) was taken for each (column): (classes, classes) int64.
+    """Count how often each class (row) was taken for each (column): (classes, classes) int64.
 
     Matrices of batches add up. Of segmentations every pixel counts.
 
@@ -47,12 +47,12 @@ def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def per_class_accuracy(confusion: Tensor) -> Tensor:
-    """The share of each class that was recognised: (K,) float64, NaN for a class without pictures."""
+    """Return the share of each class that was recognised: (K,) float64, NaN for a class without images."""
     return confusion.diagonal().double() / confusion.sum(dim=1)
 
 
 def mean_iou(confusion: Tensor) -> float:
-    """Mean intersection over union of the classes, of the pixels counted by `confusion_matrix`.
+    """Return the mean intersection over union of the classes, of the pixels counted by `confusion_matrix`.
 
     Classes that are neither there nor predicted are left out; NaN if all are.
     """
@@ -62,7 +62,7 @@ def mean_iou(confusion: Tensor) -> float:
 
 
 def box_iou(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union of boxes (N, 4) and (M, 4), left, top, right, bottom: (N, M); 0 for two empty boxes."""
+    """Return the intersection over union of boxes (N, 4) and (M, 4), left, top, right, bottom: (N, M); 0 for two empty boxes."""
     corner = torch.maximum(first[:, None, :2], second[None, :, :2])  # (N, M, 2)
     size = (torch.minimum(first[:, None, 2:], second[None, :, 2:]) - corner).clamp(min=0)
     intersection = size.prod(dim=2)
@@ -74,44 +74,44 @@ def box_iou(first: Tensor, second: Tensor) -> Tensor:
 def average_precision(
     boxes: Sequence[Tensor], scores: Sequence[Tensor], truths: Sequence[Tensor], *, threshold: float = 0.5
 ) -> float:
-    """Average precision of the detections of one class over a set of pictures, as Pascal VOC has computed it since 2010.
+    """Return the average precision of the detections of one class over a set of images, as Pascal VOC computes it since 2010.
 
-    From the highest score down, a detection is right if the true box of its picture that it overlaps most does so by
+    From the highest score down, a detection is right if the true box of its image that it overlaps most does so by
     `threshold` (intersection over union) and was not found before. The result is the area under precision over recall,
     after precision was raised to the highest at any greater recall.
 
     Args:
-        boxes: for each picture (D, 4), left, top, right, bottom.
-        scores: for each picture (D,).
-        truths: for each picture (T, 4); D and T may be 0.
+        boxes: for each image (D, 4), left, top, right, bottom.
+        scores: for each image (D,).
+        truths: for each image (T, 4); D and T may be 0.
 
     Returns:
-        0 … 1; NaN if no picture has a true box.
+        0 … 1; NaN if no image has a true box.
 
     Raises:
-        ValueError: lists of different lengths, or a picture with boxes and scores of different numbers.
+        ValueError: lists of different lengths, or an image with boxes and scores of different numbers.
     """
     if not len(boxes) == len(scores) == len(truths):
         raise ValueError(
-            f"{len(boxes)} boxes, {len(scores)} scores and {len(truths)} truths are not of the same pictures"
+            f"{len(boxes)} boxes, {len(scores)} scores and {len(truths)} truths are not of the same images"
         )
-    ranked: list[tuple[float, int, int]] = []  # score, picture, detection
-    for picture, (found, values) in enumerate(zip(boxes, scores, strict=True)):
+    ranked: list[tuple[float, int, int]] = []  # score, image, detection
+    for image, (found, values) in enumerate(zip(boxes, scores, strict=True)):
         if len(found) != len(values):
-            raise ValueError(f"picture {picture} has {len(found)} boxes and {len(values)} scores: give one for each")
-        ranked += ((value, picture, index) for index, value in enumerate(values.tolist()))
+            raise ValueError(f"image {image} has {len(found)} boxes and {len(values)} scores: give one for each")
+        ranked += ((value, image, index) for index, value in enumerate(values.tolist()))
     total = sum(len(boxes) for boxes in truths)
     if not total:
         return float("nan")
     overlaps = [box_iou(found, true) for found, true in zip(boxes, truths, strict=True)]
     taken = [set[int]() for _ in truths]
     right: list[float] = []
-    for _, picture, index in sorted(ranked, key=lambda item: -item[0]):
-        overlap = overlaps[picture][index]
+    for _, image, index in sorted(ranked, key=lambda item: -item[0]):
+        overlap = overlaps[image][index]
         best = int(overlap.argmax()) if len(overlap) else -1
-        hit = best >= 0 and overlap[best].item() >= threshold and best not in taken[picture]
+        hit = best >= 0 and overlap[best].item() >= threshold and best not in taken[image]
         if hit:
-            taken[picture].add(best)
+            taken[image].add(best)
         right.append(float(hit))
     hits = torch.tensor(right, dtype=torch.float64)
     precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1)
@@ -128,15 +128,15 @@ def mean_average_precision(
     *,
     threshold: float = 0.5,
 ) -> float:
-    """The mean of `average_precision` over the classes that have a true box.
+    """Return the mean of `average_precision` over the classes that have a true box.
 
     Args:
         boxes, scores, truths, threshold: see `average_precision`, of all classes together.
-        labels: for each picture (D,), the classes of its boxes.
-        true_labels: for each picture (T,), those of its true boxes.
+        labels: for each image (D,), the classes of its boxes.
+        true_labels: for each image (T,), those of its true boxes.
 
     Returns:
-        0 … 1; NaN if no picture has a true box.
+        0 … 1; NaN if no image has a true box.
     """
     present = sorted({label for each in true_labels for label in each.tolist()})
     values = []

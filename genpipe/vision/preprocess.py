@@ -1,4 +1,4 @@
-"""From a picture to what a classifier was trained on."""
+"""From an image to what a classifier was trained on."""
 
 import math
 from collections.abc import Mapping
@@ -18,14 +18,14 @@ INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize the shorter side, crop the middle, normalise. The defaults are those of ImageNet's published weights.
+    """How images are resized by the shorter side, cropped to the middle and normalised. The defaults are those of ImageNet's published weights.
 
-    Computes what torchvision's `Resize`, `CenterCrop`, `ToTensor` and `Normalize` compute of a PIL picture.
+    Computes what torchvision's `Resize`, `CenterCrop`, `ToTensor` and `Normalize` compute of a PIL image.
 
     Args:
         resize: the shorter side, in pixels.
         crop: the side of the square in the middle, not above `resize`.
-        mean: of each channel on the scale 0 … 1; one number makes pictures grey.
+        mean: of each channel on the scale 0 … 1; one number makes images grey.
         std: of each channel.
         interpolation: bilinear, bicubic or lanczos, antialiased.
 
@@ -61,15 +61,15 @@ class Preprocess:
             )
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """A PIL picture of any size as (C, crop, crop) float32."""
+        """Return a PIL image of any size as (C, crop, crop) float32."""
         return self.normalise(self.square(image))
 
     def square(self, image: Image.Image) -> Tensor:
-        """The middle of a resized PIL picture, before it is normalised: (C, crop, crop) uint8."""
+        """Return the middle of a resized PIL image, before it is normalised: (C, crop, crop) uint8."""
         image = image.convert("L" if len(self.mean) == 1 else "RGB")
         short = min(image.size)
         resized = [self.resize if side == short else int(self.resize * side / short) for side in image.size]
-        # Only the square is computed: a picture one pixel high would be resized to millions of pixels.
+        # Only the square is computed: an image one pixel high would be resized to millions of pixels.
         box = []
         for side, whole in zip(image.size, resized, strict=True):
             start, scale = round((whole - self.crop) / 2), side / whole
@@ -81,17 +81,17 @@ class Preprocess:
         return torch.from_numpy(levels.transpose(2, 0, 1).copy())
 
     def normalise(self, levels: Tensor) -> Tensor:
-        """Levels 0 … 255 (…, C, H, W) of any type -> float32 as the network was trained on."""
+        """Turn levels 0 … 255 (…, C, H, W) of any type into float32 as the network was trained on."""
         mean, std = (levels.new_tensor(each, dtype=torch.float32)[:, None, None] for each in (self.mean, self.std))
         return (levels.float() / 255 - mean) / std
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON has them."""
+        """Return the settings as JSON has them."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "Preprocess":
-        """The inverse of `to_dict`.
+        """Read settings that `to_dict` wrote.
 
         Raises:
             ValueError: settings are missing, unknown or out of range.

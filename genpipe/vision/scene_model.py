@@ -1,7 +1,7 @@
-"""What a picture of genpipe's world shows: a setting, and objects with their places, concepts and colours.
+"""What an image of genpipe's world shows: a setting, and objects with their places, concepts and colours.
 
 One trunk and a dense head, after "FCOS" (Tian et al., 2019): every cell of a 6×6 grid says whether the centre of an
-object lies near it, where that object ends, what it is and in which colour; the setting is told from the whole picture.
+object lies near it, where that object ends, what it is and in which colour; the setting is told from the whole image.
 """
 
 import json
@@ -19,10 +19,10 @@ from genpipe.vision.preprocess import Preprocess
 from genpipe.vision.resnet import ResNetEncoder
 from genpipe.vision.weights import Classifier, read_tensors
 
-SIDE = 96  # pixels a side of what the models look at: pictures of 128 made smaller
-STRIDE = 16  # pixels a side of a cell
+INPUT_SIDE = 96  # pixels per side of what the models look at: images of 128 made smaller
+STRIDE = 16  # pixels per side of a cell
 CHANNELS = 128  # of what the heads read
-PREPROCESS = Preprocess(resize=SIDE, crop=SIDE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+PREPROCESS = Preprocess(resize=INPUT_SIDE, crop=INPUT_SIDE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 class ResNetTrunk(nn.Module):
@@ -42,7 +42,7 @@ class ResNetTrunk(nn.Module):
         return early, cells
 
     def maps(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The same after two finer maps: (B, width, H/2, W/2) and (B, width, H/4, W/4)."""
+        """Return the same after two finer maps: (B, width, H/2, W/2) and (B, width, H/4, W/4)."""
         stem, first, early, middle, late = self.resnet(pixels)
         late = F.interpolate(self.top(late), size=middle.shape[-2:], mode="nearest")
         return stem, first, early, self.neck(self.lateral(middle) + late)
@@ -74,7 +74,7 @@ TRUNKS = {"resnet18": ResNetTrunk, "plain": PlainTrunk}
 
 
 @dataclass(frozen=True)
-class Seen:
+class SceneOutput:
     """What the network puts out for a batch, with h = H/16 and w = W/16."""
 
     objectness: Tensor  # (B, h, w) logits
@@ -85,7 +85,7 @@ class Seen:
 
 
 class SceneModel(nn.Module):
-    """Pixels in [-1, 1] to what they show.
+    """A network that tells what pixels in [-1, 1] show.
 
     Args:
         trunk: "resnet18" or "plain".
@@ -107,13 +107,13 @@ class SceneModel(nn.Module):
             self.place.weight.mul_(0.1)
             self.place.bias.copy_(torch.tensor([-3.0, 2.0, 2.0, 2.0, 2.0]))  # pyright: ignore[reportOptionalMemberAccess]
 
-    def forward(self, pixels: Tensor) -> Seen:
+    def forward(self, pixels: Tensor) -> SceneOutput:
         """(B, 3, H, W) in [-1, 1], H and W multiples of 32."""
         early, cells = self.trunk(pixels)
         place = self.place(cells).float()  # (B, 5, h, w)
         features = cells.float().mean(dim=(2, 3))
         whole = torch.cat([features, early.float().mean(dim=(2, 3))], dim=1)
-        return Seen(
+        return SceneOutput(
             objectness=place[:, 0],
             boxes=_boxes(place[:, 1:]),
             cells=cells.permute(0, 2, 3, 1),
@@ -123,7 +123,7 @@ class SceneModel(nn.Module):
 
 
 class SurestConcept(nn.Module):
-    """The scene model as a classifier: what the surest object of a picture is."""
+    """The scene model as a classifier: what the surest object of an image is."""
 
     def __init__(self, model: SceneModel) -> None:
         super().__init__()
@@ -138,12 +138,12 @@ class SurestConcept(nn.Module):
 
 
 def shrink(pixels: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) as the models take them: (B, 3, SIDE, SIDE), antialiased."""
-    return F.interpolate(pixels, size=(SIDE, SIDE), mode="bilinear", antialias=True)
+    """Shrink images (B, 3, H, W) to what the models take: (B, 3, INPUT_SIDE, INPUT_SIDE), antialiased."""
+    return F.interpolate(pixels, size=(INPUT_SIDE, INPUT_SIDE), mode="bilinear", antialias=True)
 
 
 def centres(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
-    """The middle of each cell in pixels, x and y: (h, w, 2)."""
+    """Return the middle of each cell in pixels, x and y: (h, w, 2)."""
     y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
     return (torch.stack([x, y], dim=-1) + 0.5) * STRIDE
 
@@ -156,8 +156,8 @@ def _boxes(distances: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Objects:
-    """The objects that a picture shows, the surest first."""
+class FoundObjects:
+    """The objects that an image shows, the surest first."""
 
     scores: Tensor  # (K,) in 0 … 1
     boxes: Tensor  # (K, 4): left, top, right, bottom in pixels
@@ -166,8 +166,10 @@ class Objects:
 
 
 @torch.no_grad()
-def find_objects(model: SceneModel, seen: Seen, *, threshold: float = 0.5, overlap: float = 0.5) -> list[Objects]:
-    """The objects of each picture of a batch.
+def find_objects(
+    model: SceneModel, seen: SceneOutput, *, threshold: float = 0.5, overlap: float = 0.5
+) -> list[FoundObjects]:
+    """Find the objects in each image of a batch.
 
     Cells above `threshold` are taken from the surest down, leaving out those whose box overlaps that of one taken
     before by more than `overlap` (intersection over union). The surest cell is always taken, whatever its score.
@@ -179,7 +181,7 @@ def find_objects(model: SceneModel, seen: Seen, *, threshold: float = 0.5, overl
         kept = suppress(boxes[likely], scores[likely], torch.zeros_like(likely), overlap)
         chosen = likely[kept]
         found.append(
-            Objects(
+            FoundObjects(
                 scores[chosen],
                 boxes[chosen],
                 model.concepts(cells[chosen]).float().softmax(dim=1),
@@ -190,7 +192,7 @@ def find_objects(model: SceneModel, seen: Seen, *, threshold: float = 0.5, overl
 
 
 def load_scene_model(path: str | Path) -> tuple[SceneModel, dict[str, tuple[str, ...]]]:
-    """The scene model in a file, in fp32 on the CPU, and what its "concepts", "colours" and "settings" stand for.
+    """Load the scene model in a file, in fp32 on the CPU, and what its "concepts", "colours" and "settings" stand for.
 
     Raises:
         ValueError: the file is damaged or holds something else.
@@ -209,6 +211,6 @@ def load_scene_model(path: str | Path) -> tuple[SceneModel, dict[str, tuple[str,
 
 
 def scene_classifier() -> Classifier:
-    """The embedded judge as a classifier of what is surest to be in a picture."""
+    """Load the embedded judge as a classifier of what is surest to be in an image."""
     model, known = load_scene_model(JUDGES / "model.safetensors")
     return Classifier(SurestConcept(model).eval(), "scene", known["concepts"], PREPROCESS)

@@ -1,7 +1,7 @@
 """Which class each pixel belongs to: the network of "U-Net: Convolutional Networks for Biomedical Image Segmentation"
 (Ronneberger, Fischer and Brox, 2015).
 
-As everyone has built it since, convolutions are padded, so that the map is as large as the picture, and batch norms
+As everyone has built it since, convolutions are padded, so that the map is as large as the image, and batch norms
 stand between them and their ReLUs.
 """
 
@@ -43,7 +43,7 @@ class SegmentationConfig:
 class SegmentationUNet(nn.Module):
     """A contracting path, whose maps of every level the expanding path takes up again on its way back.
 
-    With a ResNet as `encoder`, whose first map is half as large as the picture, the logits are enlarged at the end.
+    With a ResNet as `encoder`, whose first map is half as large as the image, the logits are enlarged at the end.
     """
 
     def __init__(self, config: SegmentationConfig) -> None:
@@ -73,7 +73,7 @@ class SegmentationUNet(nn.Module):
 
 
 class ContractingPath(nn.Module):
-    """Two convolutions a level, halved in size by max pooling and doubled in channels from one to the next.
+    """Two convolutions per level, halved in size by max pooling and doubled in channels from one to the next.
 
     Attributes:
         channels: of the maps that `forward` returns.
@@ -111,5 +111,5 @@ class UpBlock(nn.Module):
 
 
 def two_convs(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Two 3×3 units of convolution, batch norm and ReLU."""
+    """Build two 3×3 units of convolution, batch norm and ReLU."""
     return nn.Sequential(conv_unit(in_channels, out_channels), conv_unit(out_channels, out_channels))

@@ -1,4 +1,4 @@
-"""What a network is made of: a table, a row a layer, worked out without computing a single activation."""
+"""What a network is made of: a table with a row per layer, worked out without computing a single activation."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -20,7 +20,7 @@ class Layer:
     kind: str  # Conv2d, Linear, …
     output: tuple[int, ...]  # without the batch
     parameters: int
-    multiply_adds: int  # for one picture, of convolutions and linear layers; biases and norms are not counted
+    multiply_adds: int  # for one image, of convolutions and linear layers; biases and norms are not counted
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,12 @@ class Summary:
 
     @property
     def parameters(self) -> int:
+        """The number of parameters of all layers."""
         return sum(layer.parameters for layer in self.layers)
 
     @property
     def multiply_adds(self) -> int:
+        """The number of multiplications of all layers for one image."""
         return sum(layer.multiply_adds for layer in self.layers)
 
     def __str__(self) -> str:
@@ -102,7 +104,7 @@ def _check_fits(name: str, module: nn.Module, x: Tensor, source: str) -> None:
         raise ValueError(
             f"an input of {source} has the wrong channels: {name} (Conv2d) takes {module.in_channels}, not {x.shape[1]}"
         )
-    # Padding by name and rounding up have other formulas; networks that reduce a picture rarely have them.
+    # Padding by name and rounding up have other formulas; networks that reduce an image rarely have them.
     if isinstance(module.padding, str) or getattr(module, "ceil_mode", False):
         return
     before = tuple(x.shape[-2:])

@@ -4,10 +4,11 @@ import difflib
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from genpipe.vision.architectures import find_head
 from genpipe.vision.resnet import ResNet, ResNetEncoder
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def replace_head(model: nn.Module, classes: int) -> nn.Module:
@@ -62,14 +63,14 @@ def freeze(model: nn.Module, layers: Sequence[str] | None = None) -> nn.Module:
         for parameter in module.parameters():
             parameter.requires_grad_(parameter in kept)
         for norm in module.modules():
-            if isinstance(norm, _BatchNorm):
+            if isinstance(norm, BATCH_NORMS):
                 # `model.train()` would put it back into training.
                 norm.register_forward_pre_hook(_stay_in_evaluation)
     return model
 
 
 def features(model: nn.Module, layers: Sequence[str]) -> "Features":
-    """`model` as a network that returns what some of its layers put out, by name.
+    """Make of `model` a network that returns what some of its layers put out, by name.
 
     features(resnet, ["layer2", "layer4"])(pixels)["layer4"] is (B, C, H/32, W/32).
 
@@ -80,7 +81,7 @@ def features(model: nn.Module, layers: Sequence[str]) -> "Features":
 
 
 class Features(nn.Module):
-    """See `features`. Its parameters are the model's own, so that it can be part of a network that is trained."""
+    """A network that `features` makes; its parameters are the model's own, so it can be part of one that is trained."""
 
     def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
         super().__init__()
@@ -92,7 +93,7 @@ class Features(nn.Module):
         self.layers = tuple(layers)
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """What each layer puts out, in the order in which they were named; of a layer that runs twice, the last."""
+        """Return what each layer puts out, in the order in which they were named; of a layer that runs twice, the last."""
         found: dict[str, Tensor] = {}
 
         def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:

@@ -25,7 +25,7 @@ from genpipe.vision.summary import summary
 
 @dataclass(frozen=True)
 class Classifier:
-    """A network with what its logits mean and what its pictures have to look like."""
+    """A network, what its logits mean, and what its images have to look like."""
 
     network: nn.Module  # pixels (B, C, H, W), as `preprocess` makes them -> logits (B, len(classes))
     architecture: str

@@ -4,7 +4,7 @@
     python -m scripts.evaluate.classifiers --minutes 10 --out runs/compare
 
 Hand-crafted features (histograms of oriented gradients, Dalal and Triggs, 2005) and a linear SVM; LeNet-5; AlexNet;
-ResNet-18; and a ResNet-18 that is given a tenth of the pictures, but starts from weights that have learned before: those
+ResNet-18; and a ResNet-18 that is given a tenth of the images, but starts from weights that have learned before: those
 of --from, or else those of the embedded judge, a ResNet-18 of half the width. The judge has learned the whole world from
 its labels, these concepts among them: that row says what it is worth to start from one that knows the subject, not how
 soon something new is learned. The SVM is fitted to the end and may take less or more than --minutes; what each took is in
@@ -50,7 +50,7 @@ RATE, ALEXNET_RATE, TRANSFER_RATE = 1e-3, 2e-4, 3e-4
 
 
 @dataclass(frozen=True)
-class Data:
+class LabelledScenes:
     """Scenes of single concepts: pixels (N, 3, 64, 64) uint8, labels (N,) int64."""
 
     pixels: Tensor
@@ -62,34 +62,35 @@ class Result:
     """A row of the table."""
 
     name: str
-    pictures: int  # that it learned from
+    images: int  # that it learned from
     top1_error: float
     top5_error: float
     parameters: int
     training_seconds: float
-    pictures_per_second: float  # in use, from pixels to logits
+    images_per_second: float  # in use, from pixels to logits
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10, help="of training for each network (%(default)s)")
     parser.add_argument("--concepts", type=int, default=40, help="how many are told apart, 6 or more (%(default)s)")
-    parser.add_argument("--pictures", type=int, default=100, help="of each to learn from, 10 or more (%(default)s)")
+    parser.add_argument("--images", type=int, default=100, help="of each to learn from, 10 or more (%(default)s)")
     parser.add_argument(
         "--from", dest="weights", metavar="FILE", help="a ResNet-18 to transfer from (default: the judge's)"
     )
     parser.add_argument("--allow-pickle", action="store_true", help="read a --from that is not safetensors (.pth)")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder of the plot (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the pictures and of training (%(default)s)")
-    arguments = parser.parse_args()
+    parser.add_argument("--seed", type=int, default=0, help="of the images and of training (%(default)s)")
+    parser.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the best there is)")
+    arguments = parser.parse_args(given)
     core = names(core=True)
     if not 6 <= arguments.concepts <= len(core):
         parser.error(f"--concepts {arguments.concepts} is out of range: use 6 to {len(core)}")
-    if arguments.pictures < TENTH:
-        parser.error(f"--pictures {arguments.pictures} is too few: use {TENTH} or more")
+    if arguments.images < TENTH:
+        parser.error(f"--images {arguments.images} is too few: use {TENTH} or more")
     try:
         results = compare(arguments, core)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from error
     print(table(results))
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -109,14 +110,14 @@ def main() -> None:
 
 
 def compare(arguments: argparse.Namespace, core: Sequence[str]) -> list[Result]:
-    """The rows of the table."""
-    count, each, seed = arguments.concepts, arguments.pictures, arguments.seed
+    """Train and measure each; return the rows of the table."""
+    count, each, seed = arguments.concepts, arguments.images, arguments.seed
     concepts = random.Random(seed).sample(core, count)
     training = draw(concepts, each, f"{seed}/training")
     unseen = draw(concepts, max(each // 2, 20), f"{seed}/unseen")
 
-    def learn(name: str, network: nn.Module, data: Data, test: Data, rate: float) -> Result:
-        seconds = train(network, data, minutes=arguments.minutes, rate=rate, seed=seed)
+    def learn(name: str, network: nn.Module, data: LabelledScenes, test: LabelledScenes, rate: float) -> Result:
+        seconds = train(network, data, minutes=arguments.minutes, rate=rate, seed=seed, device=arguments.device)
         return measure(name, network, test, len(data.labels), seconds)
 
     torch.manual_seed(seed)
@@ -128,14 +129,14 @@ def compare(arguments: argparse.Namespace, core: Sequence[str]) -> list[Result]:
     results.append(learn("AlexNet", build("alexnet", count), training, unseen, ALEXNET_RATE))
     torch.manual_seed(seed)
     results.append(learn("ResNet-18", build("resnet18", count), training, unseen, RATE))
-    tenth = Data(*(part.unflatten(0, (count, each))[:, : each // TENTH].flatten(0, 1)
+    tenth = LabelledScenes(*(part.unflatten(0, (count, each))[:, : each // TENTH].flatten(0, 1)
                    for part in (training.pixels, training.labels)))  # fmt: skip
     results.append(learn(name, start, tenth, unseen, TRANSFER_RATE))
     return results
 
 
 def starting_point(weights: str | None, classes: int, allow_pickle: bool) -> tuple[str, nn.Module]:
-    """The row's name and the network of what was learned before, with a fresh head."""
+    """Return the row's name and the network of what was learned before, with a fresh head."""
     if weights is not None:
         given = load_classifier(weights, "resnet18", allow_pickle=allow_pickle)
         return f"ResNet-18, from {Path(weights).stem}", replace_head(given.network, classes)
@@ -145,8 +146,8 @@ def starting_point(weights: str | None, classes: int, allow_pickle: bool) -> tup
     return "ResNet-18, half as wide, from the judge", network
 
 
-def draw(concepts: Sequence[str], each: int, seed: str) -> Data:
-    """`each` scenes of every concept, in the order of the concepts, labelled by it."""
+def draw(concepts: Sequence[str], each: int, seed: str) -> LabelledScenes:
+    """Draw `each` scenes of every concept, in the order of the concepts, labelled by it."""
     composer, rng = Composer(size=SIZE), random.Random(seed)
 
     def scene(concept: str) -> Scene:
@@ -156,21 +157,24 @@ def draw(concepts: Sequence[str], each: int, seed: str) -> Data:
 
     parts = [composer.render([scene(concept) for _ in range(each)]) for concept in concepts]
     levels = ((torch.cat(parts) + 1) * 127.5).round().byte()
-    return Data(levels, torch.arange(len(concepts)).repeat_interleave(each))
+    return LabelledScenes(levels, torch.arange(len(concepts)).repeat_interleave(each))
 
 
-def grey(data: Data) -> Data:
-    """At 32×32 pixels in grey, as LeNet-5 looks at pictures."""
+def grey(data: LabelledScenes) -> LabelledScenes:
+    """Return images at 32×32 pixels in grey, as LeNet-5 looks at them."""
     weights = torch.tensor(LUMINANCE)[:, None, None]
     levels = F.avg_pool2d((data.pixels * weights).sum(dim=1, keepdim=True), 2)
-    return Data(levels.round().byte(), data.labels)
+    return LabelledScenes(levels.round().byte(), data.labels)
 
 
 def normalise(levels: Tensor) -> Tensor:
+    """Scale levels 0 … 255 to [-1, 1]."""
     return levels.float() / 127.5 - 1
 
 
-def train(model: nn.Module, data: Data, *, minutes: float, rate: float, seed: int) -> float:
+def train(
+    model: nn.Module, data: LabelledScenes, *, minutes: float, rate: float, seed: int, device: str | None = None
+) -> float:
     """Train in place, leave the average of the weights in the model, and return the seconds that it took."""
     size = data.pixels.shape[-1]
 
@@ -185,7 +189,7 @@ def train(model: nn.Module, data: Data, *, minutes: float, rate: float, seed: in
             batches,
             directory=Path(folder) / type(model).__name__,
             budget=Budget(minutes=minutes),
-            accelerator=choose_accelerator(),
+            accelerator=choose_accelerator(device),
             peak_rate=rate,
             seed=seed,
         )
@@ -194,7 +198,7 @@ def train(model: nn.Module, data: Data, *, minutes: float, rate: float, seed: in
 
 
 @torch.inference_mode()
-def measure(name: str, model: nn.Module, unseen: Data, pictures: int, seconds: float) -> Result:
+def measure(name: str, model: nn.Module, unseen: LabelledScenes, images: int, seconds: float) -> Result:
     model.eval()
     device = next(model.parameters()).device
 
@@ -202,11 +206,11 @@ def measure(name: str, model: nn.Module, unseen: Data, pictures: int, seconds: f
         return torch.cat([model(normalise(part).to(device)).cpu() for part in unseen.pixels.split(BATCH)])
 
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return _result(name, logits, unseen, pictures, parameters, seconds)
+    return _result(name, logits, unseen, images, parameters, seconds)
 
 
-def svm(training: Data, unseen: Data) -> Result:
-    """Histograms of oriented gradients, and a linear SVM for each class against the rest."""
+def svm(training: LabelledScenes, unseen: LabelledScenes) -> Result:
+    """Fit a linear SVM for each class against the rest, on histograms of oriented gradients, and measure it."""
     machine: Any = importlib.import_module("sklearn.svm").LinearSVC(C=0.1, dual=True, random_state=0, max_iter=2000)
     started = time.perf_counter()
     machine.fit(hog_features(training.pixels), training.labels.numpy())
@@ -223,42 +227,42 @@ def svm(training: Data, unseen: Data) -> Result:
 
 
 def hog_features(pixels: Tensor) -> np.ndarray:
-    """Nine orientations in cells of 8×8 pixels, normalised in blocks of 2×2 cells, of grey pictures: (N, 1764)."""
+    """Return nine orientations in cells of 8×8 pixels, normalised in blocks of 2×2 cells, of grey images: (N, 1764)."""
     from skimage.color import rgb2gray  # pyright: ignore[reportMissingImports]
     from skimage.feature import hog  # pyright: ignore[reportMissingImports]
 
     return np.stack(
         [
-            hog(rgb2gray(picture), orientations=9, pixels_per_cell=(8, 8), cells_per_block=(2, 2))
-            for picture in pixels.permute(0, 2, 3, 1).numpy()
+            hog(rgb2gray(image), orientations=9, pixels_per_cell=(8, 8), cells_per_block=(2, 2))
+            for image in pixels.permute(0, 2, 3, 1).numpy()
         ]
     )
 
 
 def _result(
-    name: str, logits: Callable[[], Tensor], unseen: Data, pictures: int, parameters: int, seconds: float
+    name: str, logits: Callable[[], Tensor], unseen: LabelledScenes, images: int, parameters: int, seconds: float
 ) -> Result:
     started = time.perf_counter()
     found = logits()
     rate = len(unseen.labels) / (time.perf_counter() - started)
     top1, top5 = (top_k_error(found, unseen.labels, k) for k in (1, 5))
-    return Result(name, pictures, top1, top5, parameters, seconds, rate)
+    return Result(name, images, top1, top5, parameters, seconds, rate)
 
 
 def table(results: Sequence[Result]) -> str:
     lines = [
-        f"{'':<42}{'pictures':>9}{'top-1 error':>13}{'top-5 error':>13}{'parameters':>13}{'trained':>10}{'pictures/s':>12}"
+        f"{'':<42}{'images':>9}{'top-1 error':>13}{'top-5 error':>13}{'parameters':>13}{'trained':>10}{'images/s':>12}"
     ]
     lines += [
-        f"{result.name:<42}{result.pictures:>9,}{result.top1_error:>13.1%}{result.top5_error:>13.1%}"
-        f"{result.parameters:>13,}{result.training_seconds:>8.0f} s{result.pictures_per_second:>12,.0f}"
+        f"{result.name:<42}{result.images:>9,}{result.top1_error:>13.1%}{result.top5_error:>13.1%}"
+        f"{result.parameters:>13,}{result.training_seconds:>8.0f} s{result.images_per_second:>12,.0f}"
         for result in results
     ]
     return "\n".join(lines)
 
 
 def plot(results: Sequence[Result], path: Path) -> None:
-    """Top-1 and top-5 error of each, as bars."""
+    """Plot the top-1 and top-5 error of each, as bars."""
     import matplotlib  # pyright: ignore[reportMissingImports]
 
     matplotlib.use("Agg")
@@ -272,7 +276,7 @@ def plot(results: Sequence[Result], path: Path) -> None:
     ):
         bars = axes.bar(places + offset, [100 * error for error in errors], 0.4, label=label)
         axes.bar_label(bars, fmt="%.1f")
-    labels = ["\n".join([*result.name.split(", "), f"{result.pictures:,} pictures"]) for result in results]
+    labels = ["\n".join([*result.name.split(", "), f"{result.images:,} images"]) for result in results]
     axes.set_xticks(places, labels, fontsize=8)
     axes.set_ylabel("error on unseen scenes, %")
     axes.legend()

@@ -46,7 +46,7 @@ from genpipe.seeds import seeds_for
 from genpipe.training.autoencoder import psnr
 from genpipe.training.judge import category_maps
 from genpipe.vision.metrics import confusion_matrix, mean_average_precision, mean_iou
-from genpipe.vision.scene_model import SIDE
+from genpipe.vision.scene_model import INPUT_SIDE
 from scripts.evaluate.held_out import COMBINATIONS, FIRST_SEED, chunks, draw, held_out_scenes, render
 
 PARTS = ("images", "vae", "judge", "cost", "best-of")
@@ -137,7 +137,7 @@ def held_out_images(pipeline: Pipeline, judge: Judge, pool: Sequence[str], count
 
 
 def features(judge: Judge, images: Sequence[Image.Image]) -> Tensor:
-    return torch.stack([sight.features for sight in judge.look(images)])
+    return torch.stack([observation.features for observation in judge.observe(images)])
 
 
 def behind(shares: dict[str, float], others: dict[str, float]) -> float:
@@ -205,14 +205,14 @@ def judges(judge: Judge, second: Judge, segmentation_file: Path, count: int) -> 
             labels.append(truth.concepts[visible])
     report: dict[str, Any] = {"images": count, "segmentation_mean_iou": mean_iou(confusion)}
     for name, one in (("first", judge), ("second", second)):
-        sights = one.look(images)
+        observed = one.observe(images)
         report[name] = {
             **summary(measure(one, images, scenes)),
-            "ap50": average_precision_50(sights, boxes, composer.size),
+            "ap50": average_precision_50(observed, boxes, composer.size),
             "mean_ap50_of_concepts": mean_average_precision(
-                [sight.objects.boxes * (composer.size / SIDE) for sight in sights],
-                [sight.objects.scores * sight.objects.concepts.amax(1) for sight in sights],
-                [sight.objects.concepts.argmax(1) for sight in sights],
+                [observation.objects.boxes * (composer.size / INPUT_SIDE) for observation in observed],
+                [observation.objects.scores * observation.objects.concepts.amax(1) for observation in observed],
+                [observation.objects.concepts.argmax(1) for observation in observed],
                 boxes,
                 labels,
             ),

@@ -8,7 +8,7 @@
 Both leave guidance out at the noisiest and at the last steps, and keep the deep features of the denoiser for the next step
 (balanced) or three (draft); draft would also decode with a tiny autoencoder, which no checkpoint here has. Parts:
 
-    quality     pictures of held-out prompts, the same seeds at each speed: how far they are from the exact ones (mean PSNR
+    quality     images of held-out prompts, the same seeds at each speed: how far they are from the exact ones (mean PSNR
                 and SSIM), and what the judge sees in them. Random weights say nothing about this
     cost        seconds of a picture of the embedded model: speeds in turn, run after run, in one process
     cost-sd15   the same of Stable Diffusion 1.5 at 512 × 512: --checkpoint, or else one of random weights, made for it
@@ -23,7 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,10 @@ Rows = dict[str, dict[str, Any]]  # by speed
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or hub id, of quality and cost (default: the embedded model)")
+    parser.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the best there is)")
     parser.add_argument("--checkpoint", type=Path, help="folder of a Stable Diffusion 1.5; asks for cost-sd15 too")
     parser.add_argument("--prompts", type=int, default=200, help="held-out prompts of quality (%(default)s)")
-    parser.add_argument("--runs", type=int, default=5, help="pictures that are timed at each speed (%(default)s)")
+    parser.add_argument("--runs", type=int, default=5, help="images that are timed at each speed (%(default)s)")
     parser.add_argument("--steps", type=int, help="of cost-sd15 (default: the checkpoint's own)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:2], metavar="PART",
                         help="of quality, cost, cost-sd15 (default: the first two)")  # fmt: skip
@@ -75,7 +76,7 @@ def main(given: Sequence[str] | None = None) -> None:
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     report: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     if {"quality", "cost"} & set(arguments.parts):
-        pipeline = Pipeline.from_pretrained(arguments.model)
+        pipeline = Pipeline.from_pretrained(arguments.model, device=arguments.device)
         if "quality" in arguments.parts:
             report["quality"] = quality(pipeline, arguments.prompts)
             print(quality_table(report["quality"]), flush=True)
@@ -85,13 +86,16 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     if "cost-sd15" in arguments.parts or arguments.checkpoint is not None:
         with tempfile.TemporaryDirectory() as folder:
             name = "Stable Diffusion 1.5" if arguments.checkpoint else "Stable Diffusion 1.5, random weights"
-            pipeline = Pipeline.from_pretrained(arguments.checkpoint or random_sd15(Path(folder)))
+            pipeline = Pipeline.from_pretrained(
+                arguments.checkpoint or random_sd15(Path(folder)), device=arguments.device
+            )
             report["cost-sd15"] = cost(pipeline, arguments.runs, arguments.steps or pipeline.defaults()["steps"])
             print(cost_table(name, report["cost-sd15"]), flush=True)
     return report
 
 
 def random_sd15(folder: Path) -> Path:
+    """Make a Stable Diffusion 1.5 of random weights."""
     from scripts.evaluate.parity import build_checkpoint  # brings diffusers and transformers
 
     build_checkpoint("sd15", folder)
@@ -99,9 +103,9 @@ def random_sd15(folder: Path) -> Path:
 
 
 def quality(pipeline: Pipeline, count: int) -> dict[str, Any]:
-    """Pictures of `count` held-out prompts at each speed, the exact ones being the reference.
+    """Compare images of `count` held-out prompts at each speed, the exact ones being the reference.
 
-    `lost` are the pictures that show all that was asked for when exact, and not at this speed; `gained` the other way.
+    `lost` are the images that show all that was asked for when exact, and not at this speed; `gained` the other way.
 
     Raises:
         ValueError: scikit-image is not installed, or the model's concepts have no held-out combination.
@@ -124,7 +128,7 @@ def quality(pipeline: Pipeline, count: int) -> dict[str, Any]:
 
 
 def similarity(images: Sequence[Image.Image], references: Sequence[Image.Image]) -> dict[str, float]:
-    """Means over pairs of pictures of PSNR, in decibels, and of SSIM as in "Image Quality Assessment: From Error Visibility
+    """Return means over pairs of images of PSNR, in decibels, and of SSIM as in "Image Quality Assessment: From Error Visibility
     to Structural Similarity" (Wang et al., 2004), over the three colours. A pair without any difference counts as one that
     differs by one level in one value, or its PSNR would be infinite.
     """
@@ -142,16 +146,18 @@ def similarity(images: Sequence[Image.Image], references: Sequence[Image.Image])
     return {"psnr_db": float(np.mean(decibels)), "ssim": float(np.mean(ssim))}
 
 
-def cost(pipeline: Pipeline, runs: int, steps: int) -> dict[str, Any]:
-    """Median seconds of one picture at each speed, in turn, after one of few steps each that is not counted."""
+def cost(
+    pipeline: Pipeline, runs: int, steps: int, *, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Any]:
+    """Measure the median seconds of one image at each speed, in turn, after one of few steps each that is not counted."""
     for speed in SPEEDS:
         pipeline(PROMPT, seed=0, steps=min(steps, WARMING), speed=speed, progress=False)
     times: dict[str, list[float]] = {speed: [] for speed in SPEEDS}
     for seed in range(runs):
         for speed, seconds in times.items():
-            started = time.perf_counter()
+            started = clock()
             pipeline(PROMPT, seed=seed, steps=steps, speed=speed, progress=False)
-            seconds.append(time.perf_counter() - started)
+            seconds.append(clock() - started)
     medians = {speed: statistics.median(seconds) for speed, seconds in times.items()}
     rows: Rows = {
         speed: {"seconds": median, "times_faster": medians["exact"] / median, "all_seconds": times[speed]}
@@ -179,7 +185,7 @@ def cost_table(name: str, report: dict[str, Any]) -> str:
     told = f"{report['width']} × {report['height']}, {report['steps']} steps of {report['sampler']}"
     lines = [
         f"### {name}, {told}, {report['dtype']} on {report['device']}\n",
-        "| | seconds a picture | times faster |",
+        "| | seconds per image | times faster |",
         "|---|---|---|",
     ]
     for speed, row in report["speeds"].items():

@@ -1,1 +1,1 @@
-"""What makes the pictures that ship."""
+"""What makes the images that ship."""

@@ -1,4 +1,4 @@
-"""The picture at the head of the README: what the embedded model draws of 24 prompts, all with seed 1.
+"""The image at the head of the README: what the embedded model draws of 24 prompts, all with seed 1.
 
 python -m scripts.make.examples --output .assets/examples.png
 """
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def labelled(image: Image.Image, prompt: str) -> Image.Image:
-    """The picture with its prompt below."""
+    """The image with its prompt below."""
     sheet = Image.new("RGB", (image.width + 4, image.height + LABEL), "white")
     sheet.paste(image, (2, 2))
     ImageDraw.Draw(sheet).text(

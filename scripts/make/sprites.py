@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from genpipe.scenes.atlas import SIDE
+from genpipe.scenes.atlas import SPRITE_SIDE
 from genpipe.scenes.concepts import concepts
 from genpipe.scenes.costumes import HEADS, dress
 from genpipe.scenes.drawings import DRAWINGS
@@ -24,7 +24,7 @@ MARGIN = 2  # transparent border, so that bilinear sampling fades to nothing
 COLUMNS = 32
 
 
-def fit(image: Image.Image, side: int = SIDE) -> Image.Image:
+def fit(image: Image.Image, side: int = SPRITE_SIDE) -> Image.Image:
     """Crop to what is visible and fit it into a square."""
     box = image.getchannel("A").point([255 * (a > 8) for a in range(256)]).getbbox()
     if box is None:
@@ -47,7 +47,7 @@ def emoji(text: str, path: Path) -> Image.Image:
     canvas = Image.new("RGBA", (300, 180))
     draw = ImageDraw.Draw(canvas)
     if draw.textlength(text, font=font(path), embedded_color=True) > 160:
-        raise ValueError(f"the font has no single picture for {text}")
+        raise ValueError(f"the font has no single image for {text}")
     draw.text((10, 10), text, font=font(path), embedded_color=True)
     return canvas
 
@@ -62,9 +62,9 @@ def sprite(recipe: str, path: Path) -> Image.Image:
 
 
 def tile(sprites: list[Image.Image]) -> Image.Image:
-    sheet = Image.new("RGBA", (COLUMNS * SIDE, math.ceil(len(sprites) / COLUMNS) * SIDE))
+    sheet = Image.new("RGBA", (COLUMNS * SPRITE_SIDE, math.ceil(len(sprites) / COLUMNS) * SPRITE_SIDE))
     for i, image in enumerate(sprites):
-        sheet.paste(image, (i % COLUMNS * SIDE, i // COLUMNS * SIDE))
+        sheet.paste(image, (i % COLUMNS * SPRITE_SIDE, i // COLUMNS * SPRITE_SIDE))
     return sheet
 
 

@@ -1,4 +1,4 @@
-"""Train the embedded model: the autoencoder, the text encoder, then the denoiser, on pictures that genpipe draws.
+"""Train the embedded model: the autoencoder, the text encoder, then the denoiser, on images that genpipe draws.
 
     python -m scripts.train.embedded --out runs/embedded --minutes 120
     python -m scripts.train.embedded --out runs/anew --minutes 120 --vae genpipe/embedded --vae-share 0
@@ -33,7 +33,7 @@ from genpipe.training.text_encoder import Reader, reading_loss
 from genpipe.training.text_to_image import RATE, SIZE, new_model, train, trained_model
 
 TOKENS = 32
-MORE_PAIRS = 0.4  # with the world's own share, 56 % of the pictures that the denoiser learns from
+MORE_PAIRS = 0.4  # with the world's own share, 56 % of the images that the denoiser learns from
 SAMPLES = ("pirate ship", "pirate ship in space", "red car", "cat", "castle in the snow", "пиратский корабль",
            "a dog and a cat", "two apples", "rocket in space", "blue flower", "tree", "house at night")  # fmt: skip
 
@@ -75,10 +75,10 @@ def main(given: Sequence[str] | None = None) -> None:
     if arguments.init is not None and arguments.vae is not None:
         parser.error("--vae goes with a training from fresh weights: leave it or --init out")
     if unknown := [name for name in arguments.concepts if name not in names()]:
-        parser.error(f"--concepts {unknown[0]!r} is not one of the {len(names())} of genpipe.scenes")
+        parser.error(f"--concepts {unknown[0]!r} is not among the {len(names())} of genpipe.scenes")
     try:
         run(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from error
 
 
@@ -143,7 +143,7 @@ def draw_scene(rng: random.Random, pool: Sequence[str] | None = None, *, more_pa
 
 
 class Scenes:
-    """The procedural world as pictures to train on, drawn on the device that trains."""
+    """The procedural world as images to train on, drawn on the device that trains."""
 
     size, period = SIZE, None
 

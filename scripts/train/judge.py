@@ -1,4 +1,4 @@
-"""Train the models that judge pictures, on scenes that genpipe draws and on nothing else.
+"""Train the models that judge images, on scenes that genpipe draws and on nothing else.
 
     python -m scripts.train.judge --out runs/judges --minutes 95
 
@@ -49,7 +49,7 @@ def main(given: Sequence[str] | None = None) -> None:
         parser.error(f"--minutes {arguments.minutes} is too short: give more than 0")
     try:
         run(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from error
 
 

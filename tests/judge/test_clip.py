@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from genpipe.judge import score
+from genpipe.judge import choose_judge, score
 from genpipe.judge.clip import ClipJudge
 
 transformers = pytest.importorskip("transformers")
@@ -44,19 +44,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transformers.CLIPModel(config).save_pretrained(folder)
     vocabulary = {word: index for index, word in enumerate(WORDS)}
     tokenizer = transformers.CLIPTokenizer(vocab=vocabulary, merges=[], unk_token="<|endoftext|>", model_max_length=12)
-    pictures = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    transformers.CLIPProcessor(pictures, tokenizer).save_pretrained(folder)
+    images = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    transformers.CLIPProcessor(images, tokenizer).save_pretrained(folder)
     return folder
 
 
-def pictures() -> list[Image.Image]:
+def shown() -> list[Image.Image]:
     # With this noise one of the two cosines is above zero, where scores are clipped.
     noise = np.random.default_rng(11).integers(0, 256, (40, 48, 3), dtype=np.uint8)
     return [Image.fromarray(noise), Image.linear_gradient("L").convert("RGB")]
 
 
 def test_the_score_is_clipscore_by_transformers_own_logits(folder: Path) -> None:
-    prompts, images = ["a red cat", "ship"], pictures()
+    prompts, images = ["a red cat", "ship"], shown()
     judge = ClipJudge.from_pretrained(folder, device="cpu")
     found = judge.scores(images, prompts)
     with torch.inference_mode():
@@ -68,8 +68,8 @@ def test_the_score_is_clipscore_by_transformers_own_logits(folder: Path) -> None
 
 
 def test_it_judges_any_prompt_by_the_same_interface(folder: Path) -> None:
-    (image, _), prompt = pictures(), "justice, mercy and a very long prompt beyond the positions of the model"
-    assert 0 <= score(image, prompt, judge=folder).total <= 1
+    (image, _), prompt = shown(), "justice, mercy and a very long prompt beyond the positions of the model"
+    assert 0 <= score(image, prompt, judge=choose_judge(folder, device="cpu")).total <= 1
 
 
 def test_what_is_not_clip_is_one_line(tmp_path: Path) -> None:

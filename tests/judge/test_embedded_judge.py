@@ -7,7 +7,7 @@ import torch
 
 from genpipe.embedded import JUDGES
 from genpipe.images import to_pil
-from genpipe.judge import score
+from genpipe.judge import choose_judge, score
 from genpipe.judge.evaluation import measure
 from genpipe.judge.scene_judge import Judge
 from genpipe.judge.scene_segmentation import CATEGORIES, Segmentation
@@ -48,10 +48,11 @@ def test_the_segmentation_finds_what_is_where(scenes: list[Scene]) -> None:
     assert mean_iou(confusion_matrix(segmentation(to_pil(pixels)), true, len(CATEGORIES))) >= 0.8
 
 
-def test_a_picture_is_scored_highest_for_its_own_prompt(scenes: list[Scene]) -> None:
+def test_an_image_is_scored_highest_for_its_own_prompt(scenes: list[Scene]) -> None:
     shown = [canonical(name) for name in ("pirate ship", "cat", "castle")]
     images = to_pil(Composer().render(shown))
+    judge = choose_judge(device="cpu")
     for language in ("en", "ru"):
         prompts = [caption(scene, language=language) for scene in shown]
-        totals = torch.tensor([[score(image, prompt).total for prompt in prompts] for image in images])
+        totals = torch.tensor([[score(image, prompt, judge=judge).total for prompt in prompts] for image in images])
         assert totals.argmax(1).tolist() == [0, 1, 2] and totals.diagonal().min() > 0.5

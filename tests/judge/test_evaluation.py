@@ -7,30 +7,41 @@ from PIL import Image
 from torch import Tensor
 
 from genpipe.images import to_pil
-from genpipe.judge.evaluation import Measured, Tally, average_precision_50, frechet_distance, measure, summary, wish_of
-from genpipe.judge.scene_judge import Judge, Sight
+from genpipe.judge.evaluation import (
+    Measured,
+    Tally,
+    average_precision_50,
+    frechet_distance,
+    measure,
+    summary,
+    wanted_scene,
+)
+from genpipe.judge.scene_judge import Judge, Observation
 from genpipe.scenes import Scene, names, sample
 from genpipe.scenes.compose import Composer
-from genpipe.scenes.parse import Wanted, Wish
+from genpipe.scenes.parse import WantedObject, WantedScene
 from genpipe.scenes.places import SETTINGS
-from genpipe.vision.scene_model import CHANNELS, SIDE, Objects, SceneModel
+from genpipe.vision.scene_model import CHANNELS, INPUT_SIDE, FoundObjects, SceneModel
 
 
 class Oracle(Judge):
-    """Sees in each picture what a scene of another list shows."""
+    """Sees in each image what a scene of another list shows."""
 
     def __init__(self, scenes: list[Scene]) -> None:
         super().__init__(SceneModel("plain", concepts=780, colours=12, settings=21, width=8))
         self.shown = scenes
 
-    def look(self, images) -> list[Sight]:
+    def observe(self, images) -> list[Observation]:
         return [self.of(scene) for scene in self.shown]
 
-    def of(self, scene: Scene) -> Sight:
+    def of(self, scene: Scene) -> Observation:
         things = scene.objects
-        boxes = [[(o.x - 0.2) * SIDE, (o.y - 0.2) * SIDE, (o.x + 0.2) * SIDE, (o.y + 0.2) * SIDE] for o in things]
-        return Sight(
-            Objects(
+        boxes = [
+            [(o.x - 0.2) * INPUT_SIDE, (o.y - 0.2) * INPUT_SIDE, (o.x + 0.2) * INPUT_SIDE, (o.y + 0.2) * INPUT_SIDE]
+            for o in things
+        ]
+        return Observation(
+            FoundObjects(
                 torch.full((len(things),), 0.9),
                 torch.tensor(boxes).reshape(-1, 4),
                 one_hot([names().index(o.concept) for o in things], 780),
@@ -51,7 +62,7 @@ def scenes() -> list[Scene]:
     return [scene for scene in (sample(rng) for _ in range(400)) if scene.objects]
 
 
-def test_pictures_that_show_their_scenes_are_all_right(scenes: list[Scene]) -> None:
+def test_images_that_show_their_scenes_are_all_right(scenes: list[Scene]) -> None:
     measured = measure(Oracle(scenes), [Image.new("RGB", (8, 8))] * len(scenes), scenes)
     shares = summary(measured)
     assert shares.pop("object_top1_error") == shares.pop("object_top5_error") == 0
@@ -87,18 +98,18 @@ def test_the_worst_concepts_come_first() -> None:
 def test_a_scene_asks_for_all_that_it_shows() -> None:
     rng = random.Random(0)
     counted = next(scene for scene in iter(lambda: sample(rng), None) if scene.kind == "count")
-    wish = Wish((Wanted(counted.objects[0].concept, count=len(counted.objects)),), counted.setting)
-    assert wish_of(counted) == wish
+    things = (WantedObject(counted.objects[0].concept, count=len(counted.objects)),)
+    assert wanted_scene(counted) == WantedScene(things, counted.setting)
 
 
 def test_average_precision_is_one_where_every_box_is_found(scenes: list[Scene]) -> None:
     oracle = Oracle(scenes[:20])
-    boxes = [sight.objects.boxes * (128 / SIDE) for sight in oracle.look([])]
-    assert average_precision_50(oracle.look([]), boxes, 128) == 1
+    boxes = [observation.objects.boxes * (128 / INPUT_SIDE) for observation in oracle.observe([])]
+    assert average_precision_50(oracle.observe([]), boxes, 128) == 1
     half = [part[: len(part) // 2] for part in boxes]
     found = sum(map(len, half))
     # All scores are equal, so precision is what is found at the end, or better on the way there.
-    assert average_precision_50(oracle.look([]), half, 128) >= found / sum(map(len, boxes)) - 1e-9
+    assert average_precision_50(oracle.observe([]), half, 128) >= found / sum(map(len, boxes)) - 1e-9
 
 
 def test_frechet_distance_against_its_closed_form() -> None:
@@ -114,7 +125,7 @@ def test_frechet_distance_against_its_closed_form() -> None:
         frechet_distance(a, b[:1])
 
 
-def test_pictures_and_scenes_go_together(scenes: list[Scene]) -> None:
+def test_images_and_scenes_go_together(scenes: list[Scene]) -> None:
     drawn = to_pil(Composer(size=32).render(scenes[:2]))
-    with pytest.raises(ValueError, match="2 pictures for 3 scenes"):
+    with pytest.raises(ValueError, match="2 images for 3 scenes"):
         measure(Oracle(scenes[:2]), drawn, scenes[:3])

@@ -1,15 +1,17 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from genpipe.images import to_pil
-from genpipe.judge.scene_judge import Judge, Sight
+from genpipe.judge.scene_judge import Judge, Observation
 from genpipe.judge.scene_segmentation import CATEGORIES, MaskHead, Segmentation
 from genpipe.scenes import canonical, concepts, names
 from genpipe.scenes.compose import Composer
-from genpipe.vision.scene_model import CHANNELS, SIDE, Objects, SceneModel
+from genpipe.vision.scene_model import CHANNELS, INPUT_SIDE, FoundObjects, SceneModel
 
 
 def judge_of(trunk: str) -> Judge:
@@ -18,31 +20,39 @@ def judge_of(trunk: str) -> Judge:
 
 
 class Everything(MaskHead):
-    """Takes the right three quarters of every picture for things."""
+    """Takes the right three quarters of every image for things."""
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        logits = torch.ones(len(pixels), 1, SIDE // 2, SIDE // 2)
-        logits[..., : SIDE // 8] = -1
+        logits = torch.ones(len(pixels), 1, INPUT_SIDE // 2, INPUT_SIDE // 2)
+        logits[..., : INPUT_SIDE // 8] = -1
         return logits
 
 
-def test_a_pixel_of_a_mask_is_what_the_nearest_box_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    judge = judge_of("resnet18")
+class Certain(Judge):
+    """Sees the same objects in every image."""
+
+    objects: FoundObjects
+
+    def observe(self, images: Sequence[Image.Image]) -> list[Observation]:
+        return [Observation(self.objects, torch.zeros(21), torch.zeros(CHANNELS)) for _ in images]
+
+
+def test_a_pixel_of_a_mask_is_what_the_nearest_box_holds() -> None:
+    judge = Certain(judge_of("resnet18").model)
     kinds = torch.zeros(3, len(names()))
     for row, name in enumerate(("cat", "ship", "castle")):
         kinds[row, names().index(name)] = 1
     boxes = torch.tensor([[0.0, 0, 40, 40], [70, 60, 90, 90], [0, 60, 96, 96]])
-    objects = Objects(torch.tensor([0.9, 0.8, 0.1]), boxes, kinds, torch.zeros(3, 13))  # the castle is faint
-    monkeypatch.setattr(judge, "look", lambda images: [Sight(objects, torch.zeros(21), torch.zeros(CHANNELS))])
-    (found,) = Segmentation(Everything(judge.model.trunk), judge)(to_pil(torch.zeros(1, 3, 32, 32)), size=SIDE)
-    for y in range(4, SIDE, 8):
-        for x in range(4, SIDE, 8):
+    judge.objects = FoundObjects(torch.tensor([0.9, 0.8, 0.1]), boxes, kinds, torch.zeros(3, 13))  # the castle is faint
+    (found,) = Segmentation(Everything(judge.model.trunk), judge)(to_pil(torch.zeros(1, 3, 32, 32)), size=INPUT_SIDE)
+    for y in range(4, INPUT_SIDE, 8):
+        for x in range(4, INPUT_SIDE, 8):
             distances = [
                 max(left - x, x - right, 0) + max(top - y, y - bottom, 0)
                 for left, top, right, bottom in boxes[:2].tolist()
             ]
             name = ("cat", "ship")[distances[1] < distances[0]]
-            expected = CATEGORIES.index(concepts()[name].category) if x >= SIDE // 4 else 0
+            expected = CATEGORIES.index(concepts()[name].category) if x >= INPUT_SIDE // 4 else 0
             # On the very line between two boxes either may have it.
             assert found[y, x] == expected or distances[0] == distances[1] or abs(distances[0] - distances[1]) <= 1
 
@@ -53,7 +63,7 @@ def test_it_is_no_part_of_the_judge(tmp_path: Path) -> None:
     own = {id(parameter) for parameter in head.parameters()}
     assert own and own.isdisjoint(map(id, judge.model.parameters()))
     head.train()
-    head(torch.randn(2, 3, SIDE, SIDE)).sum().backward()
+    head(torch.randn(2, 3, INPUT_SIDE, INPUT_SIDE)).sum().backward()
     assert all(parameter.grad is None for parameter in judge.model.parameters())
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in head.parameters())
     norms = [module for module in judge.model.trunk.modules() if isinstance(module, nn.BatchNorm2d)]

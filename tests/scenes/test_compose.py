@@ -36,11 +36,11 @@ def bilinear(sprite: np.ndarray, u: float, v: float) -> np.ndarray:
 
 
 def brute_force(composer: Composer, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """The picture in [0, 1] and what is seen of each object, pixel by pixel."""
-    picture = paint(scene.setting, torch.tensor([scene.look]), SIZE)[0].double().numpy().copy()
+    """The image in [0, 1] and what is seen of each object, pixel by pixel."""
+    image = paint(scene.setting, torch.tensor([scene.look]), SIZE)[0].double().numpy().copy()
     seen = np.zeros((len(scene.objects), SIZE, SIZE))
     for k, o in enumerate(scene.objects):
-        level = composer._level(o)
+        level = composer.level_for(o)
         sprite = composer.levels[level][o.sprite].double().numpy() / 255
         side, turn = sprite.shape[1], math.radians(o.rotation)
         for row in range(SIZE):
@@ -49,10 +49,10 @@ def brute_force(composer: Composer, scene: Scene) -> tuple[np.ndarray, np.ndarra
                 across = (math.cos(turn) * dx + math.sin(turn) * dy) / o.scale * (-1 if o.flip else 1)
                 down = (-math.sin(turn) * dx + math.cos(turn) * dy) / o.scale
                 value = bilinear(sprite, (across + 0.5) * side - 0.5, (down + 0.5) * side - 0.5)
-                picture[:, row, column] = picture[:, row, column] * (1 - value[3]) + value[:3]
+                image[:, row, column] = image[:, row, column] * (1 - value[3]) + value[:3]
                 seen[:k, row, column] *= 1 - value[3]
                 seen[k, row, column] = value[3]
-    return picture, seen
+    return image, seen
 
 
 def test_a_scene_is_what_compositing_pixel_by_pixel_gives(composer: Composer):
@@ -62,10 +62,10 @@ def test_a_scene_is_what_compositing_pixel_by_pixel_gives(composer: Composer):
         placed("star", 0.2, 0.2, 0.15),
     )
     scene = Scene("pair", "beach", MIDDLE, objects)
-    picture, seen = brute_force(composer, scene)
+    image, seen = brute_force(composer, scene)
     cover = torch.zeros(1, 3, SIZE, SIZE)
     ours = composer.render([scene], cover)[0]
-    assert np.abs((ours.numpy() + 1) / 2 - picture).max() < 1e-4
+    assert np.abs((ours.numpy() + 1) / 2 - image).max() < 1e-4
     assert np.abs(cover[0].numpy() - seen).max() < 1e-4
     (truth,) = composer.truth([scene])[1]
     assert np.array_equal(truth.masks.numpy(), cover[0].numpy() >= 0.5)
@@ -75,8 +75,8 @@ def test_a_scene_is_what_compositing_pixel_by_pixel_gives(composer: Composer):
 def test_the_truth_names_what_was_placed_and_where(composer: Composer):
     scene = Scene("pair", "space", MIDDLE, (placed("cat", 0.25, 0.5, 0.4, colour="red"), placed("owl", 0.75, 0.5, 0.4)))
     empty = Scene("place", "snow", MIDDLE, ())
-    pictures, (truth, nothing) = composer.truth([scene, empty])
-    assert pictures.shape == (2, 3, SIZE, SIZE)
+    images, (truth, nothing) = composer.truth([scene, empty])
+    assert images.shape == (2, 3, SIZE, SIZE)
     assert SETTINGS[truth.setting] == "space" and SETTINGS[nothing.setting] == "snow"
     assert [names()[i] for i in truth.concepts] == ["cat", "owl"]
     assert truth.colours.tolist() == [list(COLOURS).index("red"), -1]
@@ -146,10 +146,10 @@ def test_a_red_car_is_redder_than_a_blue_one(composer: Composer):
 
 
 def test_a_pirate_ship_shows_its_dark_sails_its_skull_and_the_sea(composer: Composer):
-    picture = (composer.render([canonical("pirate ship")])[0] + 1) / 2
-    sail = picture[:, int(0.42 * SIZE) : int(0.6 * SIZE), int(0.3 * SIZE) : int(0.62 * SIZE)]
+    image = (composer.render([canonical("pirate ship")])[0] + 1) / 2
+    sail = image[:, int(0.42 * SIZE) : int(0.6 * SIZE), int(0.3 * SIZE) : int(0.62 * SIZE)]
     assert float(sail.amin()) < 0.3 and float(sail.amin(0).amax()) > 0.85
-    bottom = picture[:, -2:].mean((1, 2))
+    bottom = image[:, -2:].mean((1, 2))
     assert bottom[2] > bottom[0] + 0.3
 
 

@@ -34,7 +34,7 @@ def test_the_atlas_holds_each_recipe_in_order_and_is_small():
     assert list(atlas.owners()) == [c.name for c in concepts().values() for _ in c.recipes]
     assert len((files("genpipe.scenes") / "atlas.webp").read_bytes()) <= 5_000_000
     sprites = atlas.sprites()
-    assert sprites.shape == (len(atlas.owners()), 4, atlas.SIDE, atlas.SIDE)
+    assert sprites.shape == (len(atlas.owners()), 4, atlas.SPRITE_SIDE, atlas.SPRITE_SIDE)
     colour, alpha = sprites[:, :3], sprites[:, 3:]
     assert bool((colour <= alpha).all()), "premultiplied"
     assert int(alpha.amax((1, 2, 3)).min()) > 240, "every sprite has something solid"

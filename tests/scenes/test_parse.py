@@ -3,7 +3,7 @@ import random
 import pytest
 
 from genpipe.scenes import Scene, caption, concepts, sample
-from genpipe.scenes.parse import Wanted, Wish, parse
+from genpipe.scenes.parse import WantedObject, WantedScene, parse
 
 # "two eyes" may be two of either: these pairs share their words.
 SHARED = {"eyes": "eye", "musical notes": "musical note", "stack of books": "book"}
@@ -16,17 +16,17 @@ def test_a_caption_is_read_back_as_the_scene_that_it_was_worded_for(language, st
     for held in [False] * 500 + [True] * 30:
         scene = sample(rng, held=held)
         text = caption(scene, rng, language=language, style=style)
-        wish = parse(text)
+        wanted_scene = parse(text)
         said = [
             (SHARED.get(thing.concept, thing.concept), thing.colour, thing.size)
-            for thing in wish.objects
+            for thing in wanted_scene.objects
             for _ in range(thing.count or 1)
         ]
         assert said == [
             (SHARED.get(placed.concept, placed.concept), placed.colour, scene.size) for placed in scene.objects
         ], text
-        assert wish.relation == scene.relation, text
-        assert wish.setting == scene.setting or (wish.setting is None and at_home(scene)), text
+        assert wanted_scene.relation == scene.relation, text
+        assert wanted_scene.setting == scene.setting or (wanted_scene.setting is None and at_home(scene)), text
 
 
 def at_home(scene: Scene) -> bool:
@@ -34,24 +34,24 @@ def at_home(scene: Scene) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "wish"),
+    ("prompt", "wanted_scene"),
     [
-        ("Please draw me two kittens, and some PUPPIES!", Wish((Wanted("cat", count=2), Wanted("dog")))),
-        ("three red cars in the woods", Wish((Wanted("car", "red", count=3),), "forest")),
-        ("an orange", Wish((Wanted("orange"),))),
-        ("an orange orange", Wish((Wanted("orange", "orange"),))),
-        ("an orange and an apple", Wish((Wanted("orange"), Wanted("apple")))),
-        ("ship under water", Wish((Wanted("ship"),), "underwater")),
-        ("a ship under a bird", Wish((Wanted("ship"), Wanted("bird")), relation="below")),
-        ("mountains", Wish((), "mountains")),
-        ("слон дома", Wish((Wanted("elephant"),), "room")),
-        ("слон слева от дома", Wish((Wanted("elephant"), Wanted("house")), relation="left")),
-        ("две банки", Wish((Wanted("jar", count=2),))),
-        ("синяя кошка под красной собакой", Wish((Wanted("cat", "blue"), Wanted("dog", "red")), relation="below")),
-        ("большой жёлтый кот", Wish((Wanted("cat", "yellow", "big"),))),
-        ("a flibbertigibbet", Wish()),
-        ("", Wish()),
+        ("Please draw me two kittens, and some PUPPIES!", WantedScene((WantedObject("cat", count=2), WantedObject("dog")))),
+        ("three red cars in the woods", WantedScene((WantedObject("car", "red", count=3),), "forest")),
+        ("an orange", WantedScene((WantedObject("orange"),))),
+        ("an orange orange", WantedScene((WantedObject("orange", "orange"),))),
+        ("an orange and an apple", WantedScene((WantedObject("orange"), WantedObject("apple")))),
+        ("ship under water", WantedScene((WantedObject("ship"),), "underwater")),
+        ("a ship under a bird", WantedScene((WantedObject("ship"), WantedObject("bird")), relation="below")),
+        ("mountains", WantedScene((), "mountains")),
+        ("слон дома", WantedScene((WantedObject("elephant"),), "room")),
+        ("слон слева от дома", WantedScene((WantedObject("elephant"), WantedObject("house")), relation="left")),
+        ("две банки", WantedScene((WantedObject("jar", count=2),))),
+        ("синяя кошка под красной собакой", WantedScene((WantedObject("cat", "blue"), WantedObject("dog", "red")), relation="below")),
+        ("большой жёлтый кот", WantedScene((WantedObject("cat", "yellow", "big"),))),
+        ("a flibbertigibbet", WantedScene()),
+        ("", WantedScene()),
     ],
 )  # fmt: skip
-def test_prompts_are_understood(prompt, wish):
-    assert parse(prompt) == wish
+def test_prompts_are_understood(prompt, wanted_scene):
+    assert parse(prompt) == wanted_scene

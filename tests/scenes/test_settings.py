@@ -17,16 +17,16 @@ def test_every_setting_has_a_painter():
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_a_setting_is_a_picture_for_every_look(setting: str):
+def test_a_setting_is_an_image_for_every_look(setting: str):
     corners = torch.stack([torch.zeros(LOOK), torch.ones(LOOK), torch.full((LOOK,), 0.5)])
-    picture = paint(setting, torch.cat([corners, looks(3)]), SIZE)
-    assert picture.shape == (6, 3, SIZE, SIZE) and picture.dtype == torch.float32
-    assert float(picture.min()) >= 0 and float(picture.max()) <= 1
-    assert not torch.equal(picture[0], picture[1]) or setting == "white"
+    image = paint(setting, torch.cat([corners, looks(3)]), SIZE)
+    assert image.shape == (6, 3, SIZE, SIZE) and image.dtype == torch.float32
+    assert float(image.min()) >= 0 and float(image.max()) <= 1
+    assert not torch.equal(image[0], image[1]) or setting == "white"
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_a_look_gives_the_same_picture_in_any_batch(setting: str):
+def test_a_look_gives_the_same_image_in_any_batch(setting: str):
     together = paint(setting, looks(4), SIZE)
     alone = torch.cat([paint(setting, look[None], SIZE) for look in looks(4)])
     assert torch.allclose(together, alone, atol=1e-6)

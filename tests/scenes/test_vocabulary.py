@@ -1,5 +1,5 @@
 from genpipe.scenes import COLOURS, SETTINGS, concepts, unknown_words, vocabulary
-from genpipe.scenes.vocabulary import _hints, listing, near
+from genpipe.scenes.vocabulary import hints, listing, near
 
 
 def test_what_the_world_can_draw_is_known_in_every_form_and_both_languages():
@@ -21,7 +21,7 @@ def test_unknown_words_come_in_order_with_what_is_near():
 
 def test_hints_lead_from_words_that_are_not_known_to_things_that_are():
     things = {*concepts(), *SETTINGS, *COLOURS}
-    for word, near_ones in _hints().items():
+    for word, near_ones in hints().items():
         assert set(near_ones) <= things, (word, near_ones)
         assert word not in vocabulary(), word
         assert near(word)[0] == near_ones[0]

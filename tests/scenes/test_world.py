@@ -56,7 +56,7 @@ def test_a_pair_is_held_out_whichever_comes_first():
         assert held_out(type(scene)("pair", home, scene.look, objects))
 
 
-def test_layouts_follow_the_relation_and_stay_in_the_picture():
+def test_layouts_follow_the_relation_and_stay_in_the_image():
     for scene in sample_batch(random.Random(2), 3000, pool=names(core=True)):
         for o in scene.objects:
             assert o.x - 0.45 * o.scale > 0 and o.x + 0.45 * o.scale < 1, scene

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from genpipe.vision.weights import Classifier, save_classifier
 
 @pytest.fixture
 def imagenet(tmp_path: Path) -> Path:
-    """A picture for each of 1,000 classes."""
+    """An image for each of 1,000 classes."""
     rng = np.random.default_rng(0)
     for index in range(1000):
         folder = tmp_path / "val" / f"n{index:08}"
@@ -32,32 +31,30 @@ def imagenet(tmp_path: Path) -> Path:
     return tmp_path / "val"
 
 
-def test_imagenet_is_evaluated_as_classify_says(
-    imagenet: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_imagenet_is_evaluated_as_classify_says(imagenet: Path, tmp_path: Path, capsys) -> None:
     module = importlib.import_module("scripts.evaluate.imagenet")
     torch.manual_seed(0)
     settings = Preprocess(32, 32, (0.5,), (0.25,))
     save_classifier(Classifier(LeNet5(1000), "lenet5", imagenet_classes(), settings), tmp_path / "net.safetensors")
-    (imagenet / "n00000003" / "bad.png").write_text("no picture")
-    monkeypatch.setattr(sys, "argv", ["evaluate", str(imagenet), str(tmp_path / "net.safetensors"), "--device", "cpu"])
-    module.main()
+    (imagenet / "n00000003" / "bad.png").write_text("no image")
+    arguments = [str(imagenet), str(tmp_path / "net.safetensors"), "--device", "cpu"]
+    module.main(arguments)
     captured = capsys.readouterr()
     (row,) = json.loads(captured.out.splitlines()[-1])
     predictions = classify(sorted(imagenet.rglob("a.png")), weights=tmp_path / "net.safetensors", device="cpu")
     ranks = [[label.index for label in each.labels] for each in predictions]
     top1 = sum(found[0] == index for index, found in enumerate(ranks)) / 10
     top5 = sum(index in found for index, found in enumerate(ranks)) / 10
-    assert (row["pictures"], row["top1"], row["top5"]) == (1000, pytest.approx(top1), pytest.approx(top5)) and top5 > 0
+    assert (row["images"], row["top1"], row["top5"]) == (1000, pytest.approx(top1), pytest.approx(top5)) and top5 > 0
     assert row["published_top1"] is None and "bad.png is not an image" in captured.err
     assert module.PUBLISHED.keys() == PUBLISHED.keys()
     (imagenet / "n00000003" / "a.png").unlink()
     (imagenet / "n00000003" / "bad.png").unlink()
     with pytest.raises(SystemExit, match="n00000003 holds no images"):
-        module.main()
+        module.main(arguments)
     (imagenet / "n00000003").rmdir()
     with pytest.raises(SystemExit, match="holds 999 folders, not one for each"):
-        module.main()
+        module.main(arguments)
 
 
 def test_hand_crafted_features_tell_a_few_concepts_apart() -> None:
@@ -68,7 +65,7 @@ def test_hand_crafted_features_tell_a_few_concepts_apart() -> None:
     training, unseen = module.draw(concepts, 10, "a"), module.draw(concepts, 6, "b")
     assert training.labels.tolist() == [i // 10 for i in range(60)] and training.pixels.shape == (60, 3, 64, 64)
     result = module.svm(training, unseen)
-    assert result.top1_error < 0.4 and result.parameters == 6 * (1764 + 1) and result.pictures == 60
+    assert result.top1_error < 0.4 and result.parameters == 6 * (1764 + 1) and result.images == 60
     small = module.grey(training)
     assert small.pixels.shape == (60, 1, 32, 32)
     block = training.pixels[5, :, 10:12, 20:22].float().mean(dim=(1, 2))

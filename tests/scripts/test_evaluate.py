@@ -88,7 +88,7 @@ def test_held_out_scenes_are_held_out_and_of_every_kind(evaluate: ModuleType) ->
         evaluate.held_out_scenes(random.Random(0), (), 4)
 
 
-def test_training_pictures_are_copies_and_other_scenes_are_not(evaluate: ModuleType) -> None:
+def test_training_images_are_copies_and_other_scenes_are_not(evaluate: ModuleType) -> None:
     known = [canonical(name) for name in POOL]
     found = evaluate.copies(evaluate.render(known, 64), known, POOL, 64)
     assert found["copies"] == found["nearest_shows_the_same_concept"] == 1

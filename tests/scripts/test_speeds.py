@@ -29,7 +29,7 @@ def test_every_part_gives_its_figures(
 ) -> None:
     pytest.importorskip("skimage")
     few = ["--prompts", "9", "--runs", "1", "--steps", "3"]
-    module.main(["--model", str(tiny_checkpoint), "--checkpoint", str(tiny_checkpoint), *few])
+    module.main(["--device", "cpu", "--model", str(tiny_checkpoint), "--checkpoint", str(tiny_checkpoint), *few])
     printed = capsys.readouterr().out
     report: dict[str, Any] = json.loads(printed.splitlines()[-1])
     for part in module.PARTS:
@@ -38,10 +38,10 @@ def test_every_part_gives_its_figures(
     assert report["cost"]["speeds"]["exact"]["times_faster"] == 1
     assert printed.count("| exact |") == 3 and "| | PSNR, dB | SSIM | object_top1_error | setting |" in printed
 
-    # The same pictures, drawn and compared without the script.
+    # The same images, drawn and compared without the script.
     rows = report["quality"]["speeds"]
     scenes = module.held_out_scenes(random.Random("held out"), names(), 9)
-    pipe, seeds = Pipeline.from_pretrained(tiny_checkpoint), seeds_for(1000, 9)
+    pipe, seeds = Pipeline.from_pretrained(tiny_checkpoint, device="cpu"), seeds_for(1000, 9)
 
     def drawn(speed: str) -> np.ndarray:
         images = []
@@ -61,7 +61,7 @@ def test_every_part_gives_its_figures(
     assert rows["exact"]["lost"] == rows["exact"]["gained"] == 0 and "ssim" not in rows["exact"]
 
 
-def test_similarity_of_flat_pictures_is_that_of_the_formulas(module: ModuleType) -> None:
+def test_similarity_of_flat_images_is_that_of_the_formulas(module: ModuleType) -> None:
     pytest.importorskip("skimage")
 
     def flat(level: int) -> Image.Image:
@@ -78,7 +78,7 @@ def test_similarity_of_flat_pictures_is_that_of_the_formulas(module: ModuleType)
 
 
 class Clocked:
-    """A pipeline whose pictures take known times: those of the first timed run of each speed are a second more."""
+    """A pipeline whose images take known times: those of the first timed run of each speed are a second more."""
 
     name, device, dtype = "clocked", "cpu", "torch.float32"
     seconds = {"exact": 8.0, "balanced": 4.0, "draft": 2.0}  # noqa: RUF012
@@ -97,12 +97,11 @@ class Clocked:
         return self
 
 
-def test_speeds_are_timed_in_turn_and_the_first_pictures_not_counted(
-    module: ModuleType, monkeypatch: pytest.MonkeyPatch
+def test_speeds_are_timed_in_turn_and_the_first_images_not_counted(
+    module: ModuleType,
 ) -> None:
     pipe = Clocked()
-    monkeypatch.setattr(module.time, "perf_counter", lambda: pipe.now)
-    found = module.cost(pipe, 3, 20)
+    found = module.cost(pipe, 3, 20, clock=lambda: pipe.now)
     speeds = list(pipe.seconds)
     assert pipe.calls == [(speed, 0, 4) for speed in speeds] + [(s, seed, 20) for seed in range(3) for s in speeds]
     assert {speed: row["seconds"] for speed, row in found["speeds"].items()} == pipe.seconds
@@ -135,4 +134,4 @@ def test_without_scikit_image_the_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "skimage.metrics", None)
     with pytest.raises(SystemExit, match=r'SSIM needs scikit-image: pip install "genpipe\[compare\]"'):
-        module.main(["--model", str(tiny_checkpoint), "--parts", "quality"])
+        module.main(["--model", str(tiny_checkpoint), "--parts", "quality", "--device", "cpu"])

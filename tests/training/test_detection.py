@@ -9,7 +9,7 @@ from genpipe.scenes import sample
 from genpipe.scenes.compose import Composer
 from genpipe.training.detection import (
     RADIUS,
-    Objects,
+    LabelledBoxes,
     assign,
     detection_loss,
     fcos_loss,
@@ -50,7 +50,7 @@ def test_places_learn_the_smallest_box_they_are_in_the_middle_of(seed: int) -> N
     assert 0 < (given >= 0).sum() < 64
 
 
-def test_a_picture_without_objects_has_nothing_to_find() -> None:
+def test_an_image_without_objects_has_nothing_to_find() -> None:
     labels, sides = assign(places(2, 3), torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
     assert labels.tolist() == [-1] * 6 and sides.shape == (6, 4)
 
@@ -83,7 +83,7 @@ def test_focal_loss_and_centreness_are_the_papers() -> None:
     assert true_centreness(sides).tolist() == pytest.approx([1.0, (1 / 4 * 2 / 8) ** 0.5])
 
 
-def perfect(objects: Objects, sureness: float) -> Maps:
+def perfect(objects: LabelledBoxes, sureness: float) -> Maps:
     labels, sides = assign(places(8, 8), objects.boxes, objects.labels)
     classes = torch.full((64, 3), -sureness)
     classes[labels >= 0, labels[labels >= 0]] = sureness
@@ -96,22 +96,22 @@ def perfect(objects: Objects, sureness: float) -> Maps:
 
 
 def test_the_loss_of_what_is_right_is_least() -> None:
-    objects = Objects(torch.tensor([[4.0, 4.0, 40.0, 36.0], [30.0, 30.0, 60.0, 62.0]]), torch.tensor([2, 0]))
+    objects = LabelledBoxes(torch.tensor([[4.0, 4.0, 40.0, 36.0], [30.0, 30.0, 60.0, 62.0]]), torch.tensor([2, 0]))
     right = fcos_loss(perfect(objects, 12.0), [objects])
     labels, sides = assign(places(8, 8), objects.boxes, objects.labels)
     target = true_centreness(sides[labels >= 0])
     entropy = -(target * target.log() + (1 - target) * (1 - target).clamp(min=1e-12).log()).mean()
     assert right.item() == pytest.approx(entropy.item(), abs=1e-3)  # no less is possible of the centreness
-    moved = Objects(objects.boxes + 2, objects.labels)
-    renamed = Objects(objects.boxes, 2 - objects.labels)
-    for wrong in (moved, renamed, Objects(objects.boxes[:1], objects.labels[:1])):
+    moved = LabelledBoxes(objects.boxes + 2, objects.labels)
+    renamed = LabelledBoxes(objects.boxes, 2 - objects.labels)
+    for wrong in (moved, renamed, LabelledBoxes(objects.boxes[:1], objects.labels[:1])):
         assert fcos_loss(perfect(objects, 12.0), [wrong]) > right + 0.05
 
 
 def test_a_batch_without_objects_teaches_that_nothing_is_there() -> None:
     torch.manual_seed(0)
     network = Detector(DetectorConfig(classes=3, width=4, channels=8))
-    nothing = Objects(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
+    nothing = LabelledBoxes(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
     loss = fcos_loss(network(torch.randn(2, 3, 64, 64)), [nothing, nothing])
     loss.backward()
     bias = network.get_parameter("classes.bias").grad

@@ -10,7 +10,7 @@ from genpipe.training.loop import Randomness
 
 
 class Numbers:
-    """A sequence whose picture i is a latent full of i, captioned "i"; counts what it is asked for."""
+    """A sequence whose image i is a latent full of i, captioned "i"; counts what it is asked for."""
 
     def __init__(self) -> None:
         self.asked: list[int] = []
@@ -27,7 +27,7 @@ def window(pool: LatentPool, step: int) -> set[int]:
     return {int(caption) for caption in captions}
 
 
-def test_the_window_moves_on_and_each_picture_is_encoded_once() -> None:
+def test_the_window_moves_on_and_each_image_is_encoded_once() -> None:
     source = Numbers()
     pool = LatentPool(source, initial=8, fresh=4, capacity=16)
     assert window(pool, 0) == set(range(8))
@@ -138,7 +138,7 @@ def test_fresh_weights_predict_nothing_and_every_parameter_can_learn() -> None:
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters() if p.requires_grad)
 
 
-def test_a_window_that_holds_all_pictures_stops_and_encodes_each_once() -> None:
+def test_a_window_that_holds_all_images_stops_and_encodes_each_once() -> None:
     source = Numbers()
     pool = LatentPool(source, initial=8, fresh=4, capacity=16, period=10)
     assert [window(pool, step) for step in range(3)] == [set(range(8)), set(range(10)), set(range(10))]

@@ -35,15 +35,15 @@ def rows(folder: Path, *entries: object) -> None:
 
 
 def only(folder: Path, size: int = 16) -> Image.Image:
-    """The one usable picture."""
-    pictures = read_folder(folder, size)
-    assert pictures.period == 1
-    return to_pil(pictures.draw(random.Random(0), 1))[0]
+    """The one usable image."""
+    images = read_folder(folder, size)
+    assert images.period == 1
+    return to_pil(images.draw(random.Random(0), 1))[0]
 
 
-def pairs(pictures: Folder) -> set[tuple[str, tuple[int, ...]]]:
-    """Every caption with the middle pixel of its picture."""
-    pixels, captions = pictures.sequence(0, pictures.period)
+def pairs(images: Folder) -> set[tuple[str, tuple[int, ...]]]:
+    """Every caption with the middle pixel of its image."""
+    pixels, captions = images.sequence(0, images.period)
     middles = [image.getpixel((8, 8)) for image in to_pil(pixels)]
     return {(caption(random.Random()), middle) for caption, middle in zip(captions, middles, strict=True)}  # type: ignore[misc]
 
@@ -60,18 +60,18 @@ def test_captions_stand_in_metadata_under_any_of_the_usual_names(tmp_path: Path)
         {"file_name": "b.png", "caption": "синий квадрат", "id": 3},
         {"file_name": "./c.png", "text": None, "prompt": "green"},
     )
-    pictures = read_folder(tmp_path, 16)
-    assert pairs(pictures) == {("a red square", RED), ("синий квадрат", BLUE), ("green", (0, 255, 0))}
-    assert str(pictures.report) == "3 images"
+    images = read_folder(tmp_path, 16)
+    assert pairs(images) == {("a red square", RED), ("синий квадрат", BLUE), ("green", (0, 255, 0))}
+    assert str(images.report) == "3 images"
 
 
-def test_captions_stand_in_text_files_beside_the_pictures_of_all_folders(tmp_path: Path) -> None:
+def test_captions_stand_in_text_files_beside_the_images_of_all_folders(tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     (tmp_path / ".hidden").mkdir()
     captioned(tmp_path, "one.png", solid(RED), "\ufeffred")
     captioned(tmp_path / "more", "one.png", solid(BLUE), "blue\n")
     captioned(tmp_path / ".hidden", "one.png", solid(BLUE), "thumbnail")
-    (tmp_path / "notes.txt").write_text("not a picture")
+    (tmp_path / "notes.txt").write_text("not an image")
     assert pairs(read_folder(tmp_path, 16)) == {("red", RED), ("blue", BLUE)}
 
 
@@ -90,7 +90,7 @@ def large(folder: Path) -> None:
 
 
 BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "text": (lambda folder: damaged(folder, lambda data: b"not a picture at all"), "not an image"),
+    "text": (lambda folder: damaged(folder, lambda data: b"not an image at all"), "not an image"),
     "empty": (lambda folder: damaged(folder, lambda data: b""), "not an image"),
     "cut png": (lambda folder: damaged(folder, lambda data: data[: len(data) // 2]), "a damaged image"),
     "cut jpeg": (lambda folder: damaged(folder, lambda data: data[: len(data) // 2], ".jpg"), "a damaged image"),
@@ -127,11 +127,11 @@ def test_a_bad_file_is_skipped_and_named(tmp_path: Path, case: str) -> None:
     captioned(tmp_path, "good.png", solid(BLUE), "blue")
     make, reason = BAD_FILES[case]
     make(tmp_path)
-    pictures = read_folder(tmp_path, 16)
-    assert pairs(pictures) == {("blue", BLUE)}
-    [(given, [name])] = pictures.report.skipped.items()
+    images = read_folder(tmp_path, 16)
+    assert pairs(images) == {("blue", BLUE)}
+    [(given, [name])] = images.report.skipped.items()
     assert given.startswith(reason) and name.startswith("bad.")
-    assert str(pictures.report) == f"1 image, 1 skipped\n  skipped, {given}: {name}"
+    assert str(images.report) == f"1 image, 1 skipped\n  skipped, {given}: {name}"
 
 
 BAD_ROWS: list[tuple[object, str, str]] = [
@@ -169,19 +169,19 @@ def test_a_bad_row_is_skipped_and_named(tmp_path: Path, row: object, name: str, 
     if name == "bad.png":
         solid(RED).save(folder / "bad.png")
     rows(folder, {"file_name": "good.png", "text": "blue"}, row)
-    pictures = read_folder(folder, 16)
-    assert pairs(pictures) == {("blue", BLUE)}
-    assert pictures.report.skipped == {reason: [name]}
+    images = read_folder(folder, 16)
+    assert pairs(images) == {("blue", BLUE)}
+    assert images.report.skipped == {reason: [name]}
 
 
-def test_a_picture_that_metadata_does_not_list_is_named(tmp_path: Path) -> None:
+def test_an_image_that_metadata_does_not_list_is_named(tmp_path: Path) -> None:
     solid(BLUE).save(tmp_path / "good.png")
     captioned(tmp_path, "other.png", solid(RED))
     rows(tmp_path, {"file_name": "good.png", "text": "blue"})
     assert read_folder(tmp_path, 16).report.skipped == {"not in metadata.jsonl": ["other.png"]}
 
 
-def test_of_two_pictures_with_one_caption_file_the_first_is_used(tmp_path: Path) -> None:
+def test_of_two_images_with_one_caption_file_the_first_is_used(tmp_path: Path) -> None:
     captioned(tmp_path, "a.jpg", solid(BLUE))
     captioned(tmp_path, "a.png", solid(RED))
     assert read_folder(tmp_path, 16).report.skipped == {"duplicate name": ["a.png"]}
@@ -226,7 +226,7 @@ def test_an_opaque_alpha_channel_is_nothing_to_report(tmp_path: Path) -> None:
     assert str(read_folder(tmp_path, 16).report) == "1 image"
 
 
-def test_a_small_picture_is_enlarged_and_named(tmp_path: Path) -> None:
+def test_a_small_image_is_enlarged_and_named(tmp_path: Path) -> None:
     captioned(tmp_path, "a.png", solid(RED, (4, 9)))
     assert only(tmp_path).getpixel((8, 8)) == RED
     assert read_folder(tmp_path, 16).report.converted == {"enlarged": ["a.png"]}
@@ -244,7 +244,7 @@ def test_rotation_is_obeyed_and_the_central_square_is_kept(tmp_path: Path) -> No
     assert [seen.getpixel(at) for at in ((1, 1), (14, 1), (1, 14), (14, 14))] == [RED, RED, BLUE, BLUE]
 
 
-def test_a_long_picture_within_the_limit_is_used(tmp_path: Path) -> None:
+def test_a_long_image_within_the_limit_is_used(tmp_path: Path) -> None:
     captioned(tmp_path, "a.png", solid(RED, (20_000, 20)))
     assert only(tmp_path).getpixel((8, 8)) == RED
     assert str(read_folder(tmp_path, 16).report) == "1 image"
@@ -261,19 +261,19 @@ def test_a_large_jpeg_is_read_as_it_looks(tmp_path: Path) -> None:
 def test_pixels_run_from_minus_one_to_one_and_the_sequence_repeats(tmp_path: Path) -> None:
     for level in (0, 100, 255):
         captioned(tmp_path, f"{level}.png", solid((level,) * 3), str(level))
-    pictures = read_folder(tmp_path, 16)
-    pixels, captions = pictures.sequence(0, 6)
+    images = read_folder(tmp_path, 16)
+    pixels, captions = images.sequence(0, 6)
     assert pixels.shape == (6, 3, 16, 16) and pixels.dtype == torch.float32
     assert torch.equal(pixels[:3], pixels[3:])
-    for picture, caption in zip(pixels, captions, strict=True):
-        assert torch.allclose(picture, torch.tensor(int(caption(random.Random())) / 127.5 - 1))
+    for image, caption in zip(pixels, captions, strict=True):
+        assert torch.allclose(image, torch.tensor(int(caption(random.Random())) / 127.5 - 1))
 
 
 def test_what_happens_to_the_files_later_does_not_matter(tmp_path: Path) -> None:
     path = captioned(tmp_path, "a.png", solid(RED))
-    pictures = read_folder(tmp_path, 16)
+    images = read_folder(tmp_path, 16)
     path.unlink()
-    assert pictures.draw(random.Random(0), 4).shape == (4, 3, 16, 16)
+    assert images.draw(random.Random(0), 4).shape == (4, 3, 16, 16)
 
 
 def test_a_name_that_is_not_text_can_be_printed(tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_a_name_that_is_not_text_can_be_printed(tmp_path: Path) -> None:
     assert read_folder(tmp_path, 16).report.skipped == {"no caption": [r"'bad\udcff\n.png'"]}
 
 
-def test_what_is_not_a_folder_of_pictures_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_what_is_not_a_folder_of_images_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere is not a folder: give one that holds images"):
         read_folder(tmp_path / "nowhere", 16)
     with pytest.raises(ValueError, match=r"holds no images: put .*png"):

@@ -22,7 +22,7 @@ SMALL = Preprocess(36, 32, (0.5,), (0.5,))
 
 
 def striped(path: Path, across: bool, rng: random.Random) -> None:
-    """A picture of 40×48 with stripes across or along, anywhere."""
+    """An image of 40×48 with stripes across or along, anywhere."""
     lines = (np.arange(48) + rng.randrange(8)) // 4 % 2 * 200 + rng.randrange(40)
     levels = np.broadcast_to(lines[:, None] if across else lines[None, :40], (48, 40)).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,11 +77,11 @@ def test_train_and_val_are_taken_as_they_are(folder: Path) -> None:
 
 
 def test_what_cannot_be_read_is_named_and_counted(folder: Path) -> None:
-    (folder / "across" / "bad.png").write_text("no picture")
+    (folder / "across" / "bad.png").write_text("no image")
     whole = (folder / "across" / "00.png").read_bytes()
     (folder / "вдоль" / "cut.png").write_bytes(whole[: len(whole) // 2])
     (folder / "вдоль" / "gone.png").symlink_to("nowhere.png")
-    (folder / "вдоль" / "notes.txt").write_text("not a picture, and not said to be one")
+    (folder / "вдоль" / "notes.txt").write_text("not an image, and not said to be one")
     assert str(read_image_folder(folder, SMALL).report).splitlines() == [
         "40 images, 3 skipped",
         "  skipped, not an image: across/bad.png",
@@ -97,7 +97,7 @@ def test_folders_that_cannot_be_learned_from_are_refused(folder: Path, tmp_path:
         read_image_folder(folder / "across", SMALL)
     for name in ("empty", "unreadable"):
         (folder / name).mkdir()
-    (folder / "unreadable" / "bad.png").write_text("no picture")
+    (folder / "unreadable" / "bad.png").write_text("no image")
     with pytest.raises(
         ValueError,
         match=r"has 2 classes without an image that can be read "
@@ -105,7 +105,7 @@ def test_folders_that_cannot_be_learned_from_are_refused(folder: Path, tmp_path:
     ):
         read_image_folder(folder, SMALL)
     for index in range(5):
-        (folder / "unreadable" / f"bad{index}.png").write_text("no picture")
+        (folder / "unreadable" / f"bad{index}.png").write_text("no image")
     with pytest.raises(ValueError, match=r"bad1.png, not an image; 3 more cannot be used\): add images"):
         read_image_folder(folder, SMALL)
     (folder / "empty").rmdir()
@@ -121,14 +121,14 @@ def test_folders_that_cannot_be_learned_from_are_refused(folder: Path, tmp_path:
         read_image_folder(tmp_path / "split", SMALL)
 
 
-def test_augmented_pictures_are_parts_of_the_picture() -> None:
+def test_augmented_images_are_parts_of_the_image() -> None:
     side = 48
     ramp = torch.arange(side).float().expand(3, side, side)  # tells x
     pixels = torch.stack([ramp, ramp.transpose(1, 2)]).repeat(100, 1, 1, 1).byte()
     parts = augment(pixels, 32, torch.Generator().manual_seed(0))
     assert parts.shape == (200, 3, 32, 32) and parts.min() >= 0 and parts.max() <= side - 1
     across = parts[0::2, 0, 0]
-    steps = across.diff(dim=1)[:, 8:24].mean(dim=1)  # pixels of the picture a pixel of the part
+    steps = across.diff(dim=1)[:, 8:24].mean(dim=1)  # pixels of the image a pixel of the part
     mirrored = steps < 0
     assert 30 < mirrored.sum() < 70
     widths = steps.abs() * 32 / side
@@ -140,14 +140,14 @@ def test_augmented_pictures_are_parts_of_the_picture() -> None:
     assert torch.equal(parts, augment(pixels, 32, torch.Generator().manual_seed(0)))
 
 
-def test_a_small_folder_is_learned_and_the_best_weights_tell_new_pictures(folder: Path, tmp_path: Path) -> None:
+def test_a_small_folder_is_learned_and_the_best_weights_tell_new_images(folder: Path, tmp_path: Path) -> None:
     told: list[tuple[float, bool]] = []
     classifier = train(folder, tmp_path / "run", 120, on_validation=lambda *each: told.append(each))
     assert classifier.classes == ("across", "вдоль") and classifier.preprocess == SMALL
     rng = random.Random("unseen")
     for index in range(20):
         striped(tmp_path / "new" / f"{index:02}.png", index % 2 == 0, rng)
-    found = classify(tmp_path / "new", weights=tmp_path / "run" / BEST, top=1)
+    found = classify(tmp_path / "new", weights=tmp_path / "run" / BEST, top=1, device="cpu")
     assert [each.labels[0].name for each in found] == ["across", "вдоль"] * 10
     assert told[-1][0] == 0.0
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [BEST, "log.jsonl", "state.safetensors"]
@@ -210,7 +210,7 @@ def test_a_size_that_does_not_suit_is_refused_before_anything_is_read(tmp_path: 
 
 
 def test_the_command_trains_and_names_the_weights(folder: Path, tmp_path: Path, capsys, learned: Path) -> None:
-    (folder / "across" / "bad.png").write_text("no picture")
+    (folder / "across" / "bad.png").write_text("no image")
     arguments = ["vision", "train", folder, "--from", learned, "--freeze", "features", "--steps", 2, "--batch", 4]
     arguments += ["--device", "cpu"]
     status = main([*map(str, arguments), "--out", str(tmp_path / "run")])

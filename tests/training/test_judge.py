@@ -23,7 +23,7 @@ from genpipe.training.judge import (
     soften,
 )
 from genpipe.training.loop import Budget, Randomness, choose_accelerator, fit
-from genpipe.vision.scene_model import CHANNELS, SIDE, STRIDE, SceneModel, Seen, find_objects
+from genpipe.vision.scene_model import CHANNELS, INPUT_SIDE, STRIDE, SceneModel, SceneOutput, find_objects
 
 
 @cache
@@ -51,13 +51,13 @@ def test_labels_are_the_truth_at_the_size_that_the_models_see() -> None:
     first, second = canonical("pirate ship"), canonical("car")
     pair = replace(first, objects=(*first.objects, replace(second.objects[0], colour="red", x=0.2, scale=0.3)))
     drawn = label(composer(), [second, pair])
-    assert drawn.pixels.shape == (2, 3, SIDE, SIDE) and drawn.pixels.dtype == torch.uint8
+    assert drawn.pixels.shape == (2, 3, INPUT_SIDE, INPUT_SIDE) and drawn.pixels.dtype == torch.uint8
     assert drawn.settings.tolist() == [SETTINGS.index(second.setting), SETTINGS.index(pair.setting)]
     index = names().index
     assert drawn.concepts.tolist() == [[index("car"), -1, -1, -1], [index("pirate ship"), index("car"), -1, -1]]
     assert drawn.colours[1, :2].tolist() == [len(COLOURS), list(COLOURS).index("red")]
     _, (truth, _) = composer().truth([second, pair])
-    assert torch.allclose(drawn.boxes[0, 0], truth.boxes[0] * SIDE / 128)
+    assert torch.allclose(drawn.boxes[0, 0], truth.boxes[0] * INPUT_SIDE / 128)
     assert torch.equal(drawn.masks[0], truth.masks[0])
     vehicle = CATEGORIES.index(concepts()["car"].category)
     assert torch.equal(category_maps([truth], 128)[0], truth.masks[0].to(torch.uint8) * vehicle)
@@ -99,7 +99,7 @@ def test_the_pool_is_a_function_of_the_step_alone() -> None:
     assert not torch.equal(drawn.pixels, other.pixels)
 
 
-def test_softened_pictures_are_still_the_same_pictures() -> None:
+def test_softened_images_are_still_the_same_images() -> None:
     pixels = composer().render([canonical("cat"), canonical("ship"), canonical("castle")] * 8)
     soft = soften(pixels, torch.Generator().manual_seed(0))
     assert soft.shape == pixels.shape and soft.abs().max() <= 1
@@ -121,9 +121,9 @@ def test_the_loss_is_least_for_the_truth() -> None:
         for head, true in ((model.concepts, shown.concepts[:, 0]), (model.colours, shown.colours[:, 0])):
             head.weight.zero_()
             head.bias.zero_()
-            for picture in (0, 1):
-                head.weight[true[picture], picture] = 30
-    right = Seen(torch.where(owner >= 0, 20.0, -20.0), boxes, cells,
+            for image in (0, 1):
+                head.weight[true[image], image] = 30
+    right = SceneOutput(torch.where(owner >= 0, 20.0, -20.0), boxes, cells,
                  30 * torch.nn.functional.one_hot(shown.settings, len(SETTINGS)).float(), torch.zeros(2, CHANNELS))  # fmt: skip
     least = scene_loss(model, right, shown, 0.0)
     assert least < 1e-3
@@ -138,7 +138,7 @@ def test_the_loss_is_least_for_the_truth() -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> SceneModel:
-    """A judge that has seen a few pictures often enough to know them."""
+    """A judge that has seen a few images often enough to know them."""
     pool = ScenePool(1, initial=8, fresh=0)
     model = fit(
         small("resnet18"),

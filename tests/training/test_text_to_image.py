@@ -29,7 +29,7 @@ SIZE = 32
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    directory = tmp_path / "pictures"
+    directory = tmp_path / "images"
     directory.mkdir()
     for name, colour in COLOURS.items():
         Image.new("RGB", (40, 40), colour).save(directory / f"{name}.png")
@@ -115,7 +115,7 @@ def test_a_folder_becomes_a_checkpoint_that_a_pipeline_draws_from(tmp_path: Path
 
 
 class Killed:
-    """A folder's pictures that end the process when they are asked for the n-th time."""
+    """A folder's images that end the process when they are asked for the n-th time."""
 
     def __init__(self, images: Folder, *, after: int) -> None:
         self._images, self._left = images, after
@@ -307,7 +307,7 @@ def test_a_training_of_the_embedded_model_goes_on_from_a_checkpoint(tmp_path: Pa
     ("arguments", "message"),
     [
         (["--decoder-minutes", "3"], "--decoder-minutes needs --init"),
-        (["--concepts", "cat,florble"], "--concepts 'florble' is not one of the"),
+        (["--concepts", "cat,florble"], "--concepts 'florble' is not among the"),
         (["--minutes", "0"], "error: a training budget of 0.0 is out of range: use more"),
     ],
 )
@@ -323,7 +323,7 @@ def test_mistakes_in_training_the_embedded_model(
     assert message in capsys.readouterr().err + str(error.value) and not (tmp_path / "out").exists()
 
 
-def test_the_embedded_models_pictures_are_a_function_of_the_seed() -> None:
+def test_the_embedded_models_images_are_a_function_of_the_seed() -> None:
     module = importlib.import_module("scripts.train.embedded")
     scenes = module.Scenes(torch.device("cpu"), concepts=("cat", "pirate ship"), seed=3)
     pixels, captions = scenes.sequence(5, 7)

@@ -47,7 +47,7 @@ def test_torchvisions_form_begins_with_hes_weights_and_a_signal_that_lasts() -> 
         assert layer.bias is not None and not layer.bias.any()
     with torch.no_grad():
         logits = network(torch.randn(8, 3, 64, 64))
-    # What differs between pictures; with torch's own weights it is 0.0004.
+    # What differs between images; with torch's own weights it is 0.0004.
     assert 0.05 < logits.std(dim=0).mean() < 2
 
 

@@ -1,4 +1,4 @@
-"""Pictures to labels, in Python and by the command, with a classifier that names the colour of a picture."""
+"""Images to labels, in Python and by the command, with a classifier that names the colour of an image."""
 
 import json
 import pickle
@@ -16,7 +16,6 @@ from genpipe.cli import main
 from genpipe.images import to_pil
 from genpipe.scenes import canonical, names
 from genpipe.scenes.compose import Composer
-from genpipe.vision import classify as module
 from genpipe.vision.classify import classify
 from genpipe.vision.lenet import LeNet5
 from genpipe.vision.preprocess import Preprocess
@@ -45,12 +44,12 @@ def colour() -> Classifier:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for name in ("red", "green", "blue"):
         Image.new("RGB", (9, 7), (255 * (name == "red"), 255 * (name == "green"), 255 * (name == "blue"))).save(
-            tmp_path / "pictures" / f"{name}.png"
+            tmp_path / "images" / f"{name}.png"
         )
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
 @pytest.fixture
@@ -72,23 +71,20 @@ def test_labels_are_the_likeliest_first_and_sum_to_one_over_all(colour: Classifi
     assert probabilities[0] == pytest.approx(float(expected[2]), rel=1e-6)
 
 
-def test_a_folder_a_list_and_pictures_in_memory_agree(
-    colour: Classifier, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "BATCH", 2)
+def test_a_folder_a_list_and_images_in_memory_agree(colour: Classifier, folder: Path) -> None:
     paths = sorted(folder.iterdir())
-    whole = classify(folder, model=colour, top=2)
+    whole = classify(folder, model=colour, top=2, batch=2)
     assert [prediction.source for prediction in whole] == [str(path) for path in paths]
     assert [prediction.labels[0].name for prediction in whole] == ["blue", "green", "red"]
-    listed = classify([str(paths[0]), folder, Image.open(paths[2])], model=colour, top=2)
+    listed = classify([str(paths[0]), folder, Image.open(paths[2])], model=colour, top=2, batch=2)
     assert [p.labels for p in listed] == [p.labels for p in (whole[0], *whole, whole[2])]
-    assert listed[-1].source == "picture 3"
+    assert listed[-1].source == "image 3"
     for path, prediction in zip(paths, whole, strict=True):
         assert classify(path, model=colour, top=2) == [prediction]
 
 
-def test_a_picture_that_cannot_be_read_raises_alone_and_is_told_among_others(colour: Classifier, folder: Path) -> None:
-    (folder / "bad.png").write_text("no picture")
+def test_an_image_that_cannot_be_read_raises_alone_and_is_told_among_others(colour: Classifier, folder: Path) -> None:
+    (folder / "bad.png").write_text("no image")
     predictions = classify([folder, folder / "none.png"], model=colour, top=1)
     assert [prediction.error is None for prediction in predictions] == [False, True, True, True, False]
     assert predictions[0].labels == () and re.search(r"bad.png is not an image", str(predictions[0].error))
@@ -107,8 +103,8 @@ def test_a_classifier_of_damaged_weights_is_refused(colour: Classifier, folder: 
         classify(folder, model=colour)
 
 
-def test_a_folder_of_one_bad_picture_does_not_raise(colour: Classifier, tmp_path: Path) -> None:
-    (tmp_path / "bad.png").write_text("no picture")
+def test_a_folder_of_one_bad_image_does_not_raise(colour: Classifier, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_text("no image")
     (prediction,) = classify(tmp_path, model=colour, top=1)
     assert prediction.error is not None
 
@@ -118,8 +114,10 @@ def test_what_cannot_be_asked_is_refused(colour: Classifier, folder: Path, weigh
         classify(folder, model="resnet50")
     with pytest.raises(ValueError, match="both a classifier and weights"):
         classify(folder, model=colour, weights=weights)
-    with pytest.raises(ValueError, match="no pictures given"):
+    with pytest.raises(ValueError, match="no images given"):
         classify([], model=colour)
+    with pytest.raises(ValueError, match="batch 0 is out of range"):
+        classify(folder, model=colour, batch=0)
     with pytest.raises(ValueError, match="top 0 is out of range: use 1 or more"):
         classify(folder, model=colour, top=0)
 
@@ -138,7 +136,7 @@ def test_without_weights_the_embedded_classifier_names_what_a_scene_shows(tmp_pa
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     def run(*arguments: object) -> tuple[int, str, str]:
-        status = main(["classify", *map(str, arguments)])
+        status = main(["classify", *map(str, arguments), "--device", "cpu"])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
@@ -146,7 +144,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
 
 
 def test_the_command_prints_what_python_returns(command, folder: Path, weights: Path) -> None:
-    expected = classify(folder, weights=weights, top=2)
+    expected = classify(folder, weights=weights, top=2, device="cpu")
     status, out, err = command(folder, "--weights", weights, "--top", 2)
     assert (status, err) == (0, "")
     lines = out.splitlines()
@@ -161,12 +159,12 @@ def test_the_command_prints_what_python_returns(command, folder: Path, weights: 
 
 
 def test_the_command_names_and_counts_what_it_cannot_read(command, folder: Path, weights: Path) -> None:
-    (folder / "bad.png").write_text("no picture")
+    (folder / "bad.png").write_text("no image")
     status, out, err = command(folder, "--weights", weights)
     assert status == 2 and len(out.splitlines()) == 3 * (1 + 4)  # of five labels there are four
     error, count = err.splitlines()
     assert error.startswith("genpipe: error: ") and "bad.png is not an image" in error
-    assert count == "genpipe: 1 of 4 pictures could not be read"
+    assert count == "genpipe: 1 of 4 images could not be read"
 
 
 @pytest.mark.parametrize(
@@ -191,7 +189,7 @@ def test_a_mistake_is_a_line_and_status_2(
     command, folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
 ) -> None:
     monkeypatch.chdir(folder)
-    Path("bad.png").write_text("no picture")
+    Path("bad.png").write_text("no image")
     Path("eps.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EOF\n")
     torch.save({}, "net.pth")
     Path("old.pth").write_bytes(pickle.dumps({"a": 1}, protocol=4))  # of which torch warns, too

@@ -31,7 +31,7 @@ def test_suppression_of_nothing_is_nothing() -> None:
 
 
 def maps_of(boxes: Tensor, labels: list[int], *, size: int = 64) -> Maps:
-    """What a perfect network says of one picture with these boxes: each is told at the place nearest its middle."""
+    """What a perfect network says of one image with these boxes: each is told at the place nearest its middle."""
     side = size // STRIDE
     classes, centreness = torch.full((1, 3, side, side), -20.0), torch.full((1, 1, side, side), -20.0)
     distances = torch.ones(1, 4, side, side)
@@ -53,7 +53,7 @@ def test_boxes_come_back_from_what_is_said_of_them() -> None:
     assert len(decode(maps_of(boxes, [0, 2, 0]), (64, 64), threshold=0.999)[0].boxes) == 0
 
 
-def test_boxes_are_cut_to_the_picture() -> None:
+def test_boxes_are_cut_to_the_image() -> None:
     (found,) = decode(maps_of(torch.tensor([[-3.0, 2.0, 70.0, 60.0]]), [1]), (50, 61))
     assert found.boxes.tolist() == [[0.0, 2.0, 61.0, 50.0]]
 
@@ -68,7 +68,7 @@ def test_only_the_surest_of_a_class_stays_where_boxes_overlap() -> None:
 
 
 @pytest.mark.parametrize("size", [(64, 64), (40, 72), (33, 9)])
-def test_maps_cover_pictures_of_any_size(size: tuple[int, int]) -> None:
+def test_maps_cover_images_of_any_size(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     network = Detector(TINY).eval()
     with torch.no_grad():

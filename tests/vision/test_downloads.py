@@ -150,6 +150,9 @@ def test_the_command_says_it_in_one_line(serve: Callable[..., str], tmp_path: Pa
     from PIL import Image
 
     Image.new("RGB", (40, 40)).save(tmp_path / "x.png")
-    assert main(["classify", str(tmp_path / "x.png"), "--weights", f"{serve(b'junk')}/w.safetensors"]) == 1
+    assert (
+        main(["classify", str(tmp_path / "x.png"), "--weights", f"{serve(b'junk')}/w.safetensors", "--device", "cpu"])
+        == 1
+    )
     captured = capsys.readouterr()
     assert captured.out == "" and len(captured.err.splitlines()) == 1 and "could not be fetched" in captured.err

@@ -14,9 +14,9 @@ from genpipe.vision.inspection import (
     feature_maps,
     first_filters,
     grad_cam,
-    inspect_picture,
+    image_grid,
+    inspect_image,
     last_maps,
-    picture_grid,
     stretched,
 )
 from genpipe.vision.lenet import LeNet5
@@ -82,7 +82,7 @@ def test_the_last_maps_are_the_whole_last_block(pooled: Pooled) -> None:
 
 def test_cells_stand_in_rows_with_their_pixels_visible() -> None:
     cells = torch.rand(5, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    pixels = np.asarray(picture_grid(cells, cell=8))
+    pixels = np.asarray(image_grid(cells, cell=8))
     assert pixels.shape == (2 * 8 + 1, 3 * 8 + 2, 3)
     for index in range(5):
         top, left = index // 3 * 9, index % 3 * 9
@@ -103,21 +103,21 @@ def classifier() -> Classifier:
 
 
 def test_an_inspection_explains_the_likeliest_class_or_the_one_asked_for(classifier: Classifier) -> None:
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))
-    found = inspect_picture(classifier, picture)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))
+    found = inspect_image(classifier, image)
     with torch.no_grad():
-        assert found.target == int(classifier.network(classifier.preprocess(picture)[None]).argmax())
+        assert found.target == int(classifier.network(classifier.preprocess(image)[None]).argmax())
     assert found.layer == "layer3"
     other = (found.target + 1) % 3
-    asked = inspect_picture(classifier, picture, target=classifier.classes[other])
+    asked = inspect_image(classifier, image, target=classifier.classes[other])
     assert asked.target == other and asked.filters.tobytes() == found.filters.tobytes()
     assert asked.grad_cam.tobytes() != found.grad_cam.tobytes()
     seen = np.asarray(found.grad_cam)[:224:7, :224:7]
-    assert np.array_equal(seen, classifier.preprocess.square(picture).permute(1, 2, 0).numpy())
+    assert np.array_equal(seen, classifier.preprocess.square(image).permute(1, 2, 0).numpy())
     with pytest.raises(ValueError, match="class 3 is out of range: use 0 to 2"):
-        inspect_picture(classifier, picture, target=3)
-    with pytest.raises(ValueError, match="class 'cat' is not one of the 3"):
-        inspect_picture(classifier, picture, target="cat")
+        inspect_image(classifier, image, target=3)
+    with pytest.raises(ValueError, match="class 'cat' is not among the 3"):
+        inspect_image(classifier, image, target="cat")
 
 
 @pytest.fixture
@@ -127,18 +127,16 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_classifier(
         Classifier(LeNet5(3), "lenet5", ("кот", "dog", "7"), Preprocess(32, 32, (0.5,), (0.5,))), "w.safetensors"
     )
-    Image.new("RGB", (40, 30), (200, 0, 90)).save("a picture.png")
-    Path("bad.png").write_text("no picture")
+    Image.new("RGB", (40, 30), (200, 0, 90)).save("an image.png")
+    Path("bad.png").write_text("no image")
     return tmp_path
 
 
 def test_the_command_writes_what_python_draws_and_names_the_files(files: Path, capsys) -> None:
-    assert (
-        main(["vision", "inspect", "a picture.png", "--weights", "w.safetensors", "--outdir", "new", "--class", "кот"])
-        == 0
-    )
+    arguments = ["an image.png", "--weights", "w.safetensors", "--outdir", "new", "--class", "кот", "--device", "cpu"]
+    assert main(["vision", "inspect", *arguments]) == 0
     captured = capsys.readouterr()
-    names = ["a picture-filters.png", "a picture-features.s4.png", "a picture-grad-cam.png"]
+    names = ["an image-filters.png", "an image-features.s4.png", "an image-grad-cam.png"]
     assert captured.out.splitlines() == [str(Path("new", name)) for name in names]
     assert captured.err == "features.s4 for 'кот'\n"
     assert {path.name for path in Path("new").iterdir()} == set(names)
@@ -151,16 +149,16 @@ def test_the_command_writes_what_python_draws_and_names_the_files(files: Path, c
     ("arguments", "says"),
     [
         (["bad.png", "--weights", "w.safetensors"], "bad.png is not an image"),
-        (["a picture.png"], "the following arguments are required: --weights"),
-        (["a picture.png", "--weights", "w.safetensors", "--layer", "x"], "LeNet5 has no layer 'x'"),
-        (["a picture.png", "--weights", "w.safetensors", "--layer", "classifier"], "which are no maps"),
-        (["a picture.png", "--weights", "w.safetensors", "--class", "9"], "class 9 is out of range: use 0 to 2"),
-        (["a picture.png", "--weights", "w.safetensors", "--class", "cat"], "class 'cat' is not one of the 3"),
+        (["an image.png"], "the following arguments are required: --weights"),
+        (["an image.png", "--weights", "w.safetensors", "--layer", "x"], "LeNet5 has no layer 'x'"),
+        (["an image.png", "--weights", "w.safetensors", "--layer", "classifier"], "which are no maps"),
+        (["an image.png", "--weights", "w.safetensors", "--class", "9"], "class 9 is out of range: use 0 to 2"),
+        (["an image.png", "--weights", "w.safetensors", "--class", "cat"], "class 'cat' is not among the 3"),
     ],
 )
 def test_a_mistake_is_a_line_and_status_2(files: Path, capsys, arguments: list[str], says: str) -> None:
     before = set(files.iterdir())
-    assert main(["vision", "inspect", *arguments]) == 2
+    assert main(["vision", "inspect", *arguments, "--device", "cpu"]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and len(captured.err.splitlines()) == 1 and says in captured.err
     assert set(files.iterdir()) == before

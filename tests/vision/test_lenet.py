@@ -8,7 +8,7 @@ def test_parameters_are_counted_by_hand() -> None:
     assert sum(p.numel() for p in LeNet5().parameters()) == sum(layers) == 61_706
 
 
-def test_classes_channels_and_larger_pictures() -> None:
+def test_classes_channels_and_larger_images() -> None:
     assert LeNet5()(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
     assert LeNet5(3, channels=3)(torch.zeros(2, 3, 48, 40)).shape == (2, 3)
 

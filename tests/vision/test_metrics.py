@@ -169,7 +169,7 @@ def test_what_does_not_belong_together_is_refused() -> None:
         confusion_matrix(labels, labels[1:], 5)
     with pytest.raises(ValueError, match="a labelled class is out of range: use 0 to 2"):
         confusion_matrix(labels % 3, labels, 3)
-    with pytest.raises(ValueError, match="picture 0 has 1 boxes and 2 scores"):
+    with pytest.raises(ValueError, match="image 0 has 1 boxes and 2 scores"):
         average_precision([torch.zeros(1, 4)], [torch.zeros(2)], [torch.zeros(0, 4)])
-    with pytest.raises(ValueError, match="not of the same pictures"):
+    with pytest.raises(ValueError, match="not of the same images"):
         average_precision([], [], [torch.zeros(0, 4)])

@@ -15,7 +15,7 @@ def noise(width: int, height: int) -> Image.Image:
 
 
 def resized_whole(image: Image.Image, settings: Preprocess) -> np.ndarray:
-    """The levels of the middle, cut out of the whole resized picture as torchvision does it."""
+    """The levels of the middle, cut out of the whole resized image as torchvision does it."""
     short = min(image.size)
     width, height = (settings.resize if s == short else int(settings.resize * s / short) for s in image.size)
     image = image.resize((width, height), Image.Resampling[settings.interpolation.upper()])
@@ -25,7 +25,7 @@ def resized_whole(image: Image.Image, settings: Preprocess) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [(64, 64), (97, 41), (33, 80), (300, 211), (12, 9)])
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
-def test_the_middle_is_that_of_the_whole_resized_picture(size: tuple[int, int], interpolation: str) -> None:
+def test_the_middle_is_that_of_the_whole_resized_image(size: tuple[int, int], interpolation: str) -> None:
     settings = Preprocess(resize=32, crop=28, interpolation=interpolation)
     image = noise(*size)
     expected = resized_whole(image, settings)
@@ -44,12 +44,12 @@ def test_pixels_are_normalised_channel_by_channel() -> None:
     assert torch.allclose(pixels, torch.tensor(expected)[:, None, None].expand(3, 4, 4), atol=1e-6)
 
 
-def test_one_mean_makes_pictures_grey() -> None:
+def test_one_mean_makes_images_grey() -> None:
     pixels = Preprocess(resize=4, crop=4, mean=(0.5,), std=(0.5,))(Image.new("RGB", (8, 6), (255, 255, 255)))
     assert torch.equal(pixels, torch.ones(1, 4, 4))
 
 
-def test_a_picture_of_one_line_costs_no_more_than_its_middle() -> None:
+def test_an_image_of_one_line_costs_no_more_than_its_middle() -> None:
     assert Preprocess()(Image.new("L", (60_000, 1), 128)).shape == (3, 224, 224)
 
 

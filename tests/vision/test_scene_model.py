@@ -2,7 +2,16 @@ import pytest
 import torch
 from torch import nn
 
-from genpipe.vision.scene_model import CHANNELS, SIDE, STRIDE, SceneModel, Seen, SurestConcept, find_objects, shrink
+from genpipe.vision.scene_model import (
+    CHANNELS,
+    INPUT_SIDE,
+    STRIDE,
+    SceneModel,
+    SceneOutput,
+    SurestConcept,
+    find_objects,
+    shrink,
+)
 
 
 def model(trunk: str = "resnet18") -> SceneModel:
@@ -13,8 +22,8 @@ def model(trunk: str = "resnet18") -> SceneModel:
 @pytest.mark.parametrize("trunk", ["resnet18", "plain"])
 def test_everything_is_seen_in_its_shape_and_learns(trunk: str) -> None:
     net = model(trunk).train()
-    seen = net(torch.randn(2, 3, SIDE, SIDE))
-    cells = SIDE // STRIDE
+    seen = net(torch.randn(2, 3, INPUT_SIDE, INPUT_SIDE))
+    cells = INPUT_SIDE // STRIDE
     assert seen.objectness.shape == (2, cells, cells) and seen.boxes.shape == (2, cells, cells, 4)
     assert seen.cells.shape == (2, cells, cells, CHANNELS) and seen.features.shape == (2, CHANNELS)
     assert seen.settings.shape == (2, 5)
@@ -34,18 +43,18 @@ def test_boxes_begin_around_the_middle_of_their_cell() -> None:
     with torch.no_grad():
         net.place.weight.zero_()
         net.place.bias.copy_(torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0]))
-        boxes = net(torch.zeros(1, 3, SIDE, SIDE)).boxes
+        boxes = net(torch.zeros(1, 3, INPUT_SIDE, INPUT_SIDE)).boxes
     x, y = 2.5 * STRIDE, 1.5 * STRIDE  # of the cell in row 1, column 2
     assert boxes[0, 1, 2].tolist() == [x - STRIDE, y - 2 * STRIDE, x + 3 * STRIDE, y + 4 * STRIDE]
 
 
-def seen_of(scores: dict[tuple[int, int], float], boxes: dict[tuple[int, int], list[float]]) -> Seen:
+def seen_of(scores: dict[tuple[int, int], float], boxes: dict[tuple[int, int], list[float]]) -> SceneOutput:
     objectness, places = torch.full((1, 6, 6), -9.0), torch.zeros(1, 6, 6, 4)
     for (row, column), score in scores.items():
         objectness[0, row, column] = torch.logit(torch.tensor(score))
         places[0, row, column] = torch.tensor(boxes[row, column])
     cells = torch.arange(36.0).reshape(1, 6, 6, 1).expand(1, 6, 6, CHANNELS)
-    return Seen(objectness, places, cells, torch.zeros(1, 5), torch.zeros(1, CHANNELS))
+    return SceneOutput(objectness, places, cells, torch.zeros(1, 5), torch.zeros(1, CHANNELS))
 
 
 def test_of_boxes_that_overlap_the_surest_is_an_object() -> None:
@@ -62,14 +71,14 @@ def test_of_boxes_that_overlap_the_surest_is_an_object() -> None:
 
 
 def test_as_a_classifier_it_names_the_surest_object() -> None:
-    net, pixels = model(), torch.randn(3, 3, SIDE, SIDE)
+    net, pixels = model(), torch.randn(3, 3, INPUT_SIDE, INPUT_SIDE)
     logits = SurestConcept(net)(pixels)
     first = [one.concepts[0] for one in find_objects(net, net(pixels))]
     assert torch.allclose(logits.softmax(1), torch.stack(first), atol=1e-6)
 
 
 def test_shrinking_averages() -> None:
-    pixels = torch.zeros(1, 3, 2 * SIDE, 2 * SIDE)
+    pixels = torch.zeros(1, 3, 2 * INPUT_SIDE, 2 * INPUT_SIDE)
     pixels[..., ::2] = 1.0
-    assert shrink(pixels).shape == (1, 3, SIDE, SIDE)
+    assert shrink(pixels).shape == (1, 3, INPUT_SIDE, INPUT_SIDE)
     assert (shrink(pixels)[..., 8:-8] - 0.5).abs().max() < 0.05

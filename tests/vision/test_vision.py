@@ -16,5 +16,5 @@ def test_the_blocks_are_those_that_all_networks_use() -> None:
 
 
 def test_asking_for_none_of_them_loads_no_torch() -> None:
-    code = "import sys, genpipe.vision, genpipe.vision.pictures; assert 'torch' not in sys.modules"
+    code = "import sys, genpipe.vision, genpipe.vision.reading; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

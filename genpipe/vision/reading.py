@@ -11,7 +11,7 @@ from genpipe.images import image_errors, open_image
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
-def read_picture(source: str | Path | Image.Image) -> Image.Image:
+def read_image(source: str | Path | Image.Image) -> Image.Image:
     """Return the image as it is meant to be seen, in RGB.
 
     EXIF rotation is obeyed, transparency is laid on white, 16 bits become 8, and of an animation it is the first frame.
@@ -27,7 +27,7 @@ def read_picture(source: str | Path | Image.Image) -> Image.Image:
         return as_seen(image, str(source))
 
 
-def pictures_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
     """Return the files directly in a folder that are images by their suffix, sorted by name.
 
     Raises:
@@ -40,12 +40,12 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def why_unusable(error: ValueError, name: str) -> str:
-    """Return why the image `name` cannot be used, in a few words, from an error of `read_picture`: "a damaged image"."""
+    """Return why the image `name` cannot be used, in a few words, from an error of `read_image`: "a damaged image"."""
     return re.sub("^(is|has) ", "", str(error).removeprefix(f"{name} ")).partition(":")[0]
 
 
 def as_seen(image: Image.Image, name: str) -> Image.Image:
-    """Return an open image as `read_picture` does; `name` is what errors call it."""
+    """Return an open image as `read_image` does; `name` is what errors call it."""
     with image_errors(name):
         image.load()
         image = ImageOps.exif_transpose(image)
