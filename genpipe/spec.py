@@ -51,6 +51,7 @@ class ModelSpec:
         low_memory: hold the text encoder and the autoencoder in memory only while they run, reading them from their files
             for every batch; images are the same.
         int8: multiply the wide layers of the denoiser in int8 (on a CPU, in bf16): faster, and not quite the same images.
+        embeddings: a file, or a folder of files, of textual inversions; prompts use them by the file's name.
         lora_dir: the only folder that LoRAs are taken from which prompts name.
         allow_pickle: read `.ckpt` files, by torch's reader that runs no code; safetensors alone otherwise.
         vae_tiling: decode in overlapping tiles, whose seams differ slightly from a whole decode: "on", "off", or "auto",
@@ -95,6 +96,11 @@ class ModelSpec:
     )
     int8: bool = setting(
         Flag(), "multiply in int8 on a CPU: faster, and not quite the same image (default: no)", default=False
+    )
+    embeddings: str | None = setting(
+        _Named("NAME", empty=False),
+        "textual inversions, used by their file's name in prompts: a file or a folder of them",
+        default=None,
     )
     lora_dir: str | None = setting(
         _Named("DIR", empty=False), "where LoRAs are that prompts name, as <lora:name:0.8>", default=None, draws=False
@@ -152,6 +158,7 @@ class ModelOptions(TypedDict, total=False):
     dtype: "str | torch.dtype | None"
     low_memory: bool
     int8: bool
+    embeddings: "str | Path | None"
     lora_dir: "str | Path | None"
     allow_pickle: bool
     vae_tiling: str

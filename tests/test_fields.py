@@ -58,6 +58,7 @@ MODEL_TEXTS = {
     "dtype": "fp32",
     "low_memory": None,
     "int8": None,
+    "embeddings": "embeddings",
     "lora_dir": "loras",
     "allow_pickle": None,
     "vae_tiling": "off",

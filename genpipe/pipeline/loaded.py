@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from genpipe.checkpoints import Checkpoint
+from genpipe.checkpoints.embeddings import load_embeddings
 from genpipe.checkpoints.lora import load_lora
 from genpipe.checkpoints.weights import skeleton
 from genpipe.embedded import EMBEDDED
@@ -18,6 +19,7 @@ from genpipe.models.conditioning import Conditioning
 from genpipe.pipeline.conditions import condition
 from genpipe.pipeline.denoising import is_guided
 from genpipe.pipeline.networks import Networks
+from genpipe.prompts.embeddings import with_embeddings
 from genpipe.prompts.encoder import PromptEncoder, TextPart
 from genpipe.request import Request
 from genpipe.spec import ModelSpec
@@ -55,14 +57,19 @@ class Loaded:
             for tokenizer in checkpoint.tokenizers:
                 tokenizer.normalise = normalise
         self.networks = Networks(checkpoint, device=device, dtype=dtype, low_memory=spec.low_memory, int8=spec.int8)
+        parts = [
+            TextPart(tokenizer, partial(self.networks.in_memory, encoder))
+            for tokenizer, encoder in zip(checkpoint.tokenizers, checkpoint.text_encoders, strict=True)
+        ]
+        if spec.embeddings is not None:
+            parts = with_embeddings(
+                parts,
+                load_embeddings([spec.embeddings], checkpoint, allow_pickle=spec.allow_pickle),
+                vocab_sizes=[encoder.config.vocab_size for encoder in checkpoint.text_encoders],
+                device=device,
+            )
         self.prompt_encoder = PromptEncoder(
-            [
-                TextPart(tokenizer, partial(self.networks.in_memory, encoder))
-                for tokenizer, encoder in zip(checkpoint.tokenizers, checkpoint.text_encoders, strict=True)
-            ],
-            pooled=checkpoint.family.added_numbers > 0,
-            device=device,
-            model=name,
+            parts, pooled=checkpoint.family.added_numbers > 0, device=device, model=name
         )
 
     def encode(self, requests: Sequence[Request]) -> Conditioning:

@@ -146,7 +146,7 @@ class Pipeline:
     @property
     def made_by(self) -> dict[str, Any]:
         """What the images' metadata says of how the model was loaded: the fields of `ModelSpec` that they depend on."""
-        files = ("vae", "tiny_vae")
+        files = ("vae", "tiny_vae", "embeddings")
         drawn_by = {
             name: str(Path(value).resolve()) if name in files and Path(value).exists() else value
             for name, value in self.spec.drawn_by().items()

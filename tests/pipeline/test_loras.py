@@ -112,3 +112,13 @@ def test_what_is_no_lora_is_refused_in_one_line(given: Any) -> None:
     with pytest.raises(ValueError) as caught:
         Lora.of(given)
     assert "\n" not in str(caught.value)
+
+
+def test_textual_inversions_are_words_of_prompts(tiny_checkpoint: Path, pipe: Pipeline, tmp_path: Path) -> None:
+    save_file(
+        {"emb_params": torch.randn(2, 32, generator=torch.Generator("cpu").manual_seed(0))},
+        tmp_path / "zork.safetensors",
+    )
+    taught = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32", embeddings=tmp_path)
+    assert np.array_equal(draw(taught), draw(pipe))
+    assert np.abs(draw(taught, "a zork cat") - draw(pipe, "a zork cat")).max() > 2

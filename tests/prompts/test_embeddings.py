@@ -57,7 +57,6 @@ def test_names_that_are_not_there_are_kept_as_words_with_one_warning(tiny_checkp
     checkpoint = load_checkpoint(tiny_checkpoint)
     encode = encoder_of(checkpoint, {"there": (torch.zeros(1, 32),)})
     with pytest.warns(UserWarning, match=r"no textual inversion 'not-there', .* give it with --embeddings") as caught:
-        encode(["embedding:not-there"])
-        encode(["embedding:there"])
+        encode(["embedding:not-there", "embedding:there"])
     assert len([each for each in caught if "inversion" in str(each.message)]) == 1
     assert list(missing(["embedding:x y embedding:There2, reembedding:z"], ["there"])) == ["x"]
