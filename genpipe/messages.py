@@ -1,6 +1,7 @@
 """What messages say of values: one short line, free of control characters, whatever the value is."""
 
 import os
+import re
 import reprlib
 from collections.abc import Iterable
 from typing import Any
@@ -41,7 +42,7 @@ def quoted(value: Any, most: int = VALUE) -> str:
             start = start[:-1]
         return repr(start + "…") + length
     try:
-        text = repr(value) if isinstance(value, str) else _SHORT.repr(value)
+        text = repr(value) if isinstance(value, str) else re.sub(r" at 0x[0-9a-f]+", "", _SHORT.repr(value))
     except Exception:  # noqa: BLE001 - other people's `__repr__`
         text = f"an object of the class {type(value).__name__}"
     return one_line(text, most)

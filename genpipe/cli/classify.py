@@ -6,6 +6,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from genpipe.cli.options import reader
+from genpipe.cli.output import say
+from genpipe.fields import Whole
+from genpipe.messages import quoted
+
 if TYPE_CHECKING:
     from genpipe.vision.classify import Prediction
 
@@ -16,7 +21,8 @@ def classify_command(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_classify)
     group = parser.add_argument_group("images")
     group.add_argument("files", nargs="+", metavar="FILE", help="images, or folders of them")
-    group.add_argument("--top", type=int, default=5, metavar="N", help="labels per image (default: 5)")
+    group.add_argument("--top", type=reader("top", Whole(1, 100_000, "5 is usual")), default=5, metavar="N",
+                       help="labels per image (default: 5)")  # fmt: skip
     group.add_argument("--json", action="store_true", help="print one JSON array")
     group = parser.add_argument_group("model")
     group.add_argument("--weights", metavar="FILE",
@@ -29,7 +35,9 @@ def classify_command(parser: argparse.ArgumentParser) -> None:
 
 def _classify(args: argparse.Namespace) -> int:
     if args.model is not None and args.weights is None:
-        raise ValueError(f"no weights given for {args.model}: pass --weights FILE, for example resnet50.safetensors")
+        raise ValueError(
+            f"no weights given for {quoted(args.model)}: pass --weights FILE, for example resnet50.safetensors"
+        )
     if len(args.files) == 1:
         Path(args.files[0]).stat()  # raises before torch is loaded
     from genpipe.vision.classify import classify
@@ -46,7 +54,7 @@ def _classify(args: argparse.Namespace) -> int:
     print(as_json(predictions) if args.json else as_text(predictions))
     unread = [prediction for prediction in predictions if prediction.error is not None]
     for prediction in unread:
-        print(f"genpipe: error: {prediction.error}", file=sys.stderr)
+        say("error", str(prediction.error))
     if unread:
         print(f"genpipe: {len(unread)} of {len(predictions)} images could not be read", file=sys.stderr)
     return 2 if unread else 0

@@ -3,6 +3,10 @@
 import argparse
 from pathlib import Path
 
+from genpipe.cli.options import reader
+from genpipe.fields import Number, Whole
+
+MINUTES = Number(1e6, "60 is an hour")
 VAE_SHARE = 0.3  # of the time: of the whole autoencoder, or of the decoder of one that was trained before
 
 EXAMPLES = """\
@@ -25,9 +29,12 @@ def train_command(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-o", "--out", type=Path, required=True, metavar="DIR", help="folder of states, samples and the checkpoint"
     )
-    group.add_argument("--minutes", type=float, default=60.0, metavar="X", help="how long (default: 60)")
+    group.add_argument(
+        "--minutes", type=reader("minutes", MINUTES), default=60.0, metavar="X", help="how long (default: 60)"
+    )
     group.add_argument("--init", metavar="NAME", help="start from the weights of this checkpoint (default: fresh ones)")
-    group.add_argument("--size", type=int, metavar="PX", help="side of the images in pixels (default: 128)")
+    group.add_argument("--size", type=reader("size", Whole(8, 8192, "128 is usual")), metavar="PX",
+                       help="side of the images in pixels (default: 128)")  # fmt: skip
     group.add_argument("--device", metavar="NAME", help="cuda, cuda:1, mps or cpu (default: the best there is)")
 
 

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genpipe.cli.inspect import inspect_command
+from genpipe.cli.options import reader
+from genpipe.cli.train import MINUTES
+from genpipe.fields import Number, Whole
 
 if TYPE_CHECKING:
     from genpipe.training.loop import Budget
@@ -39,16 +42,21 @@ def train_command(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--allow-pickle", action="store_true", help="read a --from that is not safetensors (.pth)")
     group.add_argument("--freeze", metavar="LAYERS",
                        help="what of --from stays as it is: features (all but the head), or layers as in layer1,layer2")  # fmt: skip
-    group.add_argument("--size", type=int, metavar="PX", help="side of the images (default: what suits the model)")
+    group.add_argument("--size", type=reader("size", Whole(8, 8192, "224 is usual")), metavar="PX",
+                       help="side of the images (default: what suits the model)")  # fmt: skip
     group = parser.add_argument_group("training")
     group.add_argument("-o", "--out", type=Path, default=Path("runs/vision"), metavar="DIR",
                        help="where state, log and the best weights go; begun again, it continues (default: %(default)s)")  # fmt: skip
-    group.add_argument("--minutes", type=float, metavar="X", help="how long (default: 30)")
-    group.add_argument("--steps", type=int, metavar="N", help="how many batches, in place of --minutes")
-    group.add_argument("--batch", type=int, default=32, metavar="N", help="images per step (default: %(default)s)")
-    group.add_argument("--smoothing", type=float, default=0.1, metavar="X", help="of the labels (default: %(default)s)")
+    group.add_argument("--minutes", type=reader("minutes", MINUTES), metavar="X", help="how long (default: 30)")
+    group.add_argument("--steps", type=reader("steps", Whole(1, 10**9, "it is the number of batches")), metavar="N",
+                       help="how many batches, in place of --minutes")  # fmt: skip
+    group.add_argument("--batch", type=reader("batch", Whole(2, 65536, "32 is usual")), default=32, metavar="N",
+                       help="images per step (default: %(default)s)")  # fmt: skip
+    group.add_argument("--smoothing", type=reader("smoothing", Number(1.0, "0.1 is usual")), default=0.1, metavar="X",
+                       help="of the labels (default: %(default)s)")  # fmt: skip
     group.add_argument("--device", metavar="NAME", help="cuda, cuda:1, mps or cpu (default: the best there is)")
-    group.add_argument("-s", "--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
+    group.add_argument("-s", "--seed", type=reader("seed", Whole(0, 2**63 - 1, "any will do")), default=0, metavar="N",
+                       help="(default: %(default)s)")  # fmt: skip
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -99,8 +99,10 @@ class Preprocess:
         try:
             mean, std = (tuple(map(float, settings[name])) for name in ("mean", "std"))
             others = {name: settings[name] for name in settings if name not in ("mean", "std")}
-        except (TypeError, KeyError, ValueError, OverflowError) as error:
-            raise ValueError(f"{quoted(settings)} is not a preprocessing: {one_line(str(error), VALUE)}") from None
+        except KeyError as error:
+            raise ValueError(f"{quoted(settings)} is not a preprocessing: it lacks {error}") from None
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"{quoted(settings)} is not a preprocessing: mean and std must hold numbers") from None
         try:
             return cls(**others, mean=mean, std=std)
         except TypeError as error:

@@ -239,7 +239,7 @@ def test_published_weights_are_pickles_and_read_only_when_asked_for(folder: Path
         (["."], "holds 1 folder of images"),
         (["stripes", "--freeze", "features"], "give it with --from FILE"),
         (["stripes", "--minutes", "1", "--steps", "2"], "two budgets"),
-        (["stripes", "--steps", "0"], "a training budget of 0 is out of range: use more"),
+        (["stripes", "--steps", "0"], "steps must be a whole number from 1 to 1000000000, not 0"),
         (["stripes", "--model", "resnet20"], "model 'resnet20' is not known"),
         (["stripes", "--from", "learned.safetensors", "--freeze", "layer1"], "LeNet5 has no layer 'layer1'"),
         (["stripes", "--smoothing", "1"], "a label smoothing of 1.0 is out of range"),

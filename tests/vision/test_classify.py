@@ -170,7 +170,7 @@ def test_the_command_names_and_counts_what_it_cannot_read(command, folder: Path,
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["red.png", "--model", "resnet50"], "no weights given for resnet50: pass --weights FILE"),
+        (["red.png", "--model", "resnet50"], "no weights given for 'resnet50': pass --weights FILE"),
         (["red.png", "--weights", "net.pth"], "net.pth is not a .safetensors file but a pickle"),
         (["bad.png", "--weights", "net.pth"], "bad.png is not an image"),
         (["eps.png"], "eps.png is not an image: give a PNG, JPEG"),
@@ -181,7 +181,10 @@ def test_the_command_names_and_counts_what_it_cannot_read(command, folder: Path,
             "old.pth is damaged, or holds more than tensors: fetch it again, or save model.state_dict() alone",
         ),
         (["red.png", "--weights", "../lenet.safetensors", "--model", "resnet50"], "holds weights of lenet5"),
-        (["red.png", "--weights", "../lenet.safetensors", "--top", "0"], "top 0 is out of range"),
+        (
+            ["red.png", "--weights", "../lenet.safetensors", "--top", "0"],
+            "top must be a whole number from 1 to 100000, not 0",
+        ),
         ([], "the following arguments are required: FILE"),
     ],
 )

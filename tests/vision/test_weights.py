@@ -204,7 +204,7 @@ def test_what_the_file_says_is_not_overruled(saved: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("preprocess", '{"resize": 1}', "is not a preprocessing: 'mean'"),
+        ("preprocess", '{"resize": 1}', "is not a preprocessing: it lacks 'mean'"),
         ("preprocess", "[]", "is not a preprocessing"),
         ("preprocess", "[" * 100_000, "recursion"),
         ("preprocess", json.dumps({**GREY.to_dict(), "crop": 10**9}), "crop 1000000000 is out of range: use a whole number"),
