@@ -42,6 +42,8 @@ def expand(
     texts = [text for text in prompts for _ in range(n)]
     if seeds is None:
         seeds = seeds_for(random_seed() if seed is None else seed, len(texts))
+    elif not isinstance(seeds, Sequence) or isinstance(seeds, str):
+        raise ValueError(f"seeds {quoted(seeds)} are not a list of seeds: give one for each image")
     elif seed is not None or len(seeds) != len(texts):
         raise ValueError(f"seeds holds {len(seeds)} for {len(texts)} images: give one for each, and no seed beside it")
     return list(zip(texts, seeds, strict=True))

@@ -160,12 +160,18 @@ class Repository:
             found = get_hf_file_metadata(hf_hub_url(self.name, _DEFAULTS, revision=revision), timeout=_PATIENCE)
         except errors.HfHubHTTPError as error:
             self.reachable = error.response.status_code < 500
-            return error.response.headers.get(constants.HUGGINGFACE_HEADER_X_REPO_COMMIT)
+            return self._checked(error.response.headers.get(constants.HUGGINGFACE_HEADER_X_REPO_COMMIT))
         except Exception:  # noqa: BLE001 - the HTTP client's own errors change with the hub library's version
             self.reachable = False
             return None
         self._has_defaults = True
-        return found.commit_hash
+        return self._checked(found.commit_hash)
+
+    def _checked(self, commit: str | None) -> str | None:
+        """Refuse what is no commit: the cache makes a folder of that name."""
+        if commit is not None and not re.fullmatch(r"[0-9a-f]{40}", commit):
+            raise CheckpointError(f"{self}: the hub gives {quoted(commit)} for a commit: is HF_ENDPOINT a hub?")
+        return commit
 
     def _fetch(self, name: str, revision: str | None) -> Path | None:
         from huggingface_hub import errors, hf_hub_download

@@ -90,6 +90,8 @@ def _parsed(file: IO[bytes], suffix: str | None, name: str) -> Iterator[Row]:
 
 
 def _of_objects(items: Iterable[Any]) -> Iterator[Row]:
+    if not isinstance(items, Iterable):
+        raise ValueError(f"{quoted(items)} is not a list of prompts: give a file, prompts, dicts or Requests")
     reader = FieldReader()
     for line, item in enumerate(items, start=1):
         if isinstance(item, Request):

@@ -177,6 +177,8 @@ def inherited(config: Mapping[str, Any], class_name: str) -> Settings:
     absent = config.get("_use_default_values")  # how diffusers notes which of a live config's keys no file held
     absent = absent if isinstance(absent, list | tuple) else ()
     given = {key: value for key, value in config.items() if not key.startswith("_") and key not in absent}
+    # null is false to diffusers' classes, where they do not stumble over it.
+    given = {key: value for key, value in given.items() if value is not None or key not in NO_RESPACING}
     # On loading, the correction fills a gap as well; once the sampler is switched, a gap is the new class's default.
     if "steps_offset" in given or config.get("_class_name") == class_name:
         given["steps_offset"] = 1

@@ -54,7 +54,7 @@ def fuzz(count: int, seed: int, families: list[str], out: Path | None) -> dict[s
     sandbox = Sandbox(root)
     ran: Counter[str] = Counter()
     bad: dict[str, list[str]] = defaultdict(list)
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = defaultdict(float)
     started = time.monotonic()
     for index in range(count):
         name = families[index % len(families)]

@@ -22,18 +22,18 @@ from PIL import Image
 
 from genpipe.cli import main
 from genpipe.cli.output import explain
-from genpipe.messages import LINE
+from genpipe.messages import LINE, one_line
 
 HANGS = 20  # seconds
 _ERROR = "genpipe: error: "
 STATUSES = {0, 1, 2, 130}
 # What Python and libraries say to programmers, and a person cannot use.
 _BARE = re.compile(
-    r"^(\[Errno|Expecting |Extra data|[\w.]+Error\b)|codec can't|enforce fail|invalid (int|float|literal)|Truncated File Read"
+    r"^(\[Errno|Expecting |Extra data|[\w.]+Error\b)|codec can't|enforce fail|invalid (int|float|literal)|^Truncated"
     r"|has no attribute|object is not|unsupported operand|'NoneType'|list index|index out of range|not enough values"
     r"|too many values|unexpected keyword|must be real number|argument of type|cannot unpack|division by zero"
     r"|embedded null|Exceeds the limit|not callable|takes \d+ positional|not subscriptable|unhashable|maximum recursion"
-    r"|positional argument|<class '|object at 0x|set_int_max_str_digits|missing \d+ required"
+    r"|positional argument|object at 0x|set_int_max_str_digits|missing \d+ required"
 )
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 # Events whose first arguments are paths that something happens to.
@@ -131,7 +131,7 @@ class Sandbox:
             return f"hang of more than {HANGS} s at {_place(error)}"
         line = str(error)
         if wanted and isinstance(error, ValueError | OSError | RuntimeError | MemoryError):
-            return self.wrong[0] if self.wrong else _of_line(f"{_ERROR}{explain(error)}")
+            return self.wrong[0] if self.wrong else _of_line(f"{_ERROR}{one_line(explain(error), 10**9)}")
         return f"{type(error).__name__} at {_place(error)}: {line[:250]!r}"
 
     def _of_lines(self, said: str, status: int | None) -> str | None:
