@@ -265,4 +265,4 @@ def refuse_unknown(kind: type, keys: Iterable[Any], noun: str) -> None:
     """Raise ValueError if one of the keys is no field of a dataclass, which the message calls `noun`."""
     known = settings_of(kind)
     if unknown := sorted({str(key) for key in keys if key not in known}):
-        raise ValueError(f"{noun} has no {listed(unknown)}: its keys are {', '.join(known)}")
+        raise ValueError(f"{noun} has no {listed(unknown, 5, 60)}: its keys are {listed(known, len(known), 120)}")

@@ -82,6 +82,7 @@ class Repository:
         self.name = name
         self.reachable = not constants.HF_HUB_OFFLINE
         self._has_defaults = False
+        self._status: int | None = None  # of an answer that is no answer
         index = self._cached("model_index.json", revision)
         # A commit never changes, a branch may.
         if self.reachable and (index is None or index.parent.name != revision):
@@ -140,6 +141,8 @@ class Repository:
 
         if constants.HF_HUB_OFFLINE:
             return "HF_HUB_OFFLINE forbids asking the hub: set it to 0 to fetch it"
+        if self._status is not None:
+            return f"the hub answers with status {self._status}: try again later"
         return "the hub cannot be reached: fetch it where there is a network"
 
     def _cached(self, name: str, revision: str | None) -> Path | None:
@@ -159,7 +162,9 @@ class Repository:
         try:
             found = get_hf_file_metadata(hf_hub_url(self.name, _DEFAULTS, revision=revision), timeout=_PATIENCE)
         except errors.HfHubHTTPError as error:
-            self.reachable = error.response.status_code < 500
+            status = error.response.status_code
+            if status >= 500 or status == 429:  # too many requests
+                self.reachable, self._status = False, status
             return self._checked(error.response.headers.get(constants.HUGGINGFACE_HEADER_X_REPO_COMMIT))
         except Exception:  # noqa: BLE001 - the HTTP client's own errors change with the hub library's version
             self.reachable = False

@@ -126,6 +126,8 @@ def _chunks(response: "Response", name: str) -> Iterator[bytes]:
 
 def _innermost(error: BaseException) -> str:
     """What went wrong, without the errors that the libraries wrap it in."""
+    if isinstance(error, UnicodeError):
+        return "its answer is not text"
     inner = [getattr(error, "reason", None), *error.args]
     wrapped = next((each for each in inner if isinstance(each, BaseException)), None)
     return _innermost(wrapped) if wrapped is not None else str(error) or type(error).__name__

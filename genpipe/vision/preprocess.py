@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from genpipe.messages import VALUE, one_line, quoted
+from genpipe.messages import listed, quoted
 
 MAX_SIDE = 8192  # pixels
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
@@ -103,7 +103,6 @@ class Preprocess:
             raise ValueError(f"{quoted(settings)} is not a preprocessing: it lacks {error}") from None
         except (TypeError, ValueError, OverflowError):
             raise ValueError(f"{quoted(settings)} is not a preprocessing: mean and std must hold numbers") from None
-        try:
-            return cls(**others, mean=mean, std=std)
-        except TypeError as error:
-            raise ValueError(f"{quoted(settings)} is not a preprocessing: {one_line(str(error), VALUE)}") from None
+        if unknown := [name for name in others if name not in {field.name for field in fields(cls)}]:
+            raise ValueError(f"{quoted(settings)} is not a preprocessing: it has {listed(unknown)}")
+        return cls(**others, mean=mean, std=std)
