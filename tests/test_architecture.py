@@ -182,6 +182,8 @@ def test_torch_would_be_noticed():
             ["--version"],
             ["generate", "--help"],
             ["info", "--help"],
+            ["models", "--help"],
+            ["convert", "--help"],
             ["classify", "--help"],
             ["render", "--help"],
         ),

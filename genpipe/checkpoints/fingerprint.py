@@ -9,11 +9,15 @@ from pathlib import Path
 
 from genpipe.checkpoints.families import PARTS
 from genpipe.checkpoints.hub import open_source
+from genpipe.checkpoints.library import located
 from genpipe.files import atomic_write
 
 
-def checkpoint_files(path_or_id: str | Path, revision: str | None) -> list[tuple[str, Path]]:
+def checkpoint_files(
+    path_or_id: str | Path, revision: str | None, *, model_dir: str | Path | None = None
+) -> list[tuple[str, Path]]:
     """(name, path) of the files that a checkpoint is made of, those on this machine."""
+    path_or_id = located(path_or_id, model_dir)
     file = Path(os.path.expanduser(str(path_or_id)))
     if file.is_file():
         return [("checkpoint", file)]
@@ -38,18 +42,39 @@ def fingerprint(files: Iterable[tuple[str, Path]], cache: Path | None = None) ->
     """
     cache = _cache_file() if cache is None else cache
     known = _read_cache(cache)
-    entries, changed = [], False
-    for name, path in sorted(files):
-        stat = path.stat()
-        key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-        if key not in known:
-            with path.open("rb") as file:
-                known[key] = hashlib.file_digest(file, "sha256").hexdigest()
-            changed = True
-        entries.append([name, known[key]])
-    if changed:
+    before = len(known)
+    entries = [[name, _hash_of(path, known)] for name, path in sorted(files)]
+    if len(known) > before:
         _write_cache(cache, known)
     return hashlib.sha256(json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_sha256(path: Path, cache: Path | None = None) -> str:
+    """SHA-256, in hex, of one file; kept as `fingerprint` keeps it. A1111's hash of a checkpoint is its first ten digits."""
+    cache = _cache_file() if cache is None else cache
+    known = _read_cache(cache)
+    before, found = len(known), _hash_of(path, known)
+    if len(known) > before:
+        _write_cache(cache, known)
+    return found
+
+
+def data_sha256(path: Path) -> str:
+    """SHA-256, in hex, of a safetensors file without its header, which is A1111's hash of a LoRA (its first twelve digits):
+    metadata may be edited without changing it."""
+    with path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash_of(path: Path, known: dict[str, str]) -> str:
+    """A file's hash, looked up by path, size and time, or else computed and entered."""
+    stat = path.stat()
+    key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    if key not in known:
+        with path.open("rb") as file:
+            known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return known[key]
 
 
 def _cache_file() -> Path:

@@ -14,6 +14,7 @@ from genpipe.checkpoints.diffusers_layout import folder_parts, text_encoder_in, 
 from genpipe.checkpoints.errors import CheckpointError
 from genpipe.checkpoints.families import TEXT_ENCODERS, Family, TextForm, tokenizer_of
 from genpipe.checkpoints.hub import Folder, open_source
+from genpipe.checkpoints.library import located
 from genpipe.checkpoints.parts import Part, TextPart, assemble
 from genpipe.checkpoints.single_file import file_parts, texts_in, vae_part
 from genpipe.checkpoints.tensors import PICKLES, open_tensors
@@ -33,12 +34,13 @@ def load_checkpoint(
     vae: PathLike | None = None,
     text_encoder: PathLike | Sequence[PathLike] | None = None,
     allow_pickle: bool = False,
+    model_dir: PathLike | None = None,
 ) -> Checkpoint:
     """Load a Stable Diffusion 1.x, 2.x or XL checkpoint; of the hub's files, only those needed are fetched.
 
     Args:
-        path_or_id: a single file (`.safetensors`), a folder in the diffusers layout, or a hub id "owner/name" (cached;
-            HF_HUB_OFFLINE is obeyed).
+        path_or_id: a single file (`.safetensors`), a folder in the diffusers layout, the name of one in `model_dir`, or a
+            hub id "owner/name" (cached; HF_HUB_OFFLINE is obeyed).
         device: where the weights are to be.
         dtype: their type; None keeps each file's own.
         revision: branch, tag or commit on the hub.
@@ -47,10 +49,12 @@ def load_checkpoint(
             autoencoder's folder, or a checkpoint's.
         text_encoder: text encoders likewise; for Stable Diffusion XL one checkpoint that holds both, or two.
         allow_pickle: read `.ckpt` files too: their tensors alone, by torch's reader that runs no code.
+        model_dir: where models are found by their names (see `library`); None is what GENPIPE_MODELS says.
 
     Raises:
         CheckpointError: the checkpoint is not there, not whole, or not one that genpipe can run.
     """
+    path_or_id = located(path_or_id, model_dir)
     path = Path(os.path.expanduser(str(path_or_id)))
     if path.is_file():
         for name, value in (("revision", revision), ("variant", variant)):

@@ -1,4 +1,4 @@
-"""`genpipe info`: the device, the model cache and the versions in use."""
+"""`genpipe info`: the device, the model cache and the versions in use; or what a file of weights is."""
 
 import argparse
 import os
@@ -7,14 +7,36 @@ from pathlib import Path
 
 import genpipe
 
+EXAMPLES = """\
+examples:
+  genpipe info
+  genpipe info dreamshaper.safetensors
+  genpipe info loras/style.safetensors
+"""
+
 
 def info_command(parser: argparse.ArgumentParser) -> None:
-    """show the device, the model cache and the versions in use"""
-    parser.usage = "%(prog)s"
+    """show the device, the model cache and the versions in use; or what a model, a LoRA or another file is"""
+    parser.usage = "%(prog)s [FILE] [--allow-pickle]"
+    parser.epilog = EXAMPLES
     parser.set_defaults(run=_info)
+    parser.add_argument(
+        "file", type=Path, nargs="?", metavar="FILE", help="a file of weights, or a checkpoint's folder"
+    )
+    parser.add_argument("--allow-pickle", action="store_true", help="read .ckpt files too: their tensors, no code")
 
 
 def _info(args: argparse.Namespace) -> int:
+    if args.file is None:
+        return _machine()
+    from genpipe.checkpoints.describe import describe_path
+
+    for key, value in {"file": str(args.file), **describe_path(args.file, allow_pickle=args.allow_pickle)}.items():
+        print(f"{key:<14}{value}")
+    return 0
+
+
+def _machine() -> int:
     from importlib.metadata import PackageNotFoundError, version
 
     import torch

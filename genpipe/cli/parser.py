@@ -8,8 +8,10 @@ from typing import Any, NoReturn
 
 import genpipe
 from genpipe.cli.classify import classify_command
+from genpipe.cli.convert import convert_command
 from genpipe.cli.generate import generate_command
 from genpipe.cli.info import info_command
+from genpipe.cli.models import models_command
 from genpipe.cli.render import render_command
 from genpipe.cli.train import train_command
 from genpipe.cli.vision import vision_command
@@ -24,6 +26,8 @@ COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "train": train_command,
     "vision": vision_command,
     "info": info_command,
+    "models": models_command,
+    "convert": convert_command,
     "vocabulary": vocabulary_command,
 }
 

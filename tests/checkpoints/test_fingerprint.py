@@ -1,9 +1,10 @@
 """A model's fingerprint is its files' bytes."""
 
+import hashlib
 import json
 import os
 
-from genpipe.checkpoints.fingerprint import checkpoint_files, fingerprint
+from genpipe.checkpoints.fingerprint import checkpoint_files, data_sha256, file_sha256, fingerprint
 
 
 def test_a_fingerprint_is_of_names_and_bytes_alone(tmp_path):
@@ -48,3 +49,13 @@ def test_a_single_file_is_known_by_its_bytes_alone(tmp_path):
         fingerprint(checkpoint_files(tmp_path / f"{name}.safetensors", None), tmp_path / "cache.json") for name in "abc"
     )
     assert first == same != other
+
+
+def test_hashes_are_those_of_a1111(tmp_path):
+    header = b'{"__metadata__": {"a": "b"}}    '
+    (tmp_path / "lora.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"data")
+    assert data_sha256(tmp_path / "lora.safetensors") == hashlib.sha256(b"data").hexdigest()
+    whole = hashlib.sha256((tmp_path / "lora.safetensors").read_bytes()).hexdigest()
+    for _ in range(2):
+        assert file_sha256(tmp_path / "lora.safetensors", tmp_path / "cache.json") == whole
+    assert list(json.loads((tmp_path / "cache.json").read_text()).values()) == [whole]
