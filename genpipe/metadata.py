@@ -18,6 +18,7 @@ import genpipe
 from genpipe.dialects.a1111 import parameters_text, parse_parameters
 from genpipe.fields import settings_of
 from genpipe.images import image_errors, open_image
+from genpipe.messages import quoted
 from genpipe.request import Request
 from genpipe.spec import ModelSpec
 
@@ -126,6 +127,8 @@ def _opened(source: str | Path | Image.Image) -> Iterator[tuple[str, Image.Image
     if isinstance(source, Image.Image):
         yield "this image", source
         return
+    if not isinstance(source, str | Path):
+        raise ValueError(f"{quoted(source)} is not an image: give a PIL image, or the path of a file")
     with open_image(source) as image:
         yield str(source), image
 

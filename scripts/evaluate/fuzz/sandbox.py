@@ -24,7 +24,6 @@ from genpipe.cli import main
 from genpipe.cli.output import explain
 from genpipe.messages import LINE, one_line
 
-HANGS = 20  # seconds
 _ERROR = "genpipe: error: "
 STATUSES = {0, 1, 2, 130}
 # What Python and libraries say to programmers, and a person cannot use.
@@ -83,14 +82,19 @@ class Hang(BaseException):
 class Sandbox:
     """The folder, and the judge of what samples do in it.
 
+    Args:
+        root: a folder that is there.
+        patience: seconds after which a sample hangs.
+
     Attributes:
         root: all that a sample may write to; `work`, its working directory, is emptied before each.
         wrong: what the audit hook saw during the sample that runs.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, patience: float = 20) -> None:
         self.root, self.work = root.resolve(), root.resolve() / "work"
         self.wrong: list[str] = []
+        self._patience = patience
         self._watching = False
         sys.addaudithook(self._audit)
 
@@ -117,10 +121,10 @@ class Sandbox:
             raise raised
         out.flush()
         said = err.getvalue()
-        if raised is not None:
-            return self._of_an_exception(raised, wanted=sample.function)
         if self.wrong:
             return self.wrong[0]
+        if raised is not None:
+            return self._of_an_exception(raised, wanted=sample.function)
         if status is not None and status not in STATUSES:
             return f"exit status {status}"
         return self._of_lines(said, status) or self._of_files(out.buffer.getvalue(), status, sample)  # pyright: ignore
@@ -128,10 +132,10 @@ class Sandbox:
     def _of_an_exception(self, error: BaseException, *, wanted: bool) -> str | None:
         """Functions may raise ValueError, OSError and RuntimeError with a line that helps; commands may raise nothing."""
         if isinstance(error, Hang):
-            return f"hang of more than {HANGS} s at {_place(error)}"
+            return f"hang of more than {self._patience:g} s at {_place(error)}"
         line = str(error)
         if wanted and isinstance(error, ValueError | OSError | RuntimeError | MemoryError):
-            return self.wrong[0] if self.wrong else _of_line(f"{_ERROR}{one_line(explain(error), 10**9)}")
+            return _of_line(f"{_ERROR}{one_line(explain(error), 10**9)}")
         return f"{type(error).__name__} at {_place(error)}: {line[:250]!r}"
 
     def _of_lines(self, said: str, status: int | None) -> str | None:
@@ -164,13 +168,13 @@ class Sandbox:
             raise Hang
 
         before = signal.signal(signal.SIGALRM, end)
-        signal.alarm(HANGS)
+        signal.setitimer(signal.ITIMER_REAL, self._patience)
         self._watching = True
         try:
             yield
         finally:
             self._watching = False
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
