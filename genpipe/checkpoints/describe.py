@@ -98,7 +98,7 @@ def _model(parts: Parts) -> dict[str, str]:
     texts = len(parts.family.texts)
     encoders = f"{texts} text encoders" if texts > 1 else "text encoder"
     lacks = [name for name, missing in ((encoders, not parts.texts), ("VAE", parts.vae is None)) if missing]
-    predicted = config.get("prediction_type", "epsilon")
+    predicted = str(config.get("prediction_type", "epsilon"))
     zero = ", zero terminal SNR" if config.get("rescale_betas_zero_snr") else ""
     height, width = (8 * side for side in unet.sample_shape)
     return {
