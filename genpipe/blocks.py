@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 
 def conv3x3(in_channels: int, out_channels: int, *, stride: int = 1, padding: int = 1, bias: bool = True) -> nn.Conv2d:
-    """3×3 convolution; with the default padding it keeps the size (or divides it by `stride`)."""
+    """Make a 3×3 convolution; with the default padding it keeps the size, or divides it by `stride`."""
     return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=padding, bias=bias)
 
 
 def conv1x1(in_channels: int, out_channels: int, *, stride: int = 1, bias: bool = True) -> nn.Conv2d:
-    """1×1 convolution: a linear map of the channels at each pixel."""
+    """Make a 1×1 convolution: a linear map of the channels at each pixel."""
     return nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=bias)
 
 
@@ -31,10 +31,10 @@ def conv_unit(
     norm: Callable[[int], nn.Module] | None = nn.BatchNorm2d,
     activation: Callable[[], nn.Module] | None = nn.ReLU,
 ) -> nn.Sequential:
-    """Convolution, norm, activation: the unit of the networks of 2015 and after.
+    """Make a convolution with a norm and an activation after it: the unit of the networks of 2015 and after.
 
-    An odd kernel keeps the size (or divides it by `stride`). The convolution has a bias only where no norm follows,
-    which would take it away again. `norm` is called with the number of channels.
+    An odd kernel keeps the size, or divides it by `stride`. The convolution has a bias only where no norm follows, since a
+    norm would remove it again. `norm` is called with the number of channels.
     """
     conv = nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=norm is None)
     following = [] if norm is None else [norm(out_channels)]
@@ -42,23 +42,23 @@ def conv_unit(
 
 
 def pooling_head(channels: int, outputs: int, *, size: int = 1, average: bool = True) -> nn.Sequential:
-    """Feature maps of any size to a vector: pooling to size×size, and a linear layer.
+    """Make a head that turns feature maps of any size into a vector: pooling to size×size, and a linear layer.
 
     Args:
-        channels: of the maps.
-        outputs: of the linear layer.
-        size: side of what the maps are pooled to; 1 forgets where things are.
-        average: the mean of what is pooled, else its maximum.
+        channels: channels of the maps.
+        outputs: length of the vector.
+        size: side of the pooled maps; 1 forgets where things are.
+        average: pool by the mean; else by the maximum.
     """
     pool = nn.AdaptiveAvgPool2d(size) if average else nn.AdaptiveMaxPool2d(size)
     return nn.Sequential(pool, nn.Flatten(), nn.Linear(channels * size**2, outputs))
 
 
 def conv_output_size(size: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> int:
-    """The size along one axis of what a convolution or a pooling makes of `size` pixels.
+    """Compute the output size of a convolution or a pooling along one axis, for an input of `size` pixels.
 
-    ⌊(size + 2·padding - dilation·(kernel - 1) - 1) / stride⌋ + 1; below one where the window does not fit into the
-    padded input, which torch then refuses.
+    It is ⌊(size + 2·padding - dilation·(kernel - 1) - 1) / stride⌋ + 1. A result below 1 means that the window does not
+    fit into the padded input; torch refuses such a layer.
 
     Raises:
         ValueError: a size, kernel, stride or dilation below 1, or a padding below 0.
@@ -73,7 +73,7 @@ def conv_output_size(size: int, kernel: int, stride: int = 1, padding: int = 0, 
 
 
 def silu(x: Tensor) -> Tensor:
-    """SiLU of a tensor that is not needed again: in place, unless a gradient will ask for it."""
+    """Apply SiLU to a tensor that the caller no longer needs: in place, unless gradients are recorded."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
@@ -155,13 +155,13 @@ class ResidualBlock(nn.Module):
         self.shortcut = conv1x1(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
 
     def shift(self, embedding: Tensor) -> Tensor:
-        """What an embedding (B, E) adds between the two convolutions, (B, C_out); it does not depend on the picture."""
+        """Compute what an embedding (B, E) adds between the two convolutions, (B, C_out); it does not depend on the image."""
         if self.embedding is None:
             raise ValueError("this residual block was built without an embedding and takes none")
         return self.embedding(F.silu(embedding))
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
-        """(B, C_in, H, W), and `shift` (B or 1, C_out) where the block takes an embedding -> (B, C_out, H, W)."""
+        """Map (B, C_in, H, W) to (B, C_out, H, W); `shift` is (B or 1, C_out) where the block takes an embedding."""
         h = silu(self.norm1(x))
         if self.embedding is None:
             h = self.conv1(h)
@@ -187,12 +187,12 @@ class Downsample(nn.Module):
         self.conv = conv3x3(channels, channels, stride=2, padding=0 if asymmetric else 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, ⌈H/2⌉, ⌈W/2⌉), rounded down where asymmetric."""
+        """Map (B, C, H, W) to (B, C, ⌈H/2⌉, ⌈W/2⌉), rounded down where asymmetric."""
         return self.conv(F.pad(x, (0, 1, 0, 1)) if self.asymmetric else x)
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour upsampling followed by a 3×3 convolution ("Deconvolution and Checkerboard Artifacts", 2016).
+    """Nearest-neighbour upsampling, then a 3×3 convolution ("Deconvolution and Checkerboard Artifacts", 2016).
 
     `PhaseUpsample` computes the same with fewer multiplications.
     """
@@ -202,7 +202,7 @@ class Upsample(nn.Module):
         self.conv = conv3x3(channels, channels)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, C, 2H, 2W), or `size` where the way down had rounded up an odd one."""
+        """Map (B, C, H, W) to (B, C, 2H, 2W), or to `size`: one less where the way down rounded an odd size up."""
         if size is None or size == (2 * x.shape[-2], 2 * x.shape[-1]):
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         else:
@@ -210,18 +210,18 @@ class Upsample(nn.Module):
         return self.conv(x)
 
 
-# How much of each row of a 3 × 3 kernel is in each row of the 4 × 4 kernel that works on the small picture.
+# How much of each row of a 3 × 3 kernel is in each row of the 4 × 4 kernel that works on the small map.
 _PHASES = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
 _UNPHASED = ((0.0, 0.0, 0.0, 1.0), (-1.0, 1.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0))
 
 
 class PhaseUpsample(nn.Module):
-    """What an `Upsample` computes, as one transposed convolution of stride 2 that reads the small picture.
+    """An `Upsample` as one transposed convolution of stride 2, which reads the small map directly.
 
-    Each pixel of the large picture sees a 2 × 2 neighbourhood of the small one, with one of four kernels by its phase:
-    the rows and columns of the 3 × 3 kernel that fall on the same small pixel are summed beforehand, in fp32. That is
-    2.25 times fewer multiplications, and the upsampled tensor never exists. For inference: it is made of an `Upsample`,
-    and its weights are fp32 until they are converted.
+    Each pixel of the large map depends on 2 × 2 pixels of the small one, by one of four kernels according to its row and
+    column being even or odd. The rows and columns of the 3 × 3 kernel that fall on the same small pixel are summed
+    beforehand, in fp32. That takes 2.25 times fewer multiplications, and the upsampled tensor is never stored. For
+    inference: it is built from an `Upsample`, and its weights are fp32 until they are converted.
     """
 
     def __init__(self, upsample: Upsample) -> None:
@@ -236,10 +236,10 @@ class PhaseUpsample(nn.Module):
         self.conv.bias = nn.Parameter(bias.detach().float(), requires_grad=False)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, C, 2H, 2W), or `size` where the way down had rounded up an odd one."""
+        """Map (B, C, H, W) to (B, C, 2H, 2W), or to `size`: one less where the way down rounded an odd size up."""
         if size is None or size == (2 * x.shape[-2], 2 * x.shape[-1]):
             return self.conv(x)
-        # The zeros beyond an odd edge are not what the phases were summed for: take them apart again.
+        # The sums assume another pixel beyond the edge; at an odd size zeros are there, so recover the 3 × 3 kernel.
         unphased = torch.tensor(_UNPHASED, dtype=torch.float32, device=x.device)
         kernel = unpacked_copy(self.conv).weight
         weight = torch.einsum("ar,iors,bs->oiab", unphased, kernel.float(), unphased).to(x.dtype)

@@ -42,13 +42,17 @@ class Attention(nn.Module):
         self.out = nn.Linear(inner, channels)
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """What is attended to: context (B, M, D) -> keys and values, each (B, heads, M, head_channels)."""
+        """Map a context (B, M, D), which is to be attended to, to keys and values, each (B, heads, M, head_channels)."""
         return self._by_head(self.key(context)), self._by_head(self.value(context))
 
     def forward(
         self, x: Tensor, keys_values: tuple[Tensor, Tensor] | None = None, *, plus: Tensor | None = None
     ) -> Tensor:
-        """(B, N, C), and the `keys_values` of a context; without them `x` attends to itself -> (B, N, C), `plus` added."""
+        """Attend from x (B, N, C) to the `keys_values` of a context, or without them to x itself.
+
+        Returns:
+            (B, N, C), with `plus`, of the same shape, added.
+        """
         q = self._by_head(self.query(x))
         k, v = self.keys_values(x) if keys_values is None else keys_values
         h = _attend(q, k, v, scale=None, upcast=self.upcast)
@@ -65,13 +69,13 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, upcast: boo
 
 
 class FusedSelfAttention(nn.Module):
-    """What an `Attention` of `x` to itself computes, with one product for queries (already scaled), keys and values.
+    """An `Attention` of `x` to itself with one product for queries (already scaled), keys and values.
 
-    For inference: it is made of an `Attention`, and its products' weights are fp32 until they are converted.
+    For inference: it is built from an `Attention`, and the product's weights are fp32 until they are converted.
 
     Args:
         attention: what to compute.
-        blocked_from: from how many keys on bf16 goes to `blocked_attention`; None for never.
+        blocked_from: use `blocked_attention` in bf16 from this many keys on; None for never.
     """
 
     def __init__(self, attention: Attention, blocked_from: int | None = None) -> None:
@@ -91,7 +95,7 @@ class FusedSelfAttention(nn.Module):
         self.out = attention.out
 
     def forward(self, x: Tensor, keys_values: None = None, *, plus: Tensor | None = None) -> Tensor:
-        """(B, N, C) -> (B, N, C), `plus` added."""
+        """Map (B, N, C) to (B, N, C), with `plus` added."""
         q, k, v = self.project(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d) each
         if self.blocked_from is not None and k.shape[2] >= self.blocked_from and q.dtype == torch.bfloat16:
             h = blocked_attention(q, k, v)  # its scores are never rounded: it needs no upcasting
@@ -105,12 +109,12 @@ KeysValues = Mapping[Attention, tuple[Tensor, Tensor]]
 
 
 def repeat_rows(x: Tensor, rows: int) -> Tensor:
-    """x (B, ...) repeated to `rows`, a multiple of B: what the prompts of a picture share is computed once for all."""
-    return x if len(x) == rows else torch.cat([x] * (rows // len(x)))  # which, unlike `repeat`, keeps channels_last
+    """Repeat x (B, ...) to `rows`, a multiple of B, so that what the prompts of an image share is computed only once."""
+    return x if len(x) == rows else torch.cat([x] * (rows // len(x)))  # unlike `repeat`, `cat` keeps channels_last
 
 
 def _tokens(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H·W, C)."""
+    """Map (B, C, H, W) to (B, H·W, C)."""
     return x.flatten(2).transpose(1, 2)
 
 
@@ -123,7 +127,7 @@ class SpatialAttention(nn.Module):
         self.attention = Attention(channels, heads=heads, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+        """Map (B, C, H, W) to (B, C, H, W)."""
         h = self.attention(_tokens(self.norm(x)), plus=_tokens(x))
         return h.transpose(1, 2).unflatten(-1, x.shape[-2:])
 
@@ -137,7 +141,7 @@ class GatedFeedForward(nn.Module):
         self.out = nn.Linear(expansion * channels, channels)
 
     def forward(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
-        """(B, N, C) -> (B, N, C), `plus` added."""
+        """Map (B, N, C) to (B, N, C), with `plus` added."""
         value, gate = self.project(x).chunk(2, dim=-1)
         return layer_plus(self.out, value * F.gelu(gate), plus)
 
@@ -160,13 +164,13 @@ class TransformerBlock(nn.Module):
         self.only_cross = only_cross
 
     def cross_attentions(self) -> Iterator[Attention]:
-        """The attentions that read the prompt."""
+        """Yield the attentions that read the prompt."""
         if self.only_cross:
             yield self.attention1
         yield self.attention2
 
     def forward(self, x: Tensor, prompts: KeysValues) -> Tensor:
-        """(B, N, C) and the keys and values of B prompts, or of a multiple of it -> (as many as prompts, N, C)."""
+        """Map x (B, N, C), with the keys and values of k · B prompts, to (k · B, N, C)."""
         rows = len(prompts[self.attention2][0])
         if self.only_cross:
             x = repeat_rows(x, rows)
@@ -208,13 +212,13 @@ class SpatialTransformer(nn.Module):
         self.project_out = nn.Linear(channels, channels) if linear else conv1x1(channels, channels)
 
     def cross_attentions(self) -> Iterator[Attention]:
-        """The attentions that read the prompt."""
+        """Yield the attentions that read the prompt."""
         for block in self.blocks:
             assert isinstance(block, TransformerBlock)
             yield from block.cross_attentions()
 
     def forward(self, x: Tensor, prompts: KeysValues) -> Tensor:
-        """(B, C, H, W) and the keys and values of B prompts, or of a multiple of it -> (as many as prompts, C, H, W)."""
+        """Map x (B, C, H, W), with the keys and values of k · B prompts, to (k · B, C, H, W)."""
         height, width = x.shape[-2:]
         h = self.norm(x)
         h = self.project_in(_tokens(h)) if self.linear else _tokens(self.project_in(h))

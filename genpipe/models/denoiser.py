@@ -1,17 +1,15 @@
 """The denoiser of one batch: a network with everything computed that stays the same over the steps."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from genpipe.blocks import ResidualBlock
+from genpipe.blocks import Network, ResidualBlock
 from genpipe.models.attention import repeat_rows
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.unet import UNet
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 class Denoiser(Protocol):

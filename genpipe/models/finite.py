@@ -1,12 +1,8 @@
 """NaN and infinity: whether weights hold them, the copy that repeats what overflowed, and the error where that failed."""
 
-from typing import TypeVar
-
 from torch import nn
 
-from genpipe.blocks import unpacked_copy
-
-Network = TypeVar("Network", bound=nn.Module)
+from genpipe.blocks import Network, unpacked_copy
 
 
 def float32_copy(network: Network) -> Network:
@@ -15,7 +11,7 @@ def float32_copy(network: Network) -> Network:
 
 
 def nonfinite_weights(network: nn.Module) -> list[str]:
-    """Names of the tensors of `network` that hold a NaN or an infinity."""
+    """List the names of the tensors of `network` that hold a NaN or an infinity."""
     return [
         name
         for name, tensor in network.state_dict().items()
@@ -24,11 +20,11 @@ def nonfinite_weights(network: nn.Module) -> list[str]:
 
 
 class NonFiniteError(RuntimeError):
-    """The networks gave NaN or infinity, in fp32 too."""
+    """A network gave NaN or infinity, in fp32 too."""
 
     @classmethod
     def of(cls, part: str, network: nn.Module, model: str) -> "NonFiniteError":
-        """The error that blames the weights where they are not finite, and else the draw."""
+        """Say which weights hold NaN or infinity; where none do, advise another sampler or seed."""
         values = f"the {part} of {model} gave values that are not finite"
         bad = nonfinite_weights(network)
         if not bad:

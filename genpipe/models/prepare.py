@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar, cast
+from typing import cast
 
 import torch
 from torch import nn
 
-from genpipe.blocks import PhaseUpsample, Upsample
+from genpipe.blocks import Network, PhaseUpsample, Upsample
 from genpipe.models.attention import Attention, FusedSelfAttention, GatedFeedForward, SpatialAttention, TransformerBlock
 from genpipe.models.cpu.forms import PLAIN, Forms
 from genpipe.models.cpu.packed import USUAL_SIDE, PackedGatedFeedForward, can_pack, kind_of, pack
@@ -16,16 +16,18 @@ from genpipe.models.cpu.winograd import DifferenceUpsample, WinogradConv, suits_
 from genpipe.models.unet import UNet
 from genpipe.models.vae import VAE
 
-Network = TypeVar("Network", bound=nn.Module)
-
-# The parts of a U-Net that a `UNetDenoiser` asks once for all steps: int8 would save nothing there.
+# The parts of a U-Net that a `UNetDenoiser` runs once for all steps: int8 would save nothing there.
 _ONCE = {"time_embedding", "added_embedding", "class_embedding", "embedding", "key", "value"}
 
 
 @dataclass(frozen=True)
 class _Target:
-    """What a network is prepared for: arguments of `prepare`, the sides of its parts' maps by `id`, and the fewest channels
-    that a `WinogradConv` is to have."""
+    """What a network is prepared for: the arguments of `prepare`, and what they come to for this network.
+
+    Attributes:
+        sides: height and width of the maps of its parts, by the part's `id`.
+        fewest: channels that a convolution must have to become a `WinogradConv`.
+    """
 
     device: torch.device
     dtype: torch.dtype
@@ -35,16 +37,16 @@ class _Target:
 
 
 def prepare(network: Network, *, device: torch.device, dtype: torch.dtype, forms: Forms = PLAIN) -> Network:
-    """Put a network in place into the form in which it runs fastest, computing the same to rounding; returns it.
+    """Change a network in place into the form in which it runs fastest, and return it.
 
-    Queries, keys and values become one product; `forms` says what else changes, and int8, where it asks for it, rounds
-    more. The old weights are let go leaf by leaf, so memory holds the network once. It can then neither be trained nor
-    saved.
+    It computes the same up to rounding; int8 rounds more. Queries, keys and values become one product, and `forms` says
+    what else changes. Old weights are freed layer by layer, so that memory holds the network once. A prepared network can
+    neither be trained nor saved.
 
     Args:
-        network: with its weights, best of the type that the file has, since sums of weights are then rounded once.
+        network: with its weights, best in the file's own dtype, since sums of weights are then rounded only once.
         device, dtype: where and in what to run.
-        forms: those of the processor, for a CPU.
+        forms: the processor's own, for a CPU.
     """
     sides = {id(module): side for module, side in _sides(network)}
     fewest = forms.winograd_from_in_vae if isinstance(network, VAE) else forms.winograd_from
@@ -53,7 +55,7 @@ def prepare(network: Network, *, device: torch.device, dtype: torch.dtype, forms
 
 
 def _sides(network: nn.Module) -> Iterator[tuple[nn.Module, int]]:
-    """The parts of a network, with the height and width of their maps at the size that it was trained on."""
+    """Yield parts of a network with the side of their maps at the size that it was trained on."""
     if isinstance(network, UNet):
         size = max(network.config.sample_shape)
         yield network, size

@@ -55,7 +55,7 @@ class TextEncoderConfig:
 
 
 class TextEncoding(NamedTuple):
-    """What a prompt becomes: `context` (B, T, D), one vector a token, and `pooled` (B, P), one for the whole."""
+    """What a prompt becomes: `context` (B, T, D), one vector per token, and `pooled` (B, P), one for the whole."""
 
     context: Tensor
     pooled: Tensor
@@ -69,7 +69,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": _quick_gelu,
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head self-attention in which a token sees itself and those before it."""
+    """Multi-head self-attention in which each token reads itself and the tokens before it."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class CausalSelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
+        """Map (B, T, D) to (B, T, D)."""
         q, k, v = (
             layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, T, D / heads)
             for layer in (self.query, self.key, self.value)
@@ -99,7 +99,7 @@ class FeedForward(nn.Module):
         self.linear2 = nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
+        """Map (B, T, D) to (B, T, D)."""
         return self.linear2(self.activation(self.linear1(x)))
 
 
@@ -114,13 +114,13 @@ class TextLayer(nn.Module):
         self.feed_forward = FeedForward(config.hidden_size, config.intermediate_size, config.hidden_act)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
+        """Map (B, T, D) to (B, T, D)."""
         x = x + self.attention(self.norm1(x))
         return x + self.feed_forward(self.norm2(x))
 
 
 class TextEncoder(nn.Module):
-    """CLIP's text transformer: token ids to one vector a token and one for the whole prompt."""
+    """CLIP's text transformer: token ids to one vector per token and one for the whole prompt."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class TextEncoder(nn.Module):
             )
         if ids.shape[1] > self.config.max_position_embeddings:
             raise ValueError(f"{ids.shape[1]} tokens are more than the {self.config.max_position_embeddings} positions")
-        dtype = self.final_norm.weight.dtype  # the embeddings may still be of the file's own
+        dtype = self.final_norm.weight.dtype  # the embeddings may still have the file's own dtype
         if learned is None:
             x = self.token_embedding(ids)
         else:

@@ -1,4 +1,4 @@
-"""The tiny autoencoder of TAESD (`AutoencoderTiny` in diffusers): a rough picture in a fraction of the time."""
+"""The tiny autoencoder of TAESD (`AutoencoderTiny` in diffusers): a rough image in a fraction of the time."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ IMPLEMENTED = {"act_fn": "relu", "upsample_fn": "nearest", "upsampling_scaling_f
 
 @dataclass(frozen=True)
 class TinyVAEConfig:
-    """Shape of the tiny autoencoder; the tuples have an entry a level, in the order of the layers."""
+    """Shape of the tiny autoencoder; the tuples have one entry per level, in the order of the layers."""
 
     in_channels: int = 3
     out_channels: int = 3
@@ -27,7 +27,7 @@ class TinyVAEConfig:
 
     @property
     def factor(self) -> int:
-        """Pixels a latent pixel, in each direction."""
+        """Pixels per latent pixel, in each direction."""
         return 2 ** (len(self.decoder_channels) - 1)
 
     @classmethod
@@ -35,7 +35,7 @@ class TinyVAEConfig:
         """Read the `config.json` of a diffusers `AutoencoderTiny`.
 
         Raises:
-            ValueError: the file is another network's, or asks for a form that is not implemented.
+            ValueError: the file describes another network, or a form that is not implemented.
         """
         if config.get("_class_name", "AutoencoderTiny") != "AutoencoderTiny":
             raise ValueError(f"{config['_class_name']} is not a tiny autoencoder (only AutoencoderTiny is)")
@@ -64,7 +64,7 @@ class TinyBlock(nn.Module):
         self.skip = conv1x1(in_channels, out_channels, bias=False) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> (B, C_out, H, W)."""
+        """Map (B, C_in, H, W) to (B, C_out, H, W)."""
         return torch.relu(self.conv(x) + self.skip(x))
 
 
@@ -76,7 +76,7 @@ class TinyHalf(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> (B, C_out, H', W')."""
+        """Map (B, C_in, H, W) to (B, C_out, H', W')."""
         return self.layers(x)
 
 
@@ -105,11 +105,11 @@ class TinyVAE(nn.Module):
         self.decoder = TinyHalf(layers)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) in [-1, 1] to latents (B, C, h, w)."""
+        """Encode pixels (B, 3, H, W) in [-1, 1] to latents (B, C, h, w)."""
         return self.encoder(((pixels + 1) / 2).to(self._dtype))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) to pixels (B, 3, h · factor, w · factor), nominally in [-1, 1], not clamped."""
+        """Decode latents (B, C, h, w) to pixels (B, 3, h · factor, w · factor), nominally in [-1, 1], not clamped."""
         return self.decoder((3 * torch.tanh(latents / 3)).to(self._dtype)) * 2 - 1
 
     @property

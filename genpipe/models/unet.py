@@ -16,7 +16,7 @@ from genpipe.blocks import Downsample, ResidualBlock, Upsample, conv3x3, silu
 from genpipe.models.attention import KeysValues, SpatialTransformer, repeat_rows
 from genpipe.models.unet_config import UNetConfig
 
-# What the timestep adds in each residual block, (B or 1, C_out).
+# What the timestep, and what is embedded with it, adds in each residual block, (B or 1, C_out).
 Shifts = Mapping[ResidualBlock, Tensor]
 
 
@@ -41,7 +41,7 @@ class TimeEmbedding(nn.Module):
         self.linear2 = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, guidance: Tensor | None = None) -> Tensor:
-        """(B, C_in), and the embedded guidance scale (B, G) where the network takes one -> (B, C)."""
+        """Map (B, C_in), and the embedded guidance scale (B, G) where the network takes one, to (B, C)."""
         if self.guidance is not None and guidance is not None:
             x = x + self.guidance(guidance)
         return self.linear2(F.silu(self.linear1(x)))
@@ -65,7 +65,7 @@ class Level(nn.Module):
         return len(self.residuals)
 
     def layer(self, index: int, h: Tensor, shifts: Shifts, prompts: KeysValues) -> Tensor:
-        """Residual block `index` and, where the level has attention, its transformer."""
+        """Run residual block `index` and, where the level has attention, its transformer."""
         residual = cast(ResidualBlock, self.residuals[index])
         h = residual(h, shifts[residual])
         return self.transformers[index](h, prompts) if self.transformers else h
@@ -83,7 +83,7 @@ class Middle(nn.Module):
         )
 
     def forward(self, h: Tensor, shifts: Shifts, prompts: KeysValues) -> Tensor:
-        """(B, C, H, W) -> (as many as prompts, C, H, W), or as many as before where it does not attend."""
+        """Map (B, C, H, W) to (k · B, C, H, W) with k prompts per image; without attention the rows stay B."""
         first, *others = cast(Iterable[ResidualBlock], self.residuals)
         h = first(h, shifts[first])
         for transformer, residual in zip(self.transformers, others, strict=True):
@@ -144,7 +144,7 @@ class UNet(nn.Module):
         Args:
             latents: (B, C_in, H, W), noisy, in the variance-preserving scaling.
             timestep: (B,), 0 … 999.
-            context: (B, T, D), one vector a token of the prompt.
+            context: (B, T, D), one vector per token of the prompt.
             guidance: (B,), the guidance scale, where the config has `guidance_channels`; taken as 1 if None.
             pooled, time_ids: (B, P) and (B, K), SDXL's pooled prompt and sizes, where the config has `added_channels`;
                 the first alone, an image's vector, where it has `class_channels`.
@@ -159,18 +159,18 @@ class UNet(nn.Module):
     def denoise(
         self, latents: Tensor, shifts: Shifts, prompts: KeysValues, deep: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """`forward`, given what does not depend on the latents; see `genpipe.models.denoiser`.
+        """Evaluate the network, given what does not depend on the latents; see `genpipe.models.denoiser`.
 
         Args:
             latents: (B, C_in, H, W).
-            shifts: what the timestep adds, as `shifts` gives it.
-            prompts: the keys and values of B prompts, or of a multiple of B, as `keys_values` gives them. What comes
-                before the network first reads a prompt is then computed once for all prompts of a picture.
+            shifts: what the timestep adds, as `shifts` gives it: one row for all, or B rows.
+            prompts: the keys and values of k · B prompts, as `keys_values` gives them; the B rows of all images' first
+                prompts come first. What comes before the network first reads a prompt is computed once per image.
             deep: the deep features of an earlier evaluation of the same batch, in place of computing them.
 
         Returns:
-            The output (as many as prompts, C_out, H, W) and the deep features: what the last layer adds the first skip to.
-            With k prompts a picture, the B pictures of the first prompts come first.
+            The output (k · B, C_out, H, W), and the deep features: the input of the last layer, before the first skip is
+            joined to it.
         """
         first = self.conv_in(latents.to(self._dtype))
         if deep is None:
@@ -178,11 +178,11 @@ class UNet(nn.Module):
         level = cast(Level, self.up[-1])
         joined = torch.cat([deep, repeat_rows(first, len(deep))], dim=1)
         h = level.layer(len(level) - 1, joined, shifts, prompts)
-        h = h.to(self.norm_out.weight.dtype)  # which may be wider than the rest
+        h = h.to(self.norm_out.weight.dtype)  # the last layers may run in a wider dtype than the rest
         return self.conv_out(silu(self.norm_out(h))), deep
 
     def _deep(self, first: Tensor, shifts: Shifts, prompts: KeysValues) -> Tensor:
-        """All but the first and the last layer: the way down, the middle, and the way up to before the first skip."""
+        """Run all but the first and the last layer: down, the middle, and up to where the first skip is joined."""
         h, skips = first, [first]
         for level in cast(Iterable[Level], self.down):
             for index in range(len(level)):
@@ -203,11 +203,11 @@ class UNet(nn.Module):
         return h
 
     def shifts(self, embedding: Tensor) -> Shifts:
-        """What an embedding (B, E) of the timestep adds in each residual block, (B, C_out)."""
+        """Compute what an embedding (B, E) of the timestep adds in each residual block, (B, C_out)."""
         return {block: block.shift(embedding) for block in self.modules() if isinstance(block, ResidualBlock)}
 
     def keys_values(self, context: Tensor) -> KeysValues:
-        """The keys and values of a context (B, T, D), for each attention that reads it."""
+        """Compute the keys and values of a context (B, T, D) for each attention that reads it."""
         context = context.to(self._dtype)
         transformers = (module for module in self.modules() if isinstance(module, SpatialTransformer))
         return {
@@ -224,7 +224,7 @@ class UNet(nn.Module):
         pooled: Tensor | None = None,
         time_ids: Tensor | None = None,
     ) -> Tensor:
-        """The embedding (B, E) of timesteps and the other inputs that are numbers; arguments as in `forward`."""
+        """Embed timesteps and the other inputs that are numbers, (B, E); arguments as in `forward`."""
         config, dtype = self.config, self._dtype
 
         def sinusoids(values: Tensor, channels: int) -> Tensor:
@@ -237,7 +237,7 @@ class UNet(nn.Module):
             raise ValueError("this U-Net takes no guidance scale: leave out guidance")
         if config.guidance_channels is not None:
             scale = torch.ones_like(timestep) if guidance is None else guidance
-            # LCM's own embedding of (scale - 1): no flip, frequencies to the last ("Latent Consistency Models", 2023).
+            # LCM embeds scale - 1, sines first, up to the last frequency ("Latent Consistency Models", 2023).
             embedded_guidance = sinusoidal_embedding(
                 1000 * (scale - 1), config.guidance_channels, flip_sin_to_cos=False, freq_shift=1
             ).to(dtype)

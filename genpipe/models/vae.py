@@ -53,7 +53,7 @@ class VAEConfig:
 
     @property
     def factor(self) -> int:
-        """Pixels a latent pixel, in each direction."""
+        """Pixels per latent pixel, in each direction."""
         return 2 ** (len(self.channels) - 1)
 
     @classmethod
@@ -114,8 +114,10 @@ class VAEConfig:
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution, then a resampling; the same class going down and up. Iterates over them: who calls
-    them one by one lets go of each one's input, which a call of the whole would hold."""
+    """Residual blocks of one resolution, then a resampling; the same class serves both directions.
+
+    It iterates over its layers, so that a caller who runs them one by one frees each layer's input before the next runs.
+    """
 
     def __init__(
         self, in_channels: int, out_channels: int, *, layers: int, groups: int, resample: nn.Module | None
@@ -140,7 +142,7 @@ class Middle(nn.Module):
         self.attentions = nn.ModuleList([SpatialAttention(channels, groups=groups, eps=_EPS)] if attention else [])
 
     def forward(self, h: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+        """Map (B, C, H, W) to (B, C, H, W)."""
         h = self.residuals[0](h)
         for attention in self.attentions:
             h = attention(h)
@@ -169,7 +171,7 @@ class Encoder(nn.Module):
         self.conv_out = conv3x3(channels[-1], 2 * config.latent_channels)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 2·C, H / factor, W / factor)."""
+        """Map pixels (B, 3, H, W) to (B, 2·C, H / factor, W / factor)."""
         h = self.conv_in(pixels)
         for layer in chain.from_iterable(cast(Iterable[Level], self.down)):
             h = layer(h)
@@ -198,7 +200,7 @@ class Decoder(nn.Module):
         self.conv_out = conv3x3(channels[-1], config.out_channels)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, 3, h · factor, w · factor)."""
+        """Map latents (B, C, h, w) to pixels (B, 3, h · factor, w · factor)."""
         h = self.middle(self.conv_in(latents))
         for layer in chain.from_iterable(cast(Iterable[Level], self.up)):
             h = layer(h)
@@ -218,7 +220,7 @@ class VAE(nn.Module):
         self.from_latents = conv1x1(latent, latent) if config.post_quant_conv else nn.Identity()
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (B, 3, H, W) in [-1, 1] to the mean and log-variance of unscaled latents, each (B, C, h, w)."""
+        """Encode pixels (B, 3, H, W) in [-1, 1] to the mean and log-variance of unscaled latents, each (B, C, h, w)."""
         mean, logvar = self.to_moments(self.encoder(pixels.to(self._dtype))).chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 
@@ -231,7 +233,7 @@ class VAE(nn.Module):
         return (latents - config.shift_factor) * config.scaling_factor
 
     def unscale(self, latents: Tensor) -> Tensor:
-        """The inverse of `scale`."""
+        """Undo `scale`."""
         config = self.config
         if config.latents_mean is not None and config.latents_std is not None:
             mean, std = (_per_channel(latents, numbers) for numbers in (config.latents_mean, config.latents_std))
@@ -239,13 +241,13 @@ class VAE(nn.Module):
         return latents / config.scaling_factor + config.shift_factor
 
     def decode(self, latents: Tensor, *, tile: int | None = None) -> Tensor:
-        """Scaled latents (B, C, h, w) to pixels (B, 3, h · factor, w · factor), nominally in [-1, 1], not clamped.
+        """Decode scaled latents (B, C, h, w) to pixels (B, 3, h · factor, w · factor), nominally in [-1, 1], not clamped.
 
         Args:
             latents: as the denoiser leaves them.
-            tile: decode in overlapping squares of this many latent pixels, blended where they overlap, so that memory
-                stays flat for large pictures; None decodes in one piece. The result differs slightly, since the norms
-                see a tile only. At least 16.
+            tile: decode in overlapping squares of this many latent pixels (16 or more), blended where they overlap, so
+                that memory stays flat for large images; the result differs slightly, since each norm sees one tile only.
+                None decodes in one piece.
         """
         latents = self.unscale(latents)
         if tile is None:

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from genpipe.blocks import Network
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.denoiser import Denoiser, MakeDenoiser
 from genpipe.models.finite import NonFiniteError, float32_copy
@@ -18,15 +18,13 @@ from genpipe.sampling.sampler import Sampler
 from genpipe.sampling.schedule import Schedule, Step
 from genpipe.sampling.speed import SPEEDS
 
-Network = TypeVar("Network", bound=nn.Module)
-
 
 def is_guided(requests: Sequence[Request], *, distilled: bool) -> bool:
-    """Whether a batch takes a second, unprompted half.
+    """Whether each image of a batch is also evaluated with its negative prompt (classifier-free guidance).
 
     Args:
         requests: the batch.
-        distilled: the network takes the guidance scale as an input, so that it never needs the second half.
+        distilled: the network takes the guidance scale as an input, so that one evaluation does.
 
     Raises:
         ValueError: there are no requests, or they do not agree in what a batch must.
@@ -58,8 +56,8 @@ def denoise(
 ) -> Iterator[Tensor]:
     """Yield the latents (B, C, h, w) fp32 of a batch after each step, still noisy until the last.
 
-    Whether they are finite is looked at once, at the end. Where they are not, the steps come again from the first, and
-    each evaluation that is not finite is repeated in fp32.
+    The last latents are checked once. If they are not finite, all steps run again, and each evaluation that is not finite
+    is repeated in fp32.
 
     Args:
         network: prepared.

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypeVar
 
 import torch
 from torch import nn
 
+from genpipe.blocks import Network
 from genpipe.checkpoints import Checkpoint
 from genpipe.hardware import instruction_set, keep_freed_memory, use_huge_pages, without_overflow
 from genpipe.models.cpu.forms import PLAIN, forms_for
@@ -15,8 +15,6 @@ from genpipe.models.cpu.quantised import QuantisedLayer, can_quantise
 from genpipe.models.prepare import prepare
 from genpipe.models.unet import UNet
 from genpipe.models.vae import VAE
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 class Networks:

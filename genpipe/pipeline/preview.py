@@ -15,24 +15,24 @@ from genpipe.models.vae import VAE
 class LatentPreview:
     """A linear map from a latent pixel to the mean colour of the pixels that it stands for, fitted to one autoencoder.
 
-    It is fitted by least squares on a few small decoded images at the first call, then costs next to nothing.
+    The first call fits it by least squares on a few small decoded images; later calls cost next to nothing.
     """
 
     def __init__(self, vae: Callable[[], AbstractContextManager[VAE]]) -> None:
-        """`vae` gives the autoencoder for a while, with its weights in memory."""
+        """Take a function that lends the autoencoder, with its weights in memory."""
         self._vae = vae
         self._map: Tensor | None = None  # (C + 1, 3), the last row constant
 
     @torch.inference_mode()
     def __call__(self, latents: Tensor) -> list[Picture]:
-        """Scaled latents (B, C, h, w) to B images of w × h pixels."""
+        """Turn scaled latents (B, C, h, w) into B images of w × h pixels."""
         if self._map is None:
             self._map = self._fit(latents.device)
         return to_pil(torch.einsum("bchw,cr->brhw", latents.float(), self._map[:-1]) + self._map[-1][:, None, None])
 
     def _fit(self, device: torch.device) -> Tensor:
         with self._vae() as vae:
-            # Smooth latents, as colour is what changes slowly.
+            # Smooth latents, since the map is to show colours, which change slowly.
             seeded = torch.Generator("cpu").manual_seed(0)
             coarse = torch.randn(
                 (8, vae.config.latent_channels, 4, 4), generator=seeded, dtype=torch.float32, device="cpu"

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Weights in memory at once, a thread: 2 MB of bf16, which stay in the caches between the two products.
+# Attention weights in memory at once, per thread: 2 MB in bf16, which stay in the caches between the two products.
 BLOCK = 2**20
-# So many keys are looked at for the peak of a row. The distance between them is odd, to take in every column of a picture.
+# Keys that are sampled for the peak of a row. The distance between them is odd, so that every column of a map is sampled.
 SAMPLE = 64
 # The products take bf16 from the left in pairs, and give it in lanes.
 PAIR, LANES = 2, 16

@@ -1,4 +1,4 @@
-"""Which form of an operation a CPU runs: looked up in a table that ships, so that no picture depends on a timing."""
+"""Which form of an operation a CPU runs: looked up in a table that ships, so that no image depends on a timing."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-# By instruction set and dtype; `scripts/benchmark/step.py --tune` measures and writes it.
+# By instruction set and dtype; `python -m scripts.benchmark.step --tune` measures and writes it.
 TABLE = Path(__file__).with_name("cpu_forms.json")
 # What can be packed: see `kind_of`.
 PACKABLE = ("linear", "convolution 1x1", "convolution 3x3", "upsampling")
@@ -16,14 +16,14 @@ PACKABLE = ("linear", "convolution 1x1", "convolution 3x3", "upsampling")
 
 @dataclass(frozen=True)
 class Forms:
-    """The forms of one instruction set in one dtype. By default, and where the table lacks them, all is plain torch.
+    """The forms of one instruction set in one dtype; the default is plain torch.
 
     Attributes:
         packed: the kinds of layers whose weights are packed, of `PACKABLE`.
         phases: whether upsampling and its convolution become one transposed convolution.
         winograd: whether a 3×3 convolution that `suits_winograd` is a `WinogradConv`, and an upsampling that
             `suits_difference` a `DifferenceUpsample`.
-        blocked: from how many keys on self-attention is blocked, by the widest head that this holds for.
+        blocked: from how many keys on self-attention is blocked, by the widest head for which that is so.
         int8: whether wide layers are quantised. Not of the table: it changes images, and is for the caller to say.
         winograd_from, winograd_from_in_vae: the fewest channels, in and out, of a `WinogradConv` in a U-Net and in an
             autoencoder. With fewer it saves less than its rounding is worth, and the rounding of an autoencoder goes
@@ -45,7 +45,7 @@ class Forms:
     int8_from: int = 320
 
     def blocked_from(self, head_channels: int) -> int | None:
-        """From how many keys on attention with heads of this width is blocked; None for never."""
+        """Look up from how many keys on attention with heads of this width is blocked; None for never."""
         return next((self.blocked[width] for width in sorted(self.blocked) if head_channels <= width), None)
 
 

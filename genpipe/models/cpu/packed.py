@@ -1,4 +1,4 @@
-"""Linear and convolution layers whose weights lie in the order that oneDNN works in, packed once and not at every call.
+"""Linear and convolution layers whose weights are packed once, in the order that oneDNN works in, and not at every call.
 
 Packing and the operators that take packed weights are torch's own but private: `can_pack` tests for them, and layers that
 cannot be packed stay as they are. Each gives the plain layer that it was made of (`unpacked`).
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from genpipe.blocks import layer_plus
 from genpipe.models.attention import GatedFeedForward
 
-# The order that oneDNN prefers depends on the input's size. Without one it may guess an order that makes a
-# convolution ten times slower, and with another one it may reorder the weights at every call.
+# The order that oneDNN prefers depends on the input's size. Without a size it may guess an order that makes a
+# convolution ten times slower; with a wrong one it may reorder the weights at every call.
 USUAL_SIDE = 64
 
 OPERATORS = (
@@ -35,13 +35,13 @@ def can_pack(dtype: torch.dtype, operators: Sequence[str] = OPERATORS) -> bool:
 
 
 def multiplies_bf16() -> bool:
-    """Whether oneDNN takes bf16 on this processor: it wants AVX512 (BW, VL, DQ) or AVX-NE-CONVERT. As torch itself asks."""
+    """Whether oneDNN takes bf16 on this processor, as torch itself asks: it needs AVX512 (BW, VL, DQ) or AVX-NE-CONVERT."""
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return supported is not None and bool(supported())
 
 
 def kind_of(layer: nn.Module) -> str | None:
-    """What a layer is to `Forms.packed`; None if it cannot be packed."""
+    """Name the kind of a layer as `Forms.packed` does; None if it cannot be packed."""
     if type(layer) is nn.Linear:
         return "linear"
     if type(layer) not in (nn.Conv2d, nn.ConvTranspose2d):
@@ -55,9 +55,10 @@ def kind_of(layer: nn.Module) -> str | None:
 
 
 def pack(layer: nn.Module, side: int = USUAL_SIDE) -> nn.Module:
-    """The packed form of a linear layer or of an ungrouped convolution, plain or transposed; another layer as it is.
+    """Pack a linear layer or an ungrouped convolution, plain or transposed; another layer is returned as it is.
 
-    `side` is the height and width of the maps that it will mostly be given; others are right too, but may take longer.
+    `side` is the height and width of the maps that it will mostly be given. Other sizes give right results too, but may
+    take longer.
     """
     if kind_of(layer) is None:
         return layer
@@ -88,11 +89,11 @@ class PackedLayer(nn.Module):
         return self.weight.to_dense()
 
     def _shifted(self, shift: Tensor | None) -> Tensor | None:
-        """The bias, and what is to be added to it."""
+        """Add what is to be added to the bias."""
         return shift if self.bias is None else self.bias if shift is None else self.bias + shift
 
     def unpacked(self) -> nn.Module:
-        """The plain layer that it was made of."""
+        """Build the plain layer that it was made of."""
         kind, arguments = self._plain
         with torch.device("meta"):
             layer = kind(**arguments, bias=self.bias is not None)
@@ -113,7 +114,7 @@ class PackedLinear(PackedLayer):
         super().__init__(layer, torch.ops.mkldnn._reorder_linear_weight(weight, side**2))
 
     def forward(self, x: Tensor, *, shift: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
-        """(..., C_in) -> (..., C_out); `shift` (C_out) and `plus`, of the result's shape, are added in fp32."""
+        """Map (..., C_in) to (..., C_out); `shift` (C_out) and `plus`, of the result's shape, are added in fp32."""
         product, bias = torch.ops.mkldnn._linear_pointwise, self._shifted(shift)
         if plus is None:
             return product(x, self.weight, bias, "none", [], "")
@@ -121,8 +122,11 @@ class PackedLinear(PackedLayer):
 
 
 class PackedConv1x1(PackedLinear):
-    """A packed `nn.Conv2d` of kernel and stride 1: a linear layer of each pixel, whatever the size of the map, where oneDNN's
-    convolutions reorder weights that were packed for larger ones. Works in channels_last, and gives it."""
+    """A packed `nn.Conv2d` of kernel and stride 1, as a linear layer of each pixel.
+
+    It takes maps of any size, where oneDNN's convolutions reorder weights that were packed for larger maps. Works in
+    channels_last, and returns it.
+    """
 
     arguments = ("in_channels", "out_channels", "kernel_size")
 
@@ -130,7 +134,7 @@ class PackedConv1x1(PackedLinear):
         return self.weight.to_dense()[..., None, None]
 
     def forward(self, x: Tensor, *, shift: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
-        """(B, C_in, H, W) -> (B, C_out, H, W); `shift` (C_out) and `plus`, of the result's shape, are added in fp32."""
+        """Map (B, C_in, H, W) to (B, C_out, H, W); `shift` (C_out) and `plus`, of that shape, are added in fp32."""
         plus = None if plus is None else plus.movedim(1, -1)
         return super().forward(x.movedim(1, -1).contiguous(), shift=shift, plus=plus).movedim(-1, 1)
 
@@ -146,14 +150,14 @@ class PackedGatedFeedForward(nn.Module):
         self.out = self.linear(layer.out, side)
 
     def forward(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
-        """(B, N, C) -> (B, N, C), `plus` added."""
+        """Map (B, N, C) to (B, N, C), with `plus` added."""
         product = torch.ops.mkldnn._linear_pointwise
         gate = product(x, self.gate.weight, self.gate.bias, "gelu", [], "none")
         h = product.binary(x, gate, self.value.weight, self.value.bias, "mul")
         return layer_plus(self.out, h, plus)
 
     def unpacked(self) -> GatedFeedForward:
-        """The plain layer that it was made of."""
+        """Build the plain layer that it was made of."""
         value, gate, out = (cast(nn.Linear, layer.unpacked()) for layer in (self.value, self.gate, self.out))
         with torch.device("meta"):
             layer = GatedFeedForward(out.out_features, expansion=out.in_features // out.out_features)
@@ -166,7 +170,7 @@ class PackedGatedFeedForward(nn.Module):
 
 
 def _halves(layer: nn.Linear) -> Iterator[nn.Linear]:
-    """A linear layer as two, of the first and of the second half of its outputs."""
+    """Split a linear layer into two: the first and the second half of its outputs."""
     for weight, bias in zip(layer.weight.detach().chunk(2), layer.bias.detach().chunk(2), strict=True):
         with torch.device("meta"):
             half = nn.Linear(layer.in_features, len(weight))
@@ -176,7 +180,7 @@ def _halves(layer: nn.Linear) -> Iterator[nn.Linear]:
 
 
 class PackedConv(PackedLayer):
-    """A packed `nn.Conv2d`. Works in channels_last, and gives it."""
+    """A packed `nn.Conv2d`. Works in channels_last, and returns it."""
 
     arguments = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
     adds = True
@@ -188,7 +192,7 @@ class PackedConv(PackedLayer):
         super().__init__(layer, torch.ops.mkldnn._reorder_convolution_weight(weight, *self._settings, size))
 
     def forward(self, x: Tensor, *, shift: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
-        """(B, C_in, H, W) -> (B, C_out, H', W'); `shift` (C_out) and `plus`, of the result's shape, are added in fp32."""
+        """Map (B, C_in, H, W) to (B, C_out, H', W'); `shift` (C_out) and `plus`, of that shape, are added in fp32."""
         x = x.contiguous(memory_format=torch.channels_last)
         convolve, bias = torch.ops.mkldnn._convolution_pointwise, self._shifted(shift)
         if plus is None:
@@ -198,7 +202,7 @@ class PackedConv(PackedLayer):
 
 
 class PackedConvTranspose(PackedLayer):
-    """A packed `nn.ConvTranspose2d`. Works in channels_last, and gives it."""
+    """A packed `nn.ConvTranspose2d`. Works in channels_last, and returns it."""
 
     arguments = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "output_padding", "dilation")
 
@@ -209,10 +213,10 @@ class PackedConvTranspose(PackedLayer):
         super().__init__(layer, reorder(layer.weight.detach(), *self._settings, size))
 
     def _dense_weight(self) -> Tensor:
-        return self.weight.to_dense().transpose(0, 1)  # oneDNN has the channels of a transposed convolution in turn
+        return self.weight.to_dense().transpose(0, 1)  # oneDNN swaps the channels of a transposed convolution
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> (B, C_out, H', W')."""
+        """Map (B, C_in, H, W) to (B, C_out, H', W')."""
         x = x.contiguous(memory_format=torch.channels_last)
         convolve = torch.ops.mkldnn._convolution_transpose_pointwise
         return convolve(x, self.weight, self.bias, *self._settings, "none", [], "")

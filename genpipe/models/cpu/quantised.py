@@ -1,8 +1,8 @@
 """Linear and convolution layers in int8 (W8A8), for CPUs that multiply it faster than bf16 (VNNI).
 
-Weights have a scale for each output channel, symmetric around zero. What they are multiplied with is quantised at every
-call, with one scale for each picture, from its largest magnitude: nothing is calibrated, and no picture depends on the
-others of its batch. Products are summed exactly, in int32, and come out in bf16.
+Weights have one scale per output channel, symmetric around zero. What they are multiplied with is quantised at every call,
+with one scale per image, from its largest magnitude: nothing is calibrated, and no image depends on the others of its
+batch. Products are summed exactly, in int32, and come out in bf16.
 
 The operators are torch's own but private: `can_quantise` tests for them. `unpacked` gives the plain layer of the weights
 that a quantised one multiplies with, in bf16.
@@ -36,21 +36,21 @@ def worth_quantising(layer: nn.Module, fewest: int) -> bool:
 
 
 def quantise(layer: nn.Module, side: int = USUAL_SIDE) -> nn.Module:
-    """The int8 form of an `nn.Linear` or `nn.Conv2d`; `side` as in `genpipe.models.cpu.packed.pack`."""
+    """Make the int8 form of an `nn.Linear` or `nn.Conv2d`; `side` as in `genpipe.models.cpu.packed.pack`."""
     return QuantisedLinear(layer, side) if isinstance(layer, nn.Linear) else QuantisedConv(cast(nn.Conv2d, layer), side)
 
 
 def to_uint8(x: Tensor) -> tuple[Tensor, float]:
-    """x as round(x / scale) + `ZERO`, and the scale, which takes the largest magnitude to 127."""
+    """Quantise x to round(x / scale) + `ZERO`; the scale, returned too, takes the largest magnitude to 127."""
     low, high = (float(bound) for bound in x.aminmax())
-    # Where x is not finite neither is the scale (`max` keeps a NaN that comes first), nor then the product.
+    # Where x is not finite the scale is not finite either (`max` keeps a NaN that comes first), nor is the product.
     scale = max(high, -low, 127 * _TINY) / 127
     signed = x.float().mul_(1 / scale).round_().to(torch.int8)
     return signed.bitwise_xor_(-ZERO).view(torch.uint8), scale  # flipping the sign bit adds 128
 
 
 def weight_to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A weight (C_out, ...) as integers -127 … 127, and what each output channel's stand for, (C_out) in fp32."""
+    """Quantise a weight (C_out, ...) to integers -127 … 127; each output channel's scale, (C_out) in fp32, is returned too."""
     weight = weight.float()
     scales = weight.flatten(1).abs().amax(1).div_(127).clamp_(min=_TINY)
     return (weight / scales.view(-1, *[1] * (weight.ndim - 1))).round_().to(torch.int8), scales
@@ -90,11 +90,11 @@ class QuantisedLinear(QuantisedLayer):
         return self.weight.to_dense().t()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, ..., C_in) -> (B, ..., C_out) in bf16."""
-        return _joined([self.product(*to_uint8(picture)) for picture in x.split(1)])
+        """Map (B, ..., C_in) to (B, ..., C_out) in bf16."""
+        return _joined([self.product(*to_uint8(image)) for image in x.split(1)])
 
     def product(self, x: Tensor, scale: float, activation: str = "none") -> Tensor:
-        """Of what `to_uint8` gives, (..., C_in) -> (..., C_out); `activation`, such as "gelu", is fused."""
+        """Map what `to_uint8` gives, (..., C_in), to (..., C_out); `activation`, such as "gelu", is fused."""
         output: tuple[Any, ...] = (1.0, 0, torch.bfloat16, activation, [], "none")
         given = (x, scale, ZERO, self.weight, self.scales, self.zeros)
         return torch.ops.onednn.qlinear_pointwise(*given, self.bias, *output)
@@ -106,17 +106,17 @@ class QuantisedGatedFeedForward(PackedGatedFeedForward):
     linear = QuantisedLinear
 
     def forward(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
-        """(B, N, C) -> (B, N, C) in bf16, `plus` added."""
+        """Map (B, N, C) to (B, N, C) in bf16, with `plus` added."""
         value, gate = cast(QuantisedLinear, self.value), cast(QuantisedLinear, self.gate)
         results = []
-        for picture in x.split(1):
-            given = to_uint8(picture)
+        for image in x.split(1):
+            given = to_uint8(image)
             results.append(self.out(value.product(*given).mul_(gate.product(*given, "gelu"))))
         return _joined(results) if plus is None else plus + _joined(results)
 
 
 class QuantisedConv(QuantisedLayer):
-    """An int8 `nn.Conv2d`. Works in channels_last, and gives it."""
+    """An int8 `nn.Conv2d`. Works in channels_last, and returns it."""
 
     arguments = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
     adds = True
@@ -125,28 +125,25 @@ class QuantisedConv(QuantisedLayer):
         self._settings = (layer.stride, layer.padding, layer.dilation, 1)
         weight, scales = weight_to_int8(layer.weight.detach())
         size = [1, layer.in_channels, side, side]
-        # Weights are packed for any scale but one, which could be left out.
+        # The packed order depends on whether the input has a scale other than 1, and not on which.
         packed = torch.ops.onednn.qconv_prepack(weight, scales, 0.5, ZERO, *self._settings, size)
         super().__init__(layer, packed, scales)
 
     def forward(self, x: Tensor, *, shift: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
-        """(B, C_in, H, W) -> (B, C_out, H', W'); `shift` (C_out) and `plus`, of the result's shape, are added in fp32.
-
-        The result is in bf16.
-        """
-        pictures = x.movedim(1, -1).contiguous().split(1)  # (1, H, W, C_in) each
+        """Map (B, C_in, H, W) to (B, C_out, H', W') in bf16; `shift` (C_out) and `plus`, of that shape, are added in fp32."""
+        images = x.movedim(1, -1).contiguous().split(1)  # (1, H, W, C_in) each
         bias = None if self.bias is None else self.bias.float()
         bias = shift if bias is None else bias if shift is None else bias + shift
         if plus is None:
-            return _joined([self._convolve(picture, bias) for picture in pictures])
+            return _joined([self._convolve(image, bias) for image in images])
         result = plus.clone(memory_format=torch.channels_last)
-        for picture, sum_ in zip(pictures, result.split(1), strict=True):
-            self._convolve(picture, bias, sum_)
+        for image, sum_ in zip(images, result.split(1), strict=True):
+            self._convolve(image, bias, sum_)
         return result
 
-    def _convolve(self, picture: Tensor, bias: Tensor | None, onto: Tensor | None = None) -> Tensor:
-        """Of one picture, added in place to `onto` if there is one."""
-        x, scale = to_uint8(picture)
+    def _convolve(self, image: Tensor, bias: Tensor | None, onto: Tensor | None = None) -> Tensor:
+        """Convolve one image; the result is added in place to `onto` if there is one."""
+        x, scale = to_uint8(image)
         given = (x.movedim(-1, 1), scale, ZERO, self.weight, self.scales, self.zeros)
         output: tuple[Any, ...] = (*self._settings, 1.0, 0, torch.bfloat16)
         if onto is None:
@@ -155,5 +152,5 @@ class QuantisedConv(QuantisedLayer):
         return torch.ops.onednn.qconv2d_pointwise.binary(*given, onto, bias, *output, *fused)
 
 
-def _joined(pictures: list[Tensor]) -> Tensor:
-    return pictures[0] if len(pictures) == 1 else torch.cat(pictures)
+def _joined(images: list[Tensor]) -> Tensor:
+    return images[0] if len(images) == 1 else torch.cat(images)

@@ -1,8 +1,9 @@
-"""3×3 convolutions with fewer multiplications, as products that neighbouring results share.
+"""3×3 convolutions with fewer multiplications, because neighbouring results share products.
 
-`WinogradConv`, F(2×2, 3×3) of "Fast Algorithms for Convolutional Neural Networks" (2016): sixteen products for four results,
-where taking each by itself takes thirty-six. `DifferenceUpsample`, after nearest-neighbour upsampling: nine. Results are the
-same but for rounding, of which there is more: in bf16 2.7 and about twice as much as of one direct convolution.
+Four neighbouring results take 36 products one by one. `WinogradConv`, F(2×2, 3×3) of "Fast Algorithms for Convolutional
+Neural Networks" (2016), takes 16; `DifferenceUpsample`, for a convolution after nearest-neighbour upsampling, takes 9.
+Results are the same up to rounding. In bf16 the rounding error is 2.7 times that of a direct convolution for the first,
+and about twice for the second.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,18 +16,19 @@ from torch.nn import functional as F
 from genpipe.blocks import Upsample
 from genpipe.models.cpu.packed import USUAL_SIDE, PackedLinear
 
-# The smallest maps that it is for: below, reading the weights, 16 / 9 as many, takes as long as the products.
+# The smallest maps that `WinogradConv` is for. On smaller ones, reading its weights, 16 / 9 as many as a plain convolution
+# has, takes as long as it saves.
 SMALLEST_SIDE = 16
-# So many numbers are transformed along rows at once: memory stays flat, and they are multiplied while the caches have them.
+# Numbers that are transformed along rows at once, so that memory stays flat and they are multiplied while still in caches.
 STRIP = 2**23
-# What makes the four products' weights of three taps. The last is negated, so that all that follows is adding.
+# From three taps to the weights of four products. The last row is negated, so that all later steps are additions.
 _TAPS = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, -1.0))
-# What makes the weights of a small pixel, and of how those before and after it differ from it.
+# From three taps to the weights of a small pixel, and of how its neighbours before and after differ from it.
 _NEAREST = ((1.0, 1.0, 1.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0))
 
 
 def suits_winograd(layer: nn.Module, side: int, fewest: int) -> bool:
-    """Whether a layer is a plain 3×3 convolution, of `fewest` channels or more and for maps of a side that is large enough."""
+    """Whether a layer is a plain 3×3 convolution, of `fewest` channels or more, for maps whose side is large enough."""
     if type(layer) is not nn.Conv2d or min(layer.in_channels, layer.out_channels) < fewest or side < SMALLEST_SIDE:
         return False
     plain = layer.groups == 1 and layer.padding_mode == "zeros"
@@ -40,10 +42,10 @@ def suits_difference(upsample: Upsample, fewest: int) -> bool:
 
 
 class WinogradConv(nn.Module):
-    """What an `nn.Conv2d` that `suits_winograd` computes. Works in channels_last, and gives it.
+    """An `nn.Conv2d` that `suits_winograd`, with 16 / 36 of its multiplications. Works in channels_last, and returns it.
 
     Args:
-        layer: its weights best of the type that the file has, since the sixteen sums of them are then rounded once.
+        layer: with its weights best in the file's own dtype, since the sixteen sums of them are then rounded only once.
         dtype: what to run in.
         side: height and width of the maps that it will mostly be given.
         strip: how many numbers are transformed along rows at once.
@@ -60,15 +62,15 @@ class WinogradConv(nn.Module):
         weights = sums.to(dtype).view(4, 4, *weight.shape[:2])
         bias = None if layer.bias is None else layer.bias.detach().to(dtype)
         self.products = nn.ModuleList(
-            # What the second product of both axes gives is in all four results, and so then is its bias.
+            # The second product of both axes is part of all four results, so that its bias is added to each.
             nn.ModuleList(_packed(weights[r, s], bias if r == s == 1 else None, side // 2) for s in range(4))
             for r in range(4)
         )
 
     def forward(self, x: Tensor, *, shift: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
-        """(B, C_in, H, W) -> (B, C_out, H, W); `shift` (C_out) and `plus`, of the result's shape, are added."""
+        """Map (B, C_in, H, W) to (B, C_out, H, W); `shift` (C_out) and `plus`, of that shape, are added."""
         height, width = x.shape[-2:]
-        if height % 2 or width % 2:  # one more of the zeros that a convolution sees beyond the edge
+        if height % 2 or width % 2:  # pad to an even size with the zeros that a convolution sees beyond the edge
             beyond = (0, width % 2, 0, height % 2)
             result = self(F.pad(x, beyond), shift=shift, plus=None if plus is None else F.pad(plus, beyond))
             return result[..., :height, :width]
@@ -82,7 +84,7 @@ class WinogradConv(nn.Module):
         return result.view(len(x), height, width, -1).movedim(-1, 1)
 
     def _strip(self, columns: Tensor, result: Tensor, shift: Tensor | None, added: Tensor | None) -> None:
-        """From the columns' transform (4, B, n, W, C_in) to n rows of pairs, (B, n, 2, W / 2, 2, C_out)."""
+        """Compute n rows of pairs (B, n, 2, W / 2, 2, C_out) from the columns' transform (4, B, n, W, C_in)."""
         parts = _transformed(columns, 3)  # (4, 4, B, n, W / 2, C_in): of rows, of columns
         rows = [self._row(row, parts[:, row], shift if row == 1 else None) for row in range(4)]
         for side in range(2):
@@ -93,7 +95,7 @@ class WinogradConv(nn.Module):
                 torch.add(total, more, out=result[place])
 
     def _row(self, row: int, parts: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The left and the right results of a row of products."""
+        """Compute the left and the right results of a row of products."""
         first, second, third, fourth = cast(nn.ModuleList, self.products[row])
         middle = second(parts[1], shift=shift)
         left = third(parts[2], plus=middle)
@@ -101,7 +103,7 @@ class WinogradConv(nn.Module):
         return first(parts[0], plus=left), fourth(parts[3], plus=right)
 
     def unpacked(self) -> nn.Conv2d:
-        """The plain convolution, its weights but for rounding those that it was made of."""
+        """Build the plain convolution; its weights are those that it was made of, up to rounding."""
         with torch.device("meta"):
             layer = nn.Conv2d(self.in_channels, self.out_channels, 3, padding=1)
         weights, bias = _plain(self.products)
@@ -113,14 +115,14 @@ class WinogradConv(nn.Module):
 
 
 class DifferenceUpsample(nn.Module):
-    """What an `Upsample` computes, with a quarter of its multiplications. Works in channels_last, and gives it.
+    """An `Upsample` with a quarter of its multiplications. Works in channels_last, and returns it.
 
-    Along one axis the large pixels 2i and 2i + 1 see small ones i - 1, i and i, i + 1 under three taps a, b, c. They are
-    (a + b + c) x[i] + a (x[i - 1] - x[i]) and (a + b + c) x[i] + c (x[i + 1] - x[i]): three products for the two, nine
-    for the four of both axes.
+    Along one axis, with taps a, b, c, the large pixel 2i depends on the small pixels i - 1 and i, and the large pixel
+    2i + 1 on i and i + 1. They are (a + b + c) x[i] + a (x[i - 1] - x[i]) and (a + b + c) x[i] + c (x[i + 1] - x[i]): three
+    products for two results, nine for the four of both axes.
 
     Args:
-        upsample: its weights best of the type that the file has, since the nine sums of them are then rounded once.
+        upsample: with its weights best in the file's own dtype, since the nine sums of them are then rounded only once.
         dtype: what to run in.
         side: height and width of the small maps that it will mostly be given.
     """
@@ -142,7 +144,7 @@ class DifferenceUpsample(nn.Module):
         )
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, C, 2H, 2W), or `size`, of one less, where the way down had rounded up an odd one."""
+        """Map (B, C, H, W) to (B, C, 2H, 2W), or to `size`: one less where the way down rounded an odd size up."""
         batch, channels, height, width = x.shape
         x, rows = _channels_last(x), self._rows()
         same = rows[0][0](x)
@@ -159,7 +161,7 @@ class DifferenceUpsample(nn.Module):
         return result.movedim(-1, 1)
 
     def _cut(self, result: Tensor, x: Tensor, height: int, width: int) -> Tensor:
-        """The result without a last row or column, and without what a convolution saw of them: beyond an edge are zeros."""
+        """Cut the last row or column off, and subtract what it added to its neighbours: beyond an edge are zeros."""
         rows = self._rows()
         for dim, length in ((1, height), (2, width)):
             if length == result.shape[dim]:
@@ -171,7 +173,7 @@ class DifferenceUpsample(nn.Module):
                 product(near, plus=same) for product, near in zip(products[1:], _differences(edge, along), strict=True)
             ]
             result.narrow(dim, length - 1, 1).sub_(torch.stack(seen, along + 1).flatten(along, along + 1))
-        if height % 2 and width % 2:  # the corner, taken away twice
+        if height % 2 and width % 2:  # the corner was subtracted twice
             result[:, -2, -2].add_(rows[2][2](x[:, -1, -1].contiguous()))
         return result[:, :height, :width].contiguous()
 
@@ -179,7 +181,7 @@ class DifferenceUpsample(nn.Module):
         return [cast(nn.ModuleList, row) for row in self.products]
 
     def unpacked(self) -> Upsample:
-        """The plain upsampling, its weights but for rounding those that it was made of."""
+        """Build the plain upsampling; its weights are those that it was made of, up to rounding."""
         weights, bias = _plain(self.products)
         with torch.device("meta"):
             upsample = Upsample(len(weights[0, 0]))
@@ -191,7 +193,7 @@ class DifferenceUpsample(nn.Module):
 
 
 def _packed(weight: Tensor, bias: Tensor | None, side: int) -> PackedLinear:
-    """A linear layer of these weights, for maps of this side."""
+    """Pack a linear layer of these weights, for maps of this side."""
     with torch.device("meta"):
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
@@ -201,7 +203,7 @@ def _packed(weight: Tensor, bias: Tensor | None, side: int) -> PackedLinear:
 
 
 def _plain(products: nn.ModuleList) -> tuple[Tensor, nn.Parameter | None]:
-    """The weights of square products (n, n, C_out, C_in), and the bias that one of them has."""
+    """Give the weights of square products, (n, n, C_out, C_in), and the bias that one of them has."""
     rows = (cast(Iterable[PackedLinear], row) for row in products)
     layers = [[product.unpacked() for product in row] for row in rows]
     biases = (layer.bias for row in layers for layer in row if layer.bias is not None)
@@ -210,12 +212,12 @@ def _plain(products: nn.ModuleList) -> tuple[Tensor, nn.Parameter | None]:
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H, W, C), contiguous."""
+    """Map (B, C, H, W) to (B, H, W, C), contiguous."""
     return x.movedim(1, -1).contiguous()
 
 
 def _transformed(x: Tensor, dim: int) -> Tensor:
-    """(..., 2n, ...) -> (4, ..., n, ...): of each two neighbours along `dim`, and the ones beside them, four sums."""
+    """Map (..., 2n, ...) to (4, ..., n, ...): four sums of each pair along `dim` and of the pixels beside it."""
     even, odd = x.unflatten(dim, (-1, 2)).unbind(dim + 1)
     n = even.shape[dim]
     result = x.new_empty(4, *even.shape)
@@ -229,7 +231,7 @@ def _transformed(x: Tensor, dim: int) -> Tensor:
 
 
 def _differences(x: Tensor, dim: int) -> Iterator[Tensor]:
-    """How the neighbour before, and then the one after, along `dim` differs from each; beyond the edge are zeros."""
+    """Yield how the neighbours before, and then those after, along `dim` differ; beyond the edge are zeros."""
     last = x.shape[dim] - 1
     first, second = x.narrow(dim, 0, last), x.narrow(dim, 1, last)
     for near, far, start, edge in ((second, first, 1, 0), (first, second, 0, last)):
