@@ -19,11 +19,11 @@ from genpipe.scenes import english
 from genpipe.scenes.captions import INTRODUCTIONS, SETTING_NAMES, corpus
 from genpipe.scenes.concepts import concepts
 from genpipe.scenes.russian import COUNTS, russian_names
-from genpipe.scenes.vocabulary import QUIET, WORD, has_hint, vocabulary
+from genpipe.scenes.vocabulary import QUIET, WORD, has_hint, ordinary_words, vocabulary
 
 CORRECTED = 64  # words of a prompt that are looked at for slips; the model reads no more than 30
 SHORTEST = 3  # letters of a word that may be a slip of another
-VOWEL_SLIP, ANY_SLIP = 5, 7  # letters from which on one may be a wrong vowel, and any wrong letter
+LONG, LONGER = 5, 7  # letters of a word in which more slips are likely than other words
 SYMBOLS = "\u2190"  # the first character that may be an emoji
 VOWELS = frozenset("aeiouyаеиоуыэюя")
 # What changes how an emoji looks and not what it shows: its presentation and the colour of a skin.
@@ -88,12 +88,14 @@ def plain_words(prompt: str, pool: tuple[str, ...] | None = None) -> str:
 def slip(word: str, pool: tuple[str, ...] | None = None) -> str | None:
     """Return the word of the world that `word` is one slip of the finger away from, or None.
 
-    A slip is a letter too few or too many, or two that changed places; in longer words also a wrong vowel, in long ones
-    any wrong letter. The first letter has to be right, and the word unknown to the world and to its hints.
+    A slip is two letters that changed places, a letter too many or one too few, a wrong vowel in words of five letters or
+    more, and any wrong letter in words of seven or more. In shorter words, where another word is as likely, a letter too
+    many counts if it stands double, and one too few if no vowel is left (shp). The first letter has to be right, and the
+    word must not be one of the world, of its hints or of ordinary language.
     """
     if len(word) < SHORTEST or word.isdigit() or word in QUIET or word in vocabulary(pool):
         return None
-    if word in vocabulary() or has_hint(word):
+    if word in ordinary_words() or word in vocabulary() or has_hint(word):
         return None
     return next((known for known in _alphabetical(pool).get(word[0], ()) if _is_slip(word, known)), None)
 
@@ -145,17 +147,19 @@ def _punctuated(parts: Sequence[str]) -> str:
 
 
 def _is_slip(word: str, known: str) -> bool:
-    """Whether `word` is `known` with one letter left out, put in, swapped with the next, or (in longer words) wrong."""
+    """Whether `word` is `known` with one slip, see `slip`."""
     if abs(len(word) - len(known)) > 1 or word == known:
         return False
     same = next((i for i, (a, b) in enumerate(zip(word, known, strict=False)) if a != b), min(len(word), len(known)))
     ours, theirs = word[same:], known[same:]  # from the first letter that differs
-    if len(word) != len(known):
-        return ours[1:] == theirs or ours == theirs[1:]
+    if len(word) < len(known):
+        return ours == theirs[1:] and (len(word) >= LONG or not VOWELS & set(word))
+    if len(word) > len(known):
+        return ours[1:] == theirs and (len(word) >= LONG or word[same - 1] == word[same])
     if ours[:2] == theirs[1::-1] and ours[2:] == theirs[2:]:
         return True
     vowels = ours[0] in VOWELS and theirs[0] in VOWELS
-    return ours[1:] == theirs[1:] and len(word) >= (VOWEL_SLIP if vowels else ANY_SLIP)
+    return ours[1:] == theirs[1:] and len(word) >= (LONG if vowels else LONGER)
 
 
 @cache

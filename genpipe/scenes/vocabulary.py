@@ -58,6 +58,12 @@ def hints() -> dict[str, tuple[str, ...]]:
     }
 
 
+@cache
+def ordinary_words() -> frozenset[str]:
+    """Return words of ordinary language that the world does not know and that look like slips of those it does."""
+    return frozenset((files("genpipe.scenes") / "ordinary.txt").read_text(encoding="utf-8").split())
+
+
 def has_hint(word: str) -> bool:
     """Return whether a hint says what comes near to `word` in meaning: then it is a word and no slip of the finger."""
     return word.lower().replace("ё", "е") in hints()

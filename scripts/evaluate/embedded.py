@@ -56,7 +56,9 @@ UNSEEN = 1000  # drawn scenes that the autoencoder and the judges are measured o
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or hub id (default: the embedded model)")
-    parser.add_argument("--images", type=int, default=1000, help="held-out images in English (%(default)s)")
+    parser.add_argument(
+        "--images", "--pictures", type=int, default=1000, help="held-out images in English (%(default)s)"
+    )
     parser.add_argument("--seeds", type=int, default=4, help="images of each scene (%(default)s)")
     parser.add_argument("--prompts", type=int, default=300, help="of best-of (%(default)s)")
     parser.add_argument("--best-of", type=int, default=8, help="images that it chooses from (%(default)s)")

@@ -1,5 +1,5 @@
 from genpipe.scenes import COLOURS, SETTINGS, concepts, unknown_words, vocabulary
-from genpipe.scenes.vocabulary import hints, listing, near
+from genpipe.scenes.vocabulary import hints, listing, near, ordinary_words
 
 
 def test_what_the_world_can_draw_is_known_in_every_form_and_both_languages():
@@ -25,6 +25,15 @@ def test_hints_lead_from_words_that_are_not_known_to_things_that_are():
         assert set(near_ones) <= things, (word, near_ones)
         assert word not in vocabulary(), word
         assert near(word)[0] == near_ones[0]
+
+
+def test_ordinary_words_are_none_that_the_world_knows():
+    assert ordinary_words() and not ordinary_words() & (vocabulary() | set(hints()))
+
+
+def test_near_names_are_looked_up_for_the_first_words_only():
+    many = unknown_words(" ".join(f"galleon{'x' * index}" for index in range(20)), most=3)
+    assert len(many) == 20 and many["galleon"] and not any(list(many.values())[3:])
 
 
 def test_the_listing_has_everything_and_can_be_narrowed():
