@@ -27,6 +27,8 @@ OURS = {field.name for field in fields(Request)} | {
     "scheduler",
     "sampler_index",
 }
+# As A1111 writes it beside images: it counts the layer that is read from 1, so that it is one more than our clip_skip.
+CLIP_SKIP = "Clip skip"
 # Settings of A1111 and diffusers that genpipe does not have.
 UNAVAILABLE = {
     *("styles", "tiling", "restore_faces", "subseed", "subseed_strength", "seed_resize_from_h", "seed_resize_from_w"),
@@ -34,12 +36,14 @@ UNAVAILABLE = {
     *("outpath_samples", "outpath_grids", "do_not_save_samples", "do_not_save_grid"),
 }
 # Values of theirs that ask for nothing.
-_NOTHING = {"", "0", "0.0", "-1", "false", "none", "[]", "{}"}
+_NOTHING = {"", "0", "0.0", "-1", "false", "none"}
 
 
 @lru_cache(maxsize=4096)
 def setting_name(name: str) -> str:
     """Give our name for a column or key, whatever its case and dashes: "CFG scale" is guidance_scale; others stay."""
+    if name.strip().lower() == "clip skip":
+        return CLIP_SKIP
     plain = re.sub(r"[\s-]+", "_", name.strip().lower())
     plain = SPELLINGS.get(plain, plain)
     return plain if plain in OURS or plain in UNAVAILABLE else name.strip()
@@ -47,4 +51,6 @@ def setting_name(name: str) -> str:
 
 def asks_for_nothing(value: Any) -> bool:
     """Tell whether a setting that genpipe does not have is given as what it does anyway: tiling False, subseed -1."""
-    return str(value).strip().lower() in _NOTHING
+    if isinstance(value, list | dict):
+        return not value
+    return isinstance(value, str | int | float) and str(value).strip().lower() in _NOTHING

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
-from genpipe.dialects.spellings import UNAVAILABLE, asks_for_nothing, setting_name
+from genpipe.dialects.spellings import CLIP_SKIP, OURS, UNAVAILABLE, asks_for_nothing, setting_name
 from genpipe.fields import Flag, Number, Pair, Whole, settings_of
 from genpipe.messages import quoted
 from genpipe.request import MAX_PICTURES, Request
@@ -14,12 +14,12 @@ from genpipe.sizes import parse_size
 
 _KINDS = {name: described.kind for name, described in settings_of(Request).items()}
 # Numbers among a row's fields.
-WHOLE = {name for name, kind in _KINDS.items() if isinstance(kind, Whole)} | {"n", "batch_size"}
+WHOLE = {name for name, kind in _KINDS.items() if isinstance(kind, Whole)} | {"n", "batch_size", CLIP_SKIP}
 FRACTIONS = {name for name, kind in _KINDS.items() if isinstance(kind, Number)}
 # What is neither a number nor a text, but may be written as one.
 _WRITTEN = {name: kind for name, kind in _KINDS.items() if isinstance(kind, Pair | Flag)}
 # Fields that are read together with others.
-_COMBINED = {"batch_size", "size", "scheduler", "sampler_index"}
+_COMBINED = {"batch_size", "size", "scheduler", "sampler_index", CLIP_SKIP}
 # Past this, numbers with a decimal point no longer hold every whole number.
 _EXACT = 1 << 53
 _DIGITS = re.compile(r"[+-]?\d{1,400}", re.ASCII)
@@ -52,17 +52,19 @@ class FieldReader:
         for key, value in given.items():
             if type(value) is not str and _is_missing(value):
                 continue
-            name = setting_name(key) if type(key) is str else key
+            name = setting_name(key) if type(key) is str else _key(key)
             if name in WHOLE:
                 if type(value) is not int:
                     value = _whole(key, value, texts)
-            elif name in FRACTIONS and texts:
-                value = _fraction(key, value)
+            elif name in FRACTIONS:
+                value = _fraction(key, value, texts)
             elif name in _WRITTEN and type(value) is str:
                 value = _WRITTEN[name].read(name, value)
             elif name in UNAVAILABLE:
                 self._warn(name, value, line)
-            if name in found and found[name] != value:
+            if (name in OURS or name in WHOLE) and not _is_plain(value):
+                raise ValueError(f"{key} must be text or a number, not {quoted(value)} ({type(value).__name__})")
+            if name in found and not (_is_plain(value) and _is_plain(found[name]) and found[name] == value):
                 first = next(one for one in given if type(one) is str and setting_name(one) == name)
                 raise ValueError(f"{quoted(first)} and {quoted(key)} are one setting and disagree: leave one out")
             found[name] = value
@@ -93,6 +95,11 @@ def _combine(found: dict[str, Any]) -> None:
     """Put into one what several fields say together."""
     if found.get("seed") == -1:
         del found["seed"]
+    if CLIP_SKIP in found:
+        skipped = found.pop(CLIP_SKIP)
+        skipped = skipped - 1 if type(skipped) is int and skipped > 0 else skipped
+        if found.setdefault("clip_skip", skipped) != skipped:
+            raise ValueError(f"clip_skip and {CLIP_SKIP}, which counts one more, disagree: leave one out")
     if "batch_size" in found:
         counts = {name: found[name] for name in ("batch_size", "n") if name in found}
         for name, count in counts.items():
@@ -130,6 +137,19 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, Real) and value != value)  # noqa: PLR0124 - only NaN does
 
 
+def _is_plain(value: Any) -> bool:
+    """Tell what a setting may be, of which the planner knows more: text, a number, or several numbers."""
+    if isinstance(value, list | tuple):
+        return len(value) < 10 and all(isinstance(one, int | float) for one in value)
+    return isinstance(value, str | int | float)
+
+
+def _key(key: Any) -> str:
+    if isinstance(key, int):  # a column of pandas without a name
+        return str(key)
+    raise ValueError(f"the key {quoted(key)} is not text")
+
+
 def _whole(name: Any, value: Any, texts: bool) -> Any:
     """A whole number where the value is one, as an int; what is none stays, for the check that knows the range."""
     if texts:
@@ -151,7 +171,10 @@ def _whole(name: Any, value: Any, texts: bool) -> Any:
     return int(number)
 
 
-def _fraction(name: Any, value: str) -> float:
+def _fraction(name: Any, value: Any, texts: bool) -> Any:
+    """A number as a float; what is none stays, for the check that knows the range."""
+    if not texts:
+        return float(value) if isinstance(value, Real) and not isinstance(value, bool | int) else value
     text = value.strip()
     if not _NUMBER.fullmatch(text):
         raise ValueError(f"{name} must be a number, not {quoted(value)}")

@@ -10,6 +10,7 @@ from genpipe.fields import settings_of
 from genpipe.filenames import safe_name
 from genpipe.inputs import LoraList
 from genpipe.lora_tags import named_in
+from genpipe.messages import one_line, quoted
 from genpipe.render.identity import DERIVED_SEEDS, Identity, Ordinals, canonical_json, content_hash, derived_seed
 from genpipe.render.journal import Journal, Planned
 from genpipe.render.options import identity_settings
@@ -100,7 +101,7 @@ class Planner:
         fields = row.fields
         prompt = fields.get("prompt")
         if type(prompt) is not str:
-            raise ValueError("it has no prompt" if prompt is None else f"prompt must be text, not {prompt!r:.60}")
+            raise ValueError("it has no prompt" if prompt is None else f"prompt must be text, not {quoted(prompt)}")
         try:
             content = prompt.encode()
         except UnicodeEncodeError:
@@ -121,7 +122,7 @@ class Planner:
                 extra = _carried({str(name): fields[name] for name in others})
             if wish is not None:
                 if type(wish) is not str or not wish.strip():
-                    raise ValueError(f"file_name must be text, not {wish!r:.60}")
+                    raise ValueError(f"file_name must be text, not {quoted(wish)}")
                 wish = safe_name(wish, self._suffix)
         settings, identity = self._known.get(key) or self._check(given, key)
         seeds: Sequence[int] = ()
@@ -155,8 +156,7 @@ class Planner:
         self.rejected += 1
         if self._strict:
             raise ValueError(f"line {row.line}: {reason}")
-        text = row.text or json.dumps(row.fields, default=str)
-        self.journal.reject(row.line, reason, text[:200])
+        self.journal.reject(row.line, one_line(reason), (row.text or _as_it_stands(row.fields))[:200])
 
 
 def resolve_settings(settings: dict[str, Any], model: Model) -> dict[str, Any]:
@@ -182,6 +182,13 @@ def _carried(fields: dict[str, Any]) -> str:
         return canonical_json(fields).encode("utf-8", "replace").decode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"its other fields are no JSON ({error})") from None
+
+
+def _as_it_stands(fields: dict[str, Any]) -> str:
+    try:
+        return json.dumps(fields, default=quoted)
+    except (TypeError, ValueError, RecursionError):
+        return quoted(fields, 200)
 
 
 def _seed(value: Any) -> int:

@@ -1,6 +1,7 @@
 """Files that a run leaves for others: metadata.jsonl (read by Hugging Face's ImageFolder), failures.jsonl, report.json."""
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -59,8 +60,21 @@ def write_failures(journal: Journal, root: Path, suffix: str) -> None:
 
 def as_line(value: dict[str, Any]) -> str:
     """Make one line of JSON, in UTF-8."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # NaN, of a judge of somebody's, is not JSON
+        text = json.dumps(_finite(value), ensure_ascii=False)
     # Half a surrogate pair, which JSON can hold, is no UTF-8.
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode() + "\n"
+    return text.encode("utf-8", "replace").decode() + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """Put None for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:

@@ -45,9 +45,12 @@ def test_every_number_of_a_request_is_known():
         ({"prompt": "a", "sampler_name": "DPM++ 2M", "scheduler": "Karras"}, {"prompt": "a", "sampler": "DPM++ 2M Karras"}),
         ({"prompt": "a", "sampler": "Euler", "scheduler": "Automatic"}, {"prompt": "a", "sampler": "Euler"}),
         ({"prompt": "a", "scheduler": "EulerDiscreteScheduler"}, {"prompt": "a", "sampler": "EulerDiscreteScheduler"}),
+        ({"prompt": "a", "Clip skip": 2}, {"prompt": "a", "clip_skip": 1}),
+        ({"prompt": "a", "Clip skip": 1, "clip_skip": 0}, {"prompt": "a", "clip_skip": 0}),
+        ({"prompt": "a", "clip-skip": 2}, {"prompt": "a", "clip_skip": 2}),
         ({"prompt": "a", "steps": 3, "num_inference_steps": 3}, {"prompt": "a", "steps": 3}),
         ({"prompt": "a", "tiling": False, "subseed": -1, "styles": []}, {"prompt": "a", "tiling": False, "subseed": -1, "styles": []}),
-        ({"prompt": "a", " mood ": [1], 5: "x"}, {"prompt": "a", "mood": [1], 5: "x"}),
+        ({"prompt": "a", " mood ": [1], 5: "x"}, {"prompt": "a", "mood": [1], "5": "x"}),
     ],
 )  # fmt: skip
 def test_spellings_are_read(given, fields):
@@ -95,9 +98,14 @@ def test_a_seed_that_a_program_has_rounded_is_refused(texts):
         ({"sampler_index": 3}, "sampler_index 3 is another sampler in each version of the web UI"),
         ({"sampler_index": "3"}, "sampler_index '3' is another sampler"),
         ({"sampler_index": "Euler", "sampler": "DDIM"}, "sampler 'DDIM' and sampler_index 'Euler' disagree"),
+        ({"clip_skip": 2, "Clip skip": 2}, "clip_skip and Clip skip, which counts one more, disagree"),
         ({"batch_size": 0}, "batch_size must be a whole number from 1 to 100000, not 0"),
         ({"batch_size": True}, "batch_size must be a whole number"),
         ({"batch_size": 2, "n": "x"}, "n must be a whole number"),
+        ({"steps": {"a": 1}}, "steps must be text or a number, not {'a': 1} (dict)"),
+        ({"seed": b"7"}, "seed must be text or a number, not b'7' (bytes)"),
+        ({"crop": [object(), 1]}, "crop must be text or a number, not [<object"),
+        ({(1, 2): 3}, "the key (1, 2) is not text"),
     ],
 )
 def test_what_disagrees_or_means_nothing_is_refused(given, reason):

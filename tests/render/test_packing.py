@@ -30,6 +30,7 @@ def batches(packer) -> list:
     return made
 
 
+@pytest.mark.filterwarnings("ignore:negative_prompt has no effect")
 def test_every_picture_is_in_one_batch_and_batches_agree(journal):
     rng = random.Random(0)
     rows = [

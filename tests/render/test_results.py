@@ -44,6 +44,11 @@ def test_lines_are_utf8_whatever_they_hold():
     assert json.loads(as_line({"a": "\ud800 корабль"}).encode()) == {"a": "? корабль"}
 
 
+def test_lines_are_json_whatever_a_judge_said():
+    line = as_line({"score_parts": {"a": float("nan"), "b": [1.5, float("inf")]}, "seed": 1})
+    assert json.loads(line, parse_constant=pytest.fail) == {"score_parts": {"a": None, "b": [1.5, None]}, "seed": 1}
+
+
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.jsonl"
     write_lines(path, ["one\n"])
