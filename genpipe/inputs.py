@@ -28,7 +28,7 @@ class InputImage:
     """
 
     sha256: str
-    path: str | None = dataclasses.field(default=None, compare=False)
+    path: str | None = dataclasses.field(default=None, compare=False, repr=False)
     held: "Image.Image | None" = dataclasses.field(default=None, compare=False, repr=False)
 
     @classmethod
@@ -97,7 +97,7 @@ class Lora:
 
     sha256: str
     strength: float
-    path: str = dataclasses.field(compare=False)
+    path: str = dataclasses.field(compare=False, repr=False)
 
     @classmethod
     def of(cls, source: Any) -> "Lora":

@@ -8,6 +8,7 @@ from typing import Any
 
 from genpipe.dialects.spellings import CLIP_SKIP, OURS, UNAVAILABLE, asks_for_nothing, setting_name
 from genpipe.fields import Flag, Number, Pair, Whole, settings_of
+from genpipe.inputs import ImageInput, InputImage, LoraList
 from genpipe.messages import quoted
 from genpipe.request import MAX_PICTURES, Request
 from genpipe.sizes import parse_size
@@ -18,6 +19,7 @@ WHOLE = {name for name, kind in _KINDS.items() if isinstance(kind, Whole)} | {"n
 FRACTIONS = {name for name, kind in _KINDS.items() if isinstance(kind, Number)}
 # What is neither a number nor a text, but may be written as one.
 _WRITTEN = {name: kind for name, kind in _KINDS.items() if isinstance(kind, Pair | Flag)}
+_FILES = {name: kind for name, kind in _KINDS.items() if isinstance(kind, ImageInput | LoraList)}
 # Fields that are read together with others.
 _COMBINED = {"batch_size", "size", "scheduler", "sampler_index", CLIP_SKIP}
 # Past this, numbers with a decimal point no longer hold every whole number.
@@ -60,11 +62,14 @@ class FieldReader:
                 value = _fraction(key, value, texts)
             elif name in _WRITTEN and type(value) is str:
                 value = _WRITTEN[name].read(name, value)
+            elif name in _FILES:
+                value = _files(name, value)
             elif name in UNAVAILABLE:
                 self._warn(name, value, line)
-            if (name in OURS or name in WHOLE) and not _is_plain(value):
+            if (name in OURS or name in WHOLE) and name not in _FILES and not _is_plain(value):
                 raise ValueError(f"{key} must be text or a number, not {quoted(value)} ({type(value).__name__})")
-            if name in found and not (_is_plain(value) and _is_plain(found[name]) and found[name] == value):
+            comparable = name in _FILES or (_is_plain(value) and _is_plain(found.get(name, value)))
+            if name in found and not (comparable and found[name] == value):
                 first = next(one for one in given if type(one) is str and setting_name(one) == name)
                 raise ValueError(f"{quoted(first)} and {quoted(key)} are one setting and disagree: leave one out")
             found[name] = value
@@ -135,6 +140,15 @@ def _is_missing(value: Any) -> bool:
     if type(value) is int:
         return False
     return value is None or (isinstance(value, Real) and value != value)  # noqa: PLR0124 - only NaN does
+
+
+def _files(name: str, value: Any) -> Any:
+    """An image or LoRAs, which other processes have to find again."""
+    kind = _FILES[name]
+    made = kind.read(name, value) if type(value) is str else kind.check(name, value)
+    if isinstance(made, InputImage) and made.path is None:
+        raise ValueError(f"{name} must be a file that every worker can read, not an image in memory: save it first")
+    return made
 
 
 def _is_plain(value: Any) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from genpipe.fields import defaults_of, settings_of
 from genpipe.render.folder import image_path
 from genpipe.render.journal import DONE, FAILED, Entry, Journal
+from genpipe.render.recorded import recorded_request
 from genpipe.render.results import write_lines
 from genpipe.request import Request
 from genpipe.spec import ModelSpec
@@ -62,7 +63,7 @@ def _script(journal: Journal, suffix: str, head: dict[str, Any]) -> Iterator[str
     for number in sorted(settings):
         values = journal.settings(number)
         yield f"GALLERY.settings[{number}] = {json.dumps(values)};\n"
-        yield f"GALLERY.commands[{number}] = {json.dumps(_options(Request('', seed=0, **values)))};\n"
+        yield f"GALLERY.commands[{number}] = {json.dumps(_options(recorded_request(values)))};\n"
 
 
 def _shown(entry: Entry, settings: dict[str, Any], suffix: str) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from genpipe.filenames import collision_key, safe_name
 from genpipe.messages import quoted
-from genpipe.request import MAX_SEED, Request
+from genpipe.render.recorded import recorded_request
+from genpipe.request import MAX_SEED
 
 SCHEMA = 2
 PENDING, DONE, FAILED = range(3)
@@ -125,7 +126,7 @@ def read_json(text: Any, kind: type, what: str) -> Any:
 def _check_settings(text: Any, what: str) -> None:
     settings = read_json(text, dict, what)
     try:
-        Request.from_dict({"prompt": "", "seed": 0, **(settings or {})})
+        recorded_request(settings or {})
     except ValueError as error:
         raise ValueError(f"{_damaged(what)}: {error}") from None
 

@@ -4,8 +4,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from genpipe.fields import settings_of
+from genpipe.inputs import ImageInput
 from genpipe.render.journal import PENDING, Entry, Journal
-from genpipe.request import SHARED
+from genpipe.request import SHARED, Request
+
+# Fields that hold an image; all of a batch have one, or none.
+IMAGES = tuple(name for name, described in settings_of(Request).items() if isinstance(described.kind, ImageInput))
 
 
 @dataclass
@@ -86,5 +91,6 @@ class Packer:
 def shape_of(settings: dict[str, Any], distilled: bool = False) -> str:
     """Write what the images of one batch must share as a text that sorts by size first."""
     shared = {name: settings[name] for name in SHARED} | {"guided": distilled or settings["guidance_scale"] > 1}
+    shared |= {name: True for name in IMAGES if settings[name] is not None}
     size = f"{shared.pop('height'):05}x{shared.pop('width'):05}"
     return " ".join([size, *(f"{key}={value}" for key, value in sorted(shared.items()) if value is not None)])

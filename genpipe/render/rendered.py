@@ -8,6 +8,7 @@ from PIL import Image
 
 from genpipe.images import open_image
 from genpipe.render.journal import Entry
+from genpipe.render.recorded import recorded_request
 from genpipe.request import Request
 
 
@@ -40,7 +41,7 @@ class Rendered:
     @property
     def request(self) -> Request:
         """The request that was drawn; of several candidates, the best."""
-        return Request(self._entry.prompt, seed=self._seed, **self._settings)
+        return recorded_request(self._settings, self._entry.prompt, self._seed)
 
     @property
     def extra(self) -> dict[str, Any]:

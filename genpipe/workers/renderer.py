@@ -91,11 +91,17 @@ class Renderer:
             shape: the batch's, by which sizes that fit are remembered.
             measure: find out first how many images of this shape a batch should take.
         """
-        requests = [Request.from_dict(task.request) for task in tasks]
-        drawn = [one for request in requests for one in candidates(request, self.job.best_of)]
-        begun = Begun(tasks, drawn)
+        requests: list[tuple[Task, Request]] = []
+        refused: list[tuple[int, str]] = []
+        for task in tasks:
+            try:
+                requests.append((task, Request.from_dict(task.request)))
+            except ValueError as error:  # its image or LoRA has changed since it was planned
+                refused.append((task.number, str(error)))
+        drawn = [one for _, request in requests for one in candidates(request, self.job.best_of)]
+        begun = Begun([task for task, _ in requests], drawn, result=Result(failed=refused))
         with one_thread(self.job.deterministic):
-            if measure and not self.job.deterministic:
+            if measure and drawn and not self.job.deterministic:
                 started = time.perf_counter()
                 self._fits[shape] = begun.result.size = self._best_size(drawn[0])
                 begun.result.seconds["measure"] = time.perf_counter() - started

@@ -4,6 +4,7 @@ import random
 from itertools import pairwise
 
 import pytest
+from PIL import Image
 
 from genpipe.render.journal import Journal
 from genpipe.render.packing import Packer, shape_of
@@ -64,6 +65,16 @@ def test_prompts_negative_prompts_and_scales_of_guidance_mix(journal):
     for distilled, sizes in ((False, [1, 3]), (True, [4])):
         packer = Packer(journal, lambda _: 8, distilled=distilled)
         assert sorted(len(batch.entries) for batch in batches(packer)) == sizes
+
+
+@pytest.mark.filterwarnings("ignore:strength has no effect")
+def test_images_that_begin_from_an_image_have_batches_of_their_own(journal, tmp_path):
+    for name in ("one", "two"):
+        Image.new("RGB", (32, 32), "red" if name == "one" else "blue").save(tmp_path / f"{name}.png")
+    rows = [{"prompt": "a", "image": str(tmp_path / f"{name}.png"), "strength": 0.5} for name in ("one", "two")]
+    fill(journal, [{"prompt": "b", "strength": 0.5}, rows[0], {"prompt": "c", "strength": 0.5}, rows[1]])
+    found = sorted(sorted(entry.prompt for entry in batch.entries) for batch in batches(Packer(journal, lambda _: 8)))
+    assert found == [["a", "a"], ["b", "c"]]
 
 
 def test_equal_prompts_are_neighbours(journal):

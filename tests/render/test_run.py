@@ -240,10 +240,14 @@ def test_a_picture_that_kills_its_workers_is_given_up_and_its_neighbours_are_not
 
 
 class Full(Inline):
-    """Has room on its disk for two images."""
+    """Has room on its disk for so many batches."""
+
+    def __init__(self, room: int = 2) -> None:
+        super().__init__()
+        self.left = room
 
     def event(self, timeout: float) -> Event | None:
-        if len(self.batches) == 2:
+        if len(self.batches) == self.left:
             raise OSError(errno.ENOSPC, "No space left on device")
         return super().event(timeout)
 
@@ -341,6 +345,30 @@ def test_systems_without_posix_modules_have_other_locks(tmp_path):
     first, second, third = done.stdout.splitlines() or [done.stderr, "", ""]
     assert first == "0 {(2, 1)}" and "is being rendered into by process" in second
     assert "this system has no locks for files" in third
+
+
+def test_rows_may_begin_from_images_which_may_be_gone_when_the_run_goes_on(run, tmp_path):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    Image.new("RGB", (32, 32), "blue").save(tmp_path / "blue.png")
+    rows = [{"prompt": "a", "image": str(tmp_path / f"{colour}.png"), "strength": 0.5} for colour in ("red", "blue")]
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(row) for row in [*rows, {"prompt": "b"}, {"prompt": "c"}]))
+    with pytest.raises(OSError, match="No space left"):
+        run(tmp_path / "p.jsonl", engine=Full(room=0))
+    (tmp_path / "red.png").unlink()
+    (tmp_path / "blue.png").unlink()
+    finished = run(tmp_path / "p.jsonl")
+    assert (finished.done, finished.failed) == (2, 2)
+    failures = [json.loads(line) for line in (tmp_path / "out/failures.jsonl").read_text().splitlines()]
+    assert [failure["line"] for failure in failures] == [1, 2]
+    for failure in failures:
+        assert failure["error"].startswith("image ") and "cannot be read: No such file" in failure["error"]
+    assert [row["prompt"] for row in metadata(tmp_path / "out")] == ["b", "c"]
+    assert (tmp_path / "out/index.html").is_file()
+
+
+def test_an_image_in_memory_cannot_travel(run, tmp_path):
+    with pytest.raises(ValueError, match="image must be a file that every worker can read, not an image in memory"):
+        run([{"prompt": "a", "image": Image.new("RGB", (32, 32))}])
 
 
 def test_two_renderers_cannot_have_one_folder(run, tmp_path):

@@ -1,0 +1,49 @@
+"""Requests as a journal holds them."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from genpipe.fields import settings_of
+from genpipe.inputs import ImageInput, InputImage, Lora, LoraList
+from genpipe.request import Request
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def recorded_request(settings: Mapping[str, Any], prompt: str = "", seed: int = 0) -> Request:
+    """Make the request of settings that `Request.to_dict` gave.
+
+    The files of its images and LoRAs are not looked at: they may have changed or gone since, which matters only to who
+    draws them again.
+
+    Raises:
+        ValueError: a setting is not what `to_dict` gives.
+    """
+    values = dict(settings)
+    for name, described in settings_of(Request).items():
+        value = values.get(name)
+        if isinstance(described.kind, ImageInput) and value is not None:
+            values[name] = _image(name, value)
+        elif isinstance(described.kind, LoraList) and value:
+            values[name] = tuple(_lora(name, one) for one in value) if isinstance(value, list) else value
+    return Request.from_dict({**values, "prompt": prompt, "seed": seed})
+
+
+def _image(name: str, value: Any) -> InputImage:
+    known = _known(value, {"path", "sha256"}) and isinstance(value["path"], str | None)
+    if not known:
+        raise ValueError(f"{name} is not the record of an image")
+    return InputImage(value["sha256"], value["path"])
+
+
+def _lora(name: str, value: Any) -> Lora:
+    known = _known(value, {"path", "sha256", "strength"}) and isinstance(value["path"], str)
+    if not known or type(value["strength"]) not in (int, float) or not math.isfinite(value["strength"]):
+        raise ValueError(f"{name} is not the record of a LoRA")
+    return Lora(value["sha256"], value["strength"], value["path"])
+
+
+def _known(value: Any, keys: set[str]) -> bool:
+    return isinstance(value, dict) and value.keys() == keys and _SHA256.fullmatch(str(value["sha256"])) is not None
