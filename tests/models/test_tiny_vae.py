@@ -12,6 +12,7 @@ from genpipe.checkpoints import CheckpointError, load_tiny_vae
 from genpipe.models.cpu.forms import PACKABLE, Forms
 from genpipe.models.prepare import prepare
 from genpipe.models.tiny_vae import TinyVAE, TinyVAEConfig
+from genpipe.models.vae import VAEConfig
 
 SETTINGS: dict[str, Any] = {
     "encoder_block_out_channels": (8, 8, 8),
@@ -65,11 +66,11 @@ def test_what_does_not_fit_is_refused_in_one_line(theirs: Any, tmp_path: Path) -
     with pytest.raises(CheckpointError, match=r"lacks taesd2/config\.json"):
         load_tiny_vae(tmp_path / "taesd2", latent_channels=4, factor=4)
     config = json.loads((folder / "config.json").read_text())
-    for change, message in (
-        ({"act_fn": "mish"}, "act_fn must be \"relu\", not 'mish'"),
-        ({"_class_name": "AutoencoderKL"}, "AutoencoderKL"),
+    for other, message in (
+        (config | {"act_fn": "mish"}, "act_fn must be \"relu\", not 'mish'"),
+        (VAEConfig().to_dict(), "AutoencoderKL is not a tiny autoencoder"),
     ):
-        (folder / "config.json").write_text(json.dumps(config | change))
+        (folder / "config.json").write_text(json.dumps(other))
         with pytest.raises(CheckpointError, match=message):
             load_tiny_vae(folder, latent_channels=4, factor=4)
     (folder / "config.json").write_text(json.dumps(config | {"num_decoder_blocks": [2, 2, 1]}))
