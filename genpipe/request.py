@@ -38,6 +38,7 @@ COUNT = Whole(1, MAX_PICTURES, "it is the number of images")
 BEST_OF = Whole(1, MAX_BEST_OF, "4 to 16 are usual")
 # Headings of a command's help.
 IMAGE, SAMPLING, FROM_IMAGE = "image", "sampling (default: what suits the model)", "from an image"
+REFINER_START = 0.8  # where there is a refiner and the request does not say
 STRENGTH = 0.8  # where an image is given and the strength is not
 
 
@@ -75,6 +76,7 @@ class Request:
             None is the image's own size.
         crop: how far from top and left SDXL is told that the training image was cropped; None is (0, 0).
 
+        refiner_start: 0 … 1, the share of the schedule after which a refiner draws; None is 0.8 where there is one.
         image: what to begin from: a file, or a PIL image. It is scaled to height and width.
         strength: share of the schedule that changes it, above 0 … 1; None is 0.8 where there is an image.
         mask: white where the image is to change; None is where the image is transparent, or all of it.
@@ -166,6 +168,13 @@ class Request:
         _SIZE, "SDXL: size that the image is said to be meant for", default=None, group=SAMPLING
     )
 
+    refiner_start: float | None = setting(
+        Number(1.0, "0.8 is usual"),
+        "0 to 1: where in the schedule --refiner takes over (default: 0.8)",
+        default=None,
+        group=SAMPLING,
+        shared=True,
+    )
     image: InputImage | None = setting(
         ImageInput(), "begin from this image and change it (img2img)", default=None, group=FROM_IMAGE
     )
@@ -275,6 +284,7 @@ class Settings(TypedDict, total=False):
     original_size: tuple[int, int] | None
     crop: tuple[int, int] | None
     target_size: tuple[int, int] | None
+    refiner_start: float | None
     image: "str | Path | Image.Image | InputImage | None"
     strength: float | None
     mask: "str | Path | Image.Image | InputImage | None"
@@ -298,44 +308,6 @@ def check_size(height: int, width: int, factor: int) -> None:
             )
 
 
-def size_of_image(settings: Mapping[str, Any], factor: int) -> dict[str, int]:
-    """Give the size that an image to begin from asks for, where settings say no size: its own, in multiples of `factor`.
-
-    Raises:
-        ValueError: the image cannot be used.
-    """
-    if settings.get("image") is None or not settings.get("height") is settings.get("width") is None:
-        return {}
-    width, height = InputImage.of("image", settings["image"]).open().size
-    return {"height": max(factor, height // factor * factor), "width": max(factor, width // factor * factor)}
-
-
 def check_best_of(best_of: int) -> None:
     """Raise ValueError unless `best_of` is a number of images to choose one from, 1 … MAX_BEST_OF."""
     BEST_OF.check("best_of", best_of)
-
-
-def ignored(requests: Sequence[Request], *, distilled: bool, sizes: int = 6) -> list[str]:
-    """Name the settings of requests that have no effect, one line each.
-
-    Args:
-        distilled: whether the network takes the scale of guidance as an input, and is never led away from a prompt.
-        sizes: how many numbers the network takes of sizes and crops: 6 (SDXL), 5 without the target's (its refiner), or 0.
-    """
-    lines = {}
-    unread = {6: (), 5: ("target_size",)}.get(sizes, ("original_size", "crop", "target_size"))
-    for request in requests:
-        if request.image is None and request.strength is not None:
-            lines["strength"] = "strength has no effect without an image: give one, or leave it out"
-        for name in unread:
-            if getattr(request, name) is not None:
-                lines[name] = f"{name} has no effect (this model is told no such thing): leave it out"
-        if request.guidance_scale > 1 and not distilled:
-            continue
-        why = "this model is distilled and takes none" if distilled else f"guidance_scale {request.guidance_scale:g}"
-        fix = "leave it out" if distilled else "raise it above 1, or leave it out"
-        if request.negative_prompt:
-            lines["negative_prompt"] = f"negative_prompt has no effect ({why}): {fix}"
-        if request.guidance_rescale:
-            lines["guidance_rescale"] = f"guidance_rescale has no effect ({why}): {fix}"
-    return list(lines.values())

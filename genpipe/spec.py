@@ -51,6 +51,7 @@ class ModelSpec:
         low_memory: hold the text encoder and the autoencoder in memory only while they run, reading them from their files
             for every batch; images are the same.
         int8: multiply the wide layers of the denoiser in int8 (on a CPU, in bf16): faster, and not quite the same images.
+        refiner: SDXL's refiner, a file or a folder, which draws the last part of the schedule (`Request.refiner_start`).
         embeddings: a file, or a folder of files, of textual inversions; prompts use them by the file's name.
         lora_dir: the only folder that LoRAs are taken from which prompts name.
         allow_pickle: read `.ckpt` files, by torch's reader that runs no code; safetensors alone otherwise.
@@ -96,6 +97,11 @@ class ModelSpec:
     )
     int8: bool = setting(
         Flag(), "multiply in int8 on a CPU: faster, and not quite the same image (default: no)", default=False
+    )
+    refiner: str | None = setting(
+        _Named("NAME", empty=False),
+        "SDXL's refiner, which draws the last part of the schedule: a file or a folder",
+        default=None,
     )
     embeddings: str | None = setting(
         _Named("NAME", empty=False),
@@ -158,6 +164,7 @@ class ModelOptions(TypedDict, total=False):
     dtype: "str | torch.dtype | None"
     low_memory: bool
     int8: bool
+    refiner: "str | Path | None"
     embeddings: "str | Path | None"
     lora_dir: "str | Path | None"
     allow_pickle: bool

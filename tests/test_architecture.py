@@ -21,7 +21,19 @@ HEAVY = {"torch", "diffusers", "transformers", "accelerate"}
 # Dependencies point one way: what is in an area may import what is in it and in these, and nothing else of ours but
 # `messages` and `checks`, which know nothing of the rest.
 _LOW = {"blocks", "models", "sampling", "request", "files", "images", "filenames", "metadata", "dialects"}
-_LOW |= {"hardware", "checkpoints", "embedded", "sizes", "progress", "fields", "spec", "inputs", "seeds", "lora_tags"}
+_LOW |= {
+    "hardware",
+    "checkpoints",
+    "embedded",
+    "sizes",
+    "progress",
+    "fields",
+    "spec",
+    "inputs",
+    "seeds",
+    "lora_tags",
+    "fit",
+}
 _PIPELINE = _LOW | {"prompts", "judge", "pipeline"}
 _ALL = _PIPELINE | {"scenes", "vision"}
 ALLOWED: dict[str, set[str]] = {
@@ -39,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "request": {"fields", "inputs", "sampling"},
     "seeds": {"fields", "request"},
     "lora_tags": {"inputs"},
+    "fit": {"inputs", "request"},
     "files": set(),
     "progress": set(),
     "moved": set(),

@@ -1,13 +1,13 @@
 """A checkpoint in memory with what draws from it, for one set of LoRAs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from genpipe.checkpoints import Checkpoint
 from genpipe.checkpoints.embeddings import load_embeddings
@@ -16,12 +16,17 @@ from genpipe.checkpoints.weights import skeleton
 from genpipe.embedded import EMBEDDED
 from genpipe.inputs import Lora
 from genpipe.models.conditioning import Conditioning
+from genpipe.models.denoiser import UNetDenoiser
 from genpipe.pipeline.conditions import condition
-from genpipe.pipeline.denoising import is_guided
+from genpipe.pipeline.denoising import denoise, is_guided
 from genpipe.pipeline.networks import Networks
+from genpipe.pipeline.start import Start
 from genpipe.prompts.embeddings import with_embeddings
 from genpipe.prompts.encoder import PromptEncoder, TextPart
 from genpipe.request import Request
+from genpipe.sampling.sampler import Sampler
+from genpipe.sampling.schedule import Schedule
+from genpipe.sampling.speed import SPEEDS
 from genpipe.spec import ModelSpec
 
 
@@ -77,6 +82,23 @@ class Loaded:
         guided = is_guided(requests, distilled=self.checkpoint.unet.config.guidance_channels is not None)
         return condition(self.prompt_encoder, requests, self.checkpoint, guided=guided, device=self.device)
 
+    def denoise(
+        self, requests: Sequence[Request], sampler: Sampler, schedule: Schedule, start: Start
+    ) -> Iterator[Tensor]:
+        """Yield the latents (B, C, h, w) fp32 of a batch after each step of a schedule; see `pipeline.denoising`."""
+        config, first = self.checkpoint.vae.config, requests[0]
+        return denoise(
+            self.checkpoint.unet,
+            partial(UNetDenoiser, refresh=SPEEDS[first.speed].refresh),
+            self.encode(requests),
+            requests,
+            sampler=sampler,
+            schedule=schedule,
+            start=start,
+            shape=(config.latent_channels, first.height // config.factor, first.width // config.factor),
+            model=self.name,
+        )
+
     def with_loras(self, loras: Sequence[Lora]) -> "Loaded":
         """Give the model with these LoRAs and no others; only networks that they change are read and prepared again.
 
@@ -101,6 +123,14 @@ def _bare(checkpoint: Checkpoint) -> Checkpoint:
 
     texts = tuple(bare(one) for one in checkpoint.text_encoders)
     return replace(checkpoint, text_encoders=texts, unet=bare(checkpoint.unet), vae=bare(checkpoint.vae))
+
+
+def check_refiner(base: Checkpoint, refiner: Checkpoint) -> None:
+    """Raise ValueError unless a checkpoint can draw the last part of another's schedule."""
+    if refiner.family.added_numbers != 5:
+        raise ValueError(f"{refiner.source} is {refiner.family.title}, not the refiner of Stable Diffusion XL")
+    if base.family.added_numbers != 6:
+        raise ValueError(f"a refiner goes with Stable Diffusion XL, and {base.source} is {base.family.title}")
 
 
 def name_of(source: str) -> str:

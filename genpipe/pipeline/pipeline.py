@@ -3,7 +3,6 @@
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
@@ -14,32 +13,24 @@ from torch import Tensor
 from genpipe.checkpoints import Checkpoint, load_checkpoint, load_tiny_vae
 from genpipe.embedded import EMBEDDED
 from genpipe.fields import refuse_unknown
+from genpipe.fit import ignored, size_of_image
 from genpipe.hardware import choose_device, choose_dtype, one_thread
 from genpipe.images import Picture, to_pil
 from genpipe.inputs import Lora
 from genpipe.lora_tags import named_in
 from genpipe.metadata import annotate
 from genpipe.models.conditioning import Conditioning
-from genpipe.models.denoiser import UNetDenoiser
 from genpipe.models.tiny_vae import TinyVAE
 from genpipe.pipeline.decoding import choose_tile, decode
-from genpipe.pipeline.denoising import denoise, is_guided
+from genpipe.pipeline.denoising import is_guided
 from genpipe.pipeline.draw_options import DrawOptions
 from genpipe.pipeline.drawing import BATCH, draw
-from genpipe.pipeline.loaded import Loaded, name_of, usual_settings
+from genpipe.pipeline.loaded import Loaded, check_refiner, name_of, usual_settings
 from genpipe.pipeline.networks import check_drawable, prepare_process
 from genpipe.pipeline.preview import LatentPreview
 from genpipe.pipeline.progress import Progress
-from genpipe.pipeline.start import Originals, choose_start
-from genpipe.request import (
-    STRENGTH,
-    Request,
-    Settings,
-    check_best_of,
-    check_size,
-    ignored,
-    size_of_image,
-)
+from genpipe.pipeline.start import Begun, Originals, choose_start
+from genpipe.request import REFINER_START, STRENGTH, Request, Settings, check_best_of, check_size
 from genpipe.sampling.sampler import Sampler
 from genpipe.sampling.samplers import make_sampler
 from genpipe.sampling.speed import SPEEDS
@@ -60,6 +51,7 @@ class Pipeline:
         device, dtype: where and in what they run.
         spec: what it was loaded by.
         tiny_vae: makes previews, and decodes drafts.
+        refiner: draws the last part of the schedule.
     """
 
     def __init__(
@@ -70,6 +62,7 @@ class Pipeline:
         dtype: torch.dtype,
         spec: ModelSpec | None = None,
         tiny_vae: TinyVAE | None = None,
+        refiner: Checkpoint | None = None,
     ) -> None:
         check_drawable(checkpoint)
         self.device, self.dtype, self.tiny_vae = device, dtype, tiny_vae
@@ -77,6 +70,10 @@ class Pipeline:
         self.name = name_of(checkpoint.source)
         self._switching = Lock()
         self._use(Loaded(checkpoint, self.spec, device=device, dtype=dtype, name=self.name))
+        self.refiner = None
+        if refiner is not None:
+            check_refiner(checkpoint, refiner)
+            self.refiner = Loaded(refiner, self.spec, device=device, dtype=dtype, name=name_of(refiner.source))
         self._preview = (
             LatentPreview(lambda: self.networks.in_memory(self.vae))
             if tiny_vae is None
@@ -128,12 +125,14 @@ class Pipeline:
             text_encoder=None if spec.text_encoder is None else spec.text_encoder.split(","),
             allow_pickle=spec.allow_pickle,
         )
-        tiny = None
+        tiny, refiner, config = None, None, checkpoint.vae.config
         if spec.tiny_vae is not None:
-            config = checkpoint.vae.config
             tiny = load_tiny_vae(spec.tiny_vae, latent_channels=config.latent_channels, factor=config.factor)
-        pipeline = cls(checkpoint, device=device, dtype=dtype, spec=spec, tiny_vae=tiny)
-        pipeline.networks.prepare_all()
+        if spec.refiner is not None:
+            refiner = load_checkpoint(spec.refiner, variant=spec.variant, allow_pickle=spec.allow_pickle)
+        pipeline = cls(checkpoint, device=device, dtype=dtype, spec=spec, tiny_vae=tiny, refiner=refiner)
+        for loaded in filter(None, (pipeline, pipeline.refiner)):
+            loaded.networks.prepare_all()
         if tiny is not None:
             pipeline.networks.prepare(tiny)
         return pipeline
@@ -146,7 +145,7 @@ class Pipeline:
     @property
     def made_by(self) -> dict[str, Any]:
         """What the images' metadata says of how the model was loaded: the fields of `ModelSpec` that they depend on."""
-        files = ("vae", "tiny_vae", "embeddings")
+        files = ("vae", "tiny_vae", "refiner", "embeddings")
         drawn_by = {
             name: str(Path(value).resolve()) if name in files and Path(value).exists() else value
             for name, value in self.spec.drawn_by().items()
@@ -256,7 +255,12 @@ class Pipeline:
         layers = min(len(each.layers) for each in self.text_encoders)
         if requests[0].clip_skip >= layers:
             raise ValueError(f"clip_skip {requests[0].clip_skip} is out of range: 0 to {layers - 1} for this model")
-        for line in ignored(requests, distilled=self.distilled, sizes=self.checkpoint.family.added_numbers):
+        for line in ignored(
+            requests,
+            distilled=self.distilled,
+            sizes=self.checkpoint.family.added_numbers,
+            refines=self.refiner is not None,
+        ):
             warnings.warn(line, stacklevel=3)
         if seed is None and seeds is None:
             print(f"seed {requests[0].seed}", file=sys.stderr)
@@ -287,32 +291,29 @@ class Pipeline:
         sampler = self.sampler(first.sampler)
         originals = Originals.of(requests)
         strength = 1.0 if originals is None else STRENGTH if first.strength is None else first.strength
-        schedule = sampler.schedule(first.steps, strength=strength)
-        model = self._with(first.loras)
-        factor, channels = self.vae.config.factor, self.vae.config.latent_channels
-        steps = denoise(
-            model.checkpoint.unet,
-            partial(UNetDenoiser, refresh=SPEEDS[first.speed].refresh),
-            model.encode(requests),
-            requests,
-            sampler=sampler,
-            schedule=schedule,
-            start=choose_start(
-                originals,
-                schedule,
-                lambda: self.networks.in_memory(self.vae),
-                inpaints=self.unet.config.in_channels > channels,
-                whole=strength == 1,
-                device=self.device,
-                model=self.name,
-            ),
-            shape=(channels, first.height // factor, first.width // factor),
+        split = 1.0 if self.refiner is None else REFINER_START if first.refiner_start is None else first.refiner_start
+        schedule = sampler.schedule(first.steps, strength=strength, last=split)
+        start = choose_start(
+            originals,
+            schedule,
+            lambda: self.networks.in_memory(self.vae),
+            inpaints=self.unet.config.in_channels > self.vae.config.latent_channels,
+            whole=strength == 1,
+            device=self.device,
             model=self.name,
         )
-        count = len(schedule.steps) - 1
-        for index, latents in enumerate(steps):
-            step = index % count + 1  # a second attempt begins again
-            yield Progress(step, count, latents, lambda latents=latents: self._preview(latents))
+        stages = [(self._with(first.loras), schedule)]
+        if self.refiner is not None and split < 1:
+            stages.append((self.refiner, sampler.schedule(first.steps, first=split)))
+        total = sum(len(part.steps) - 1 for _, part in stages)
+        before, latents = 0, None
+        for model, part in stages:
+            count = len(part.steps) - 1
+            begin = start if latents is None else (lambda _, x=latents: Begun(x))
+            for index, latents in enumerate(model.denoise(requests, sampler, part, begin)):
+                step = before + index % count + 1  # a second attempt begins again
+                yield Progress(step, total, latents, lambda latents=latents: self._preview(latents))
+            before += count
 
     @torch.inference_mode()
     def encode(self, requests: Sequence[Request]) -> Conditioning:

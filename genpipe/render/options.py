@@ -118,6 +118,7 @@ class RenderOptions(Settings, total=False):
     dtype: str | None
     low_memory: bool
     int8: bool
+    refiner: "str | Path | None"
     embeddings: "str | Path | None"
     lora_dir: "str | Path | None"
     allow_pickle: bool

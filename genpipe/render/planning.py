@@ -8,6 +8,7 @@ from typing import Any
 
 from genpipe.fields import settings_of
 from genpipe.filenames import safe_name
+from genpipe.fit import ignored, size_of_image
 from genpipe.inputs import LoraList
 from genpipe.lora_tags import named_in
 from genpipe.messages import one_line, quoted
@@ -15,7 +16,7 @@ from genpipe.render.identity import DERIVED_SEEDS, Identity, Ordinals, canonical
 from genpipe.render.journal import Journal, Planned
 from genpipe.render.options import identity_settings
 from genpipe.render.rows import Row
-from genpipe.request import COUNT, MAX_PICTURES, MAX_SEED, SETTINGS, Request, check_size, ignored, size_of_image
+from genpipe.request import COUNT, MAX_PICTURES, MAX_SEED, SETTINGS, Request, check_size
 from genpipe.workers.messages import Model
 
 _OWN = {"prompt", "seed", "n", "file_name", *SETTINGS}

@@ -37,6 +37,7 @@ def test_a_bare_prompt_gets_the_models_defaults(journal):
         "original_size": None,
         "crop": None,
         "target_size": None,
+        "refiner_start": None,
         "image": None,
         "strength": None,
         "mask": None,

@@ -1,0 +1,50 @@
+"""How requests fit a model: what of them has no effect there, and the size that an image to begin from asks for."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from genpipe.inputs import InputImage
+from genpipe.request import Request
+
+
+def ignored(requests: Sequence[Request], *, distilled: bool, sizes: int = 6, refines: bool = True) -> list[str]:
+    """Name the settings of requests that have no effect, one line each.
+
+    Args:
+        distilled: whether the network takes the scale of guidance as an input, and is never led away from a prompt.
+        sizes: how many numbers the network takes of sizes and crops: 6 (SDXL), 5 without the target's (its refiner), or 0.
+        refines: whether there is a refiner.
+    """
+    lines = {}
+    unread = {6: (), 5: ("target_size",)}.get(sizes, ("original_size", "crop", "target_size"))
+    for request in requests:
+        if request.image is None and request.strength is not None:
+            lines["strength"] = "strength has no effect without an image: give one, or leave it out"
+        if request.refiner_start is not None and not refines:
+            lines["refiner_start"] = (
+                "refiner_start has no effect without a refiner: give one with --refiner, or leave it out"
+            )
+        for name in unread:
+            if getattr(request, name) is not None:
+                lines[name] = f"{name} has no effect (this model is told no such thing): leave it out"
+        if request.guidance_scale > 1 and not distilled:
+            continue
+        why = "this model is distilled and takes none" if distilled else f"guidance_scale {request.guidance_scale:g}"
+        fix = "leave it out" if distilled else "raise it above 1, or leave it out"
+        if request.negative_prompt:
+            lines["negative_prompt"] = f"negative_prompt has no effect ({why}): {fix}"
+        if request.guidance_rescale:
+            lines["guidance_rescale"] = f"guidance_rescale has no effect ({why}): {fix}"
+    return list(lines.values())
+
+
+def size_of_image(settings: Mapping[str, Any], factor: int) -> dict[str, int]:
+    """Give the size that an image to begin from asks for, where settings say no size: its own, in multiples of `factor`.
+
+    Raises:
+        ValueError: the image cannot be used.
+    """
+    if settings.get("image") is None or not settings.get("height") is settings.get("width") is None:
+        return {}
+    width, height = InputImage.of("image", settings["image"]).open().size
+    return {"height": max(factor, height // factor * factor), "width": max(factor, width // factor * factor)}
