@@ -277,31 +277,32 @@ def test_bad_devices_and_dtypes_get_one_clear_line(tiny_checkpoint: Path) -> Non
         assert "\n" not in str(caught.value)
 
 
-def overflowing(
-    module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, *, rows: slice, method: str = "forward"
-) -> list[torch.dtype]:
+def middle(pipe: Pipeline) -> torch.nn.Module:
+    """The bottom of the U-Net, which every evaluation runs that is not of kept features."""
+    assert pipe.unet.middle is not None
+    return pipe.unet.middle
+
+
+def overflowing(module: torch.nn.Module, *, rows: slice) -> list[torch.dtype]:
     """Make `module` give NaN in bf16, for some rows of the batch, as a network that overflows 16 bits does."""
     seen: list[torch.dtype] = []
-    original = getattr(type(module), method)
 
-    def forward(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
-        output = original(self, *args, **kwargs)
-        dtype = next(self.parameters()).dtype
-        seen.append(dtype)
-        if dtype == torch.bfloat16:
+    def overflow(module: torch.nn.Module, given: Any, output: torch.Tensor) -> torch.Tensor:
+        seen.append(next(module.parameters()).dtype)
+        if seen[-1] == torch.bfloat16:
             output = output.clone()
             output[rows] = float("nan")
         return output
 
-    monkeypatch.setattr(type(module), method, forward)
+    module.register_forward_hook(overflow)
     return seen
 
 
-def test_a_step_that_overflows_is_repeated_in_fp32(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_overflows_is_repeated_in_fp32(tiny_checkpoint: Path) -> None:
     pipe = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="bf16")
     sound = draw(pipe, n=2)
     # The first picture, both halves.
-    seen = overflowing(pipe.unet, monkeypatch, rows=slice(0, None, 2), method="_deep")
+    seen = overflowing(middle(pipe), rows=slice(0, None, 2))
     images = draw(pipe, n=2)
     assert torch.float32 in seen
     assert difference(images[1], sound[1]) == 0  # its neighbour is as before
@@ -311,10 +312,10 @@ def test_a_step_that_overflows_is_repeated_in_fp32(tiny_checkpoint: Path, monkey
     assert next(pipe.unet.parameters()).dtype == torch.bfloat16
 
 
-def test_a_decode_that_overflows_is_repeated_in_fp32(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decode_that_overflows_is_repeated_in_fp32(tiny_checkpoint: Path) -> None:
     pipe = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="bf16")
     sound = draw(pipe)
-    seen = overflowing(pipe.vae.decoder, monkeypatch, rows=slice(None))
+    seen = overflowing(pipe.vae.decoder, rows=slice(None))
     # The parameters that `seen` looks at are the decoder's.
     image = draw(pipe)
     assert seen == [torch.bfloat16, torch.float32]
@@ -417,12 +418,10 @@ def test_a_gpu_draws_what_the_cpu_draws(pipe: Pipeline, tiny_checkpoint: Path) -
         assert difference(draw(gpu, sampler=sampler), draw(pipe, sampler=sampler)) <= 2
 
 
-def test_a_text_encoder_that_overflows_is_repeated_in_fp32(
-    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_text_encoder_that_overflows_is_repeated_in_fp32(tiny_checkpoint: Path) -> None:
     pipe = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="bf16")
     exact = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32").prompt_encoder(["a red cat"]).context
-    overflowing(pipe.text_encoders[0].layers[0], monkeypatch, rows=slice(None))
+    overflowing(pipe.text_encoders[0].layers[0], rows=slice(None))
     repeated = pipe.prompt_encoder(["a red cat"]).context
     assert repeated.isfinite().all()
     assert (repeated - exact).abs().max() < 0.1
@@ -446,9 +445,9 @@ def test_the_last_step_is_the_number_of_steps(pipe: Pipeline, sampler: str) -> N
     assert [state.step for state in seen] == list(range(1, seen[-1].steps + 1))
 
 
-def test_previews_work_where_the_autoencoder_overflows(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_previews_work_where_the_autoencoder_overflows(tiny_checkpoint: Path) -> None:
     pipe = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="bf16")
-    overflowing(pipe.vae.decoder, monkeypatch, rows=slice(None))
+    overflowing(pipe.vae.decoder, rows=slice(None))
     sizes = []
     draw(pipe, callback=lambda state: sizes.append(state.preview()[0].size))
     assert sizes == [(8, 8)] * 4
@@ -538,31 +537,23 @@ def test_a_speed_is_part_of_what_makes_a_picture(pipe: Pipeline, speed: str) -> 
     assert difference(together[0], fast) <= 2
 
 
-def test_guidance_applies_in_its_interval_alone(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guidance_applies_in_its_interval_alone(fresh: Pipeline) -> None:
     rows: list[int] = []
-    original = UNet.denoise
-
-    def recorded(self: UNet, latents: Any, shifts: Any, prompts: Any, deep: Any = None) -> Any:
-        result = original(self, latents, shifts, prompts, deep)
-        rows.append(len(result[0]))
-        return result
-
-    monkeypatch.setattr(UNet, "denoise", recorded)
-    draw(pipe, steps=8, sampler="ddim", speed="balanced")
-    ratios = [step.ratio for step in pipe.sampler("ddim").schedule(8).steps[:-1]]
+    fresh.unet.conv_out.register_forward_hook(lambda module, given, output: rows.append(len(output)))
+    draw(fresh, steps=8, sampler="ddim", speed="balanced")
+    ratios = [step.ratio for step in fresh.sampler("ddim").schedule(8).steps[:-1]]
     assert rows == [2 if 0.28 < ratio <= 5.42 else 1 for ratio in ratios]
     assert {1, 2} == set(rows)
 
 
-def test_deep_features_are_computed_at_every_other_step(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deep_features_are_computed_at_every_other_step(fresh: Pipeline) -> None:
     computed: list[bool] = []
-    original = UNet._deep
-    monkeypatch.setattr(UNet, "_deep", lambda *given: computed.append(True) or original(*given))
-    draw(pipe, steps=8, sampler="ddim", guidance_scale=1.0)
+    middle(fresh).register_forward_hook(lambda module, given, output: computed.append(True))
+    draw(fresh, steps=8, sampler="ddim", guidance_scale=1.0)
     assert len(computed) == 8
-    draw(pipe, steps=8, sampler="ddim", guidance_scale=1.0, speed="balanced")
+    draw(fresh, steps=8, sampler="ddim", guidance_scale=1.0, speed="balanced")
     assert len(computed) == 8 + 4
-    draw(pipe, steps=8, sampler="ddim", guidance_scale=1.0, speed="draft")
+    draw(fresh, steps=8, sampler="ddim", guidance_scale=1.0, speed="draft")
     assert len(computed) == 8 + 4 + 2
 
 
@@ -621,11 +612,9 @@ def test_int8_draws_nearly_the_same_and_says_so(wide_checkpoint: Path, low_memor
 
 
 @needs_int8
-def test_a_step_that_overflows_in_int8_is_repeated_in_fp32(
-    wide_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_that_overflows_in_int8_is_repeated_in_fp32(wide_checkpoint: Path) -> None:
     pipe = Pipeline.from_pretrained(wide_checkpoint, device="cpu", dtype="bf16", int8=True)
-    seen = overflowing(pipe.unet, monkeypatch, rows=slice(None), method="_deep")
+    seen = overflowing(middle(pipe), rows=slice(None))
     image = draw(pipe)
     assert torch.float32 in seen
     exact = draw(Pipeline.from_pretrained(wide_checkpoint, device="cpu", dtype="fp32"))
