@@ -39,8 +39,9 @@ class ModelSpec:
     files of images take theirs from it. Paths, torch devices and torch dtypes are stored by their names.
 
     Attributes:
-        model: a `.safetensors` file, a folder in the diffusers layout, or a hub id such as "owner/name"; None is the
-            embedded model.
+        model: a `.safetensors` file, a folder in the diffusers layout, the name of one in `model_dir`, or a hub id such as
+            "owner/name"; None is the embedded model.
+        model_dir: a folder of models, also of an A1111 or ComfyUI installation; None is what GENPIPE_MODELS says.
         revision: branch, tag or commit on the hub; None is its main one.
         variant: "fp16" reads the files of that name.
         vae, text_encoder: parts in place of the checkpoint's, or where a single file has none: a file or a folder; for
@@ -64,9 +65,16 @@ class ModelSpec:
 
     model: str | None = setting(
         _Named("NAME", empty=False),
-        "a .safetensors file, a folder in the diffusers layout or a hub id (default: the small one that comes with genpipe)",
+        "a .safetensors file, a folder in the diffusers layout, a name in --model-dir or a hub id "
+        "(default: the small one that comes with genpipe)",
         default=None,
         flags=("-m", "--model", "--ckpt"),
+    )
+    model_dir: str | None = setting(
+        _Named("DIR", empty=False),
+        "where models are found by their names (default: GENPIPE_MODELS)",
+        default=None,
+        draws=False,
     )
     revision: str | None = setting(_Named("NAME"), "branch, tag or commit on the hub", default=None)
     variant: str | None = setting(_Named("NAME"), "fp16 reads the files of that name", default=None)
@@ -155,6 +163,7 @@ class ModelSpec:
 class ModelOptions(TypedDict, total=False):
     """The fields of `ModelSpec` but the model itself, as keyword arguments."""
 
+    model_dir: "str | Path | None"
     revision: str | None
     variant: str | None
     vae: "str | Path | None"

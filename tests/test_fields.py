@@ -50,6 +50,7 @@ TEXTS = {
 }
 MODEL_TEXTS = {
     "model": "somewhere",
+    "model_dir": "models",
     "revision": "main",
     "variant": "fp16",
     "vae": "vae.safetensors",
@@ -135,7 +136,13 @@ def test_files_say_every_field_and_give_it_back(tmp_path: Path) -> None:
     again, loaded = split_metadata(json.loads(image.info["genpipe"]))
     assert again == request
     unrecorded = {name for name, described in settings_of(ModelSpec).items() if not described.draws}
-    assert unrecorded == {"device", "low_memory", "lora_dir", "allow_pickle"}  # images do not depend on them
+    assert unrecorded == {
+        "model_dir",
+        "device",
+        "low_memory",
+        "lora_dir",
+        "allow_pickle",
+    }  # images do not depend on them
     assert loaded == dataclasses.replace(spec, **{name: defaults_of(ModelSpec)[name] for name in unrecorded})
 
 

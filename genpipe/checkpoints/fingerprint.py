@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,13 +14,29 @@ from genpipe.files import atomic_write
 
 
 def checkpoint_files(
-    path_or_id: str | Path, revision: str | None, *, model_dir: str | Path | None = None
+    path_or_id: str | Path,
+    revision: str | None,
+    *,
+    model_dir: str | Path | None = None,
+    parts: Mapping[str, str | None] | None = None,
 ) -> list[tuple[str, Path]]:
-    """(name, path) of the files that a checkpoint is made of, those on this machine."""
+    """(name, path) of the files that a checkpoint is made of, those on this machine.
+
+    Args:
+        path_or_id, revision, model_dir: as `load_checkpoint` takes them.
+        parts: files and folders given beside it, by what they are for, several with commas between them.
+    """
+    beside = [
+        (f"{part}/{file.name}", file)
+        for part, paths in (parts or {}).items()
+        for path in (paths or "").split(",")
+        if path
+        for file in _files_of(Path(os.path.expanduser(path)))
+    ]
     path_or_id = located(path_or_id, model_dir)
     file = Path(os.path.expanduser(str(path_or_id)))
     if file.is_file():
-        return [("checkpoint", file)]
+        return [("checkpoint", file), *beside]
     source = open_source(path_or_id, revision)
     names = [
         f"{folder}/{name}"
@@ -30,7 +46,13 @@ def checkpoint_files(
     ]
     root = getattr(source, "root", None)
     paths = [(name, Path(root) / name) for name in ("model_index.json", "genpipe.json", *names)] if root else []
-    return [(name, path) for name, path in paths if path.is_file()]
+    return [(name, path) for name, path in (*paths, *beside) if path.is_file()]
+
+
+def _files_of(path: Path) -> list[Path]:
+    """A file, or the configs and weights in a folder and in the folders in it."""
+    inside = [path] if path.is_file() else [*path.glob("*"), *path.glob("*/*")]
+    return [each for each in inside if each.suffix in (".json", ".txt", ".safetensors") or each == path]
 
 
 def fingerprint(files: Iterable[tuple[str, Path]], cache: Path | None = None) -> str:

@@ -1,18 +1,16 @@
 """A checkpoint in memory with what draws from it, for one set of LoRAs."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from genpipe.checkpoints import Checkpoint
 from genpipe.checkpoints.embeddings import load_embeddings
 from genpipe.checkpoints.lora import load_lora
-from genpipe.checkpoints.weights import skeleton
 from genpipe.embedded import EMBEDDED
 from genpipe.inputs import Lora
 from genpipe.models.conditioning import Conditioning
@@ -105,24 +103,12 @@ class Loaded:
         Raises:
             CheckpointError: a file is no LoRA, is of another family, or holds what fits nothing in the model.
         """
-        plain = _bare(self.checkpoint)
         allow = self.spec.allow_pickle
-        patches = [load_lora(one.path, plain, one.strength, allow_pickle=allow) for one in loras]
+        patches = [load_lora(one.path, self.checkpoint, one.strength, allow_pickle=allow) for one in loras]
         checkpoint = self.checkpoint.with_patches(patches)
         made = Loaded(checkpoint, self.spec, device=self.device, dtype=self.dtype, name=self.name, loras=tuple(loras))
         made.networks.prepare_all(unchanged=tuple(self.checkpoint.networks.values()))
         return made
-
-
-def _bare(checkpoint: Checkpoint) -> Checkpoint:
-    """The networks in the form in which files know them, without memory: those in use have been prepared."""
-
-    def bare(network: nn.Module) -> Any:
-        kind, config = type(network), network.config
-        return skeleton(lambda: kind(config))
-
-    texts = tuple(bare(one) for one in checkpoint.text_encoders)
-    return replace(checkpoint, text_encoders=texts, unet=bare(checkpoint.unet), vae=bare(checkpoint.vae))
 
 
 def check_refiner(base: Checkpoint, refiner: Checkpoint) -> None:

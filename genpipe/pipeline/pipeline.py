@@ -121,6 +121,7 @@ class Pipeline:
             EMBEDDED if spec.model is None else spec.model,
             revision=spec.revision,
             variant=spec.variant,
+            model_dir=spec.model_dir,
             vae=spec.vae,
             text_encoder=None if spec.text_encoder is None else spec.text_encoder.split(","),
             allow_pickle=spec.allow_pickle,
@@ -129,7 +130,9 @@ class Pipeline:
         if spec.tiny_vae is not None:
             tiny = load_tiny_vae(spec.tiny_vae, latent_channels=config.latent_channels, factor=config.factor)
         if spec.refiner is not None:
-            refiner = load_checkpoint(spec.refiner, variant=spec.variant, allow_pickle=spec.allow_pickle)
+            refiner = load_checkpoint(
+                spec.refiner, variant=spec.variant, allow_pickle=spec.allow_pickle, model_dir=spec.model_dir
+            )
         pipeline = cls(checkpoint, device=device, dtype=dtype, spec=spec, tiny_vae=tiny, refiner=refiner)
         for loaded in filter(None, (pipeline, pipeline.refiner)):
             loaded.networks.prepare_all()

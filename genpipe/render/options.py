@@ -110,6 +110,7 @@ class RenderOptions(Settings, total=False):
     """What `render` takes besides source, out and engine: the attributes of `Options`, `ModelSpec` and `Request`."""
 
     model: "str | Path | None"
+    model_dir: "str | Path | None"
     revision: str | None
     variant: str | None
     vae: "str | Path | None"

@@ -75,7 +75,14 @@ class Renderer:
         pipeline, spec = self.pipeline, self.job.spec
         return Model(
             name=pipeline.name,
-            fingerprint=fingerprint(checkpoint_files(EMBEDDED if spec.model is None else spec.model, spec.revision)),
+            fingerprint=fingerprint(
+                checkpoint_files(
+                    EMBEDDED if spec.model is None else spec.model,
+                    spec.revision,
+                    model_dir=spec.model_dir,
+                    parts={name: getattr(spec, name) for name in ("vae", "text_encoder", "embeddings", "refiner")},
+                )
+            ),
             dtype=str(pipeline.dtype).removeprefix("torch."),
             defaults={"": pipeline.defaults(), "lcm": pipeline.defaults("lcm")},
             factor=pipeline.vae.config.factor,

@@ -59,3 +59,18 @@ def test_hashes_are_those_of_a1111(tmp_path):
     for _ in range(2):
         assert file_sha256(tmp_path / "lora.safetensors", tmp_path / "cache.json") == whole
     assert list(json.loads((tmp_path / "cache.json").read_text()).values()) == [whole]
+
+
+def test_parts_given_beside_a_model_count_by_their_bytes(tmp_path):
+    for name in ("model.safetensors", "a.safetensors", "folder/vae/b.safetensors"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+
+    def of(**parts):
+        return fingerprint(checkpoint_files(tmp_path / "model.safetensors", None, parts=parts), tmp_path / "cache.json")
+
+    plain, file, folder = of(vae=None), of(vae=str(tmp_path / "a.safetensors")), of(vae=str(tmp_path / "folder"))
+    both = of(text_encoder=f"{tmp_path / 'a.safetensors'},{tmp_path / 'folder' / 'vae'}")
+    assert len({plain, file, folder, both}) == 4 and plain == of()
+    (tmp_path / "folder" / "vae" / "b.safetensors").write_bytes(b"changed")
+    assert of(vae=str(tmp_path / "folder")) != folder and of(vae=str(tmp_path / "a.safetensors")) == file
