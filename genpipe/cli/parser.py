@@ -42,7 +42,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     name = arguments[0] if arguments and arguments[0] in COMMANDS else None
     parser = _Parser(
         prog=f"genpipe {name}" if name else "genpipe",
-        description=f"{COMMANDS[name].__doc__}.".capitalize() if name else None,
+        description=_sentence(COMMANDS[name].__doc__) if name else None,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30),
         allow_abbrev=False,
         add_help=False,
@@ -74,6 +74,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if rest:
         raise ValueError(f'unexpected {quoted(rest[0])}: put the prompt in quotes, as in genpipe "pirate ship"')
     return args
+
+
+def _sentence(line: str | None) -> str:
+    return f"{(line or '')[:1].upper()}{(line or '')[1:]}."
 
 
 class _Parser(argparse.ArgumentParser):

@@ -162,10 +162,11 @@ class LocalEngine:
 
     def _listen(self, worker: _Worker) -> None:
         assert worker.process.stdout is not None
-        for line in worker.process.stdout:
-            if not line.endswith(b"\n"):
-                break  # it was killed while it wrote
-            self._messages.put((worker, json.loads(line)))
+        try:
+            for line in worker.process.stdout:
+                self._messages.put((worker, json.loads(line)))
+        except ValueError:
+            pass  # it was killed while it wrote, or its pipe was closed
         self._messages.put((worker, None))
 
     def _handle(self, worker: _Worker, message: dict[str, Any] | None) -> None:

@@ -259,7 +259,7 @@ MEMORY = "out of memory: ask for a smaller size or for fewer images at once, or 
         (["ship\udcff"], "UTF-8"),
         (["ship", "--prompt", "boat"], "two prompts"),
         (["pirate", "ship"], "'ship': put the prompt in quotes"),
-        (["info", "ship"], "'ship'"),
+        (["info", "ship"], "ship does not exist"),
         (["ship", "--stpes", "3"], "did you mean --steps?"),
         (["ship", "--zzzzzz"], "genpipe --help"),
         (["ship", "--seed"], "expected one argument"),

@@ -263,7 +263,7 @@ def test_the_command_trains_on_a_folder_and_says_what_it_skipped(
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere is not a folder: give one that holds images and their captions"),
-        (["nowhere", "--minutes", "-1"], "a training budget of -0.3 is out of range: use more"),
+        (["nowhere", "--minutes", "-1"], "argument --minutes: minutes must be a number from 0 to"),
         (["nowhere", "--size", "100"], "height must be a multiple of 8 for this model, not 100: the nearest is"),
         (["nowhere", "--init", "nothing"], ""),
     ],

@@ -25,6 +25,7 @@ from random import Random
 _ROOT = tempfile.TemporaryDirectory(prefix="genpipe-fuzz-")
 for _name in ("HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME", "TMPDIR"):
     os.environ[_name] = _ROOT.name
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{_ROOT.name}/inductor"  # which torch makes when it is imported
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_ETAG_TIMEOUT": "3"}
 tempfile.tempdir = None
 sys.dont_write_bytecode = True
