@@ -39,7 +39,7 @@ from scripts.benchmark.cuda import card
 from scripts.benchmark.int8 import int8
 from scripts.benchmark.peers import PEERS, Task, can
 from scripts.benchmark.report import PARTS, ceiling_text, int8_table, plot, table
-from scripts.evaluate.parity import build_checkpoint
+from scripts.evaluate.parity import FAMILIES, build_checkpoint
 
 COMMANDS = {
     "import torch": [sys.executable, "-c", "import torch"],
@@ -248,7 +248,7 @@ def main(given: list[str] | None = None) -> None:
         checkpoint = arguments.checkpoint or Path(folder)
         measured = [part for part in PARTS if part in arguments.parts]
         if measured and not (checkpoint / "model_index.json").is_file():
-            build_checkpoint("sd15", checkpoint)
+            build_checkpoint(FAMILIES["sd15"], checkpoint)
         for part in measured:
             peers = [peer for peer in arguments.peers if can(peer, part, device)]
             for size in arguments.sizes if part != "text" else [512]:

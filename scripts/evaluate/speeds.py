@@ -96,9 +96,9 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def random_sd15(folder: Path) -> Path:
     """Make a Stable Diffusion 1.5 of random weights."""
-    from scripts.evaluate.parity import build_checkpoint  # brings diffusers and transformers
+    from scripts.evaluate.parity import FAMILIES, build_checkpoint  # brings diffusers and transformers
 
-    build_checkpoint("sd15", folder)
+    build_checkpoint(FAMILIES["sd15"], folder)
     return folder
 
 

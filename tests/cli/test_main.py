@@ -17,12 +17,13 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and closed s
 def start(
     arguments: list[str], before: str = "", here: Path | None = None, **environment: str
 ) -> subprocess.Popen[str]:
-    code = f"import sys\n{before}\nfrom genpipe.cli import main; sys.exit(main(sys.argv[1:]))"
+    # A shell lets what it runs in the background ignore interrupts.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"import sys\n{heard}\n{before}\nfrom genpipe.cli import main; sys.exit(main(sys.argv[1:]))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, env=environment, cwd=here, restore_signals=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which shells ignore in the background
+        stderr=subprocess.PIPE, text=True, env=environment, cwd=here,
     )  # fmt: skip
 
 
