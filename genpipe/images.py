@@ -51,17 +51,21 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
     return image
 
 
-def upright(source: str | Path | Image.Image) -> Image.Image:
+def upright(source: str | Path | Image.Image, name: str = "this image") -> Image.Image:
     """Read an image as it is meant to be seen, as 8-bit RGB, or as RGBA where it is transparent.
 
     EXIF rotation is obeyed, 16 bits become 8, and of an animation it is the first frame.
+
+    Args:
+        source: a file, or an open image.
+        name: what errors call an open image.
 
     Raises:
         ValueError: not an image, a damaged one, one of too many pixels, or one whose levels are floating-point numbers.
         OSError: the file cannot be read.
     """
     if isinstance(source, Image.Image):
-        return _upright(source, "this image")
+        return _upright(source, name)
     with open_image(source) as image:
         return _upright(image, str(source))
 

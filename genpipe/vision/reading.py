@@ -3,10 +3,9 @@
 import re
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from genpipe.images import image_errors, open_image
+from genpipe.images import open_image, upright
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -46,18 +45,7 @@ def why_unusable(error: ValueError, name: str) -> str:
 
 def as_seen(image: Image.Image, name: str) -> Image.Image:
     """Return an open image as `read_image` does; `name` is what errors call it."""
-    with image_errors(name):
-        image.load()
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise ValueError(f"{name} has floating-point levels without a scale: save it with 8 or 16 bits")
-    if image.mode.startswith("I"):
-        levels = np.asarray(image)
-        if levels.size and (levels.min() < 0 or levels.max() > 0xFFFF):
-            raise ValueError(f"{name} has levels beyond 16 bits: save it with 8 or 16 bits")
-        return Image.fromarray((levels // 256).astype(np.uint8)).convert("RGB")
-    with image_errors(name):
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-        return image.convert("RGB")
+    image = upright(image, name)
+    if image.mode == "RGBA":
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image
