@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -51,17 +52,23 @@ def fetch(source: str | Path) -> Path:
     path = _kept(url)
     if not path.is_file() or _wrong_hash(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _download(url, path)
-        if wrong := _wrong_hash(path):
-            path.unlink()
-            raise ValueError(f"what {quoted(url)} gives has {wrong}")
+        try:
+            _download(url, path)
+            if wrong := _wrong_hash(path):
+                raise ValueError(f"what {quoted(url)} gives has {wrong}")
+        except (ValueError, OSError):
+            drop(url)
+            raise
     return path
 
 
 def drop(source: str | Path) -> None:
     """Remove what is kept of a URL, so that it is fetched anew the next time; a file of one's own stays."""
     if _of_the_web(source):
-        _kept(str(source)).unlink(missing_ok=True)
+        path = _kept(str(source))
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # others may be in its folder
+            path.parent.rmdir()
 
 
 def _of_the_web(source: str | Path) -> bool:

@@ -74,7 +74,9 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10, help="of training for each network (%(default)s)")
     parser.add_argument("--concepts", type=int, default=40, help="how many are told apart, 6 or more (%(default)s)")
-    parser.add_argument("--images", type=int, default=100, help="of each to learn from, 10 or more (%(default)s)")
+    parser.add_argument(
+        "--images", "--pictures", type=int, default=100, help="of each to learn from, 10 or more (%(default)s)"
+    )
     parser.add_argument(
         "--from", dest="weights", metavar="FILE", help="a ResNet-18 to transfer from (default: the judge's)"
     )
