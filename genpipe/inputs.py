@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any
 
 from genpipe.messages import quoted
@@ -120,14 +121,14 @@ class Lora:
             raise ValueError(f"loras must be files, each as FILE or FILE:STRENGTH, not {quoted(source)}")
         if isinstance(strength, bool) or not isinstance(strength, int | float) or not abs(strength) <= MAX_STRENGTH:
             raise ValueError(
-                f"the strength of LoRA {quoted(str(path))} must be a number from -{MAX_STRENGTH:g} to {MAX_STRENGTH:g}, "
+                f"the strength of LoRA {quoted(Path(path))} must be a number from -{MAX_STRENGTH:g} to {MAX_STRENGTH:g}, "
                 f"not {quoted(strength)}: 1 is usual"
             )
         full = Path(path).expanduser().absolute()
         found = _file_hash("LoRA", full)
         if digest is not None and found != digest:
             raise ValueError(
-                f"LoRA {quoted(str(full))} has changed since (sha256 {found[:12]}…, it was {str(digest)[:12]}…)"
+                f"LoRA {quoted(full)} has changed since (sha256 {found[:12]}…, it was {str(digest)[:12]}…)"
             )
         return cls(found, float(strength), str(full))
 
@@ -161,10 +162,12 @@ class LoraList:
 
 def _file_hash(name: str, path: Path) -> str:
     try:
-        stat = path.stat()
-        return _hash_of(path, stat.st_size, stat.st_mtime_ns)
+        found = path.stat()
+        if not S_ISREG(found.st_mode):  # a pipe or a device may never end
+            raise ValueError(f"{name} {quoted(path)} is not a file: give one")
+        return _hash_of(path, found.st_size, found.st_mtime_ns)
     except OSError as error:
-        raise ValueError(f"{name} {quoted(str(path))} cannot be read: {error.strerror}") from None
+        raise ValueError(f"{name} {quoted(path)} cannot be read: {error.strerror}") from None
 
 
 @lru_cache(maxsize=256)

@@ -30,11 +30,13 @@ def quoted(value: Any, most: int = VALUE) -> str:
     """Quote a value for a message: its `repr` in one line of printable characters, at most `most` of them.
 
     Args:
-        value: anything, also an object whose own `repr` fails. Paths are quoted as text.
+        value: anything, also an object whose own `repr` fails. Paths are quoted as text; of a long one the end is shown.
         most: characters; of a longer text the beginning is shown, and how long it is.
     """
     if isinstance(value, os.PathLike):
-        value = os.fspath(value)
+        value = os.fsdecode(value)
+        while len(repr(value)) > most:
+            value = "…" + value[2 if value[0] == "…" else 1 :][-most:]
     if isinstance(value, str) and len(repr(value[: most + 1])) > most:
         length = f" ({len(value):,} characters)"
         start = value[: most - len(length)]

@@ -44,6 +44,8 @@ def test_what_is_short_is_quoted_as_python_does():
     for value in ("ship", "it's", 'say "hi"', "корабль", "a\tb", -3, 2.5, None, [1, "a"], {"a": 1}, "x" * 78):
         assert quoted(value) == repr(value)
     assert quoted(Path("a/b")) == "'a/b'"
+    long = quoted(Path("a" * 200, "b" * 20, "image.png"))
+    assert len(long) == VALUE and long.startswith("'…") and long.endswith(f"{'b' * 20}/image.png'")
     assert quoted("\x1b[31m") == r"'\x1b[31m'"
 
 

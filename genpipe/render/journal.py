@@ -161,6 +161,11 @@ class Journal:
             self._settings[number] = read_json(text, dict, f"its settings {number}")
         return self._settings[number]
 
+    def all_settings(self) -> Iterator[dict[str, Any]]:
+        """Give all settings that are there, one after the other."""
+        for (number,) in self._rows("SELECT number FROM settings"):
+            yield self.settings(number)
+
     def add(self, pictures: Iterable[Planned]) -> None:
         """Add images to the plan. One that is there already keeps its state, its name and its first line."""
         self._change_many(

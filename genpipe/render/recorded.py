@@ -9,6 +9,7 @@ from genpipe.fields import settings_of
 from genpipe.inputs import ImageInput, InputImage, Lora, LoraList
 from genpipe.request import Request
 
+_INPUTS = [name for name, one in settings_of(Request).items() if isinstance(one.kind, ImageInput | LoraList)]
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -29,6 +30,17 @@ def recorded_request(settings: Mapping[str, Any], prompt: str = "", seed: int = 
         elif isinstance(described.kind, LoraList) and value:
             values[name] = tuple(_lora(name, one) for one in value) if isinstance(value, list) else value
     return Request.from_dict({**values, "prompt": prompt, "seed": seed})
+
+
+def inputs_are_as_recorded(settings: Mapping[str, Any]) -> bool:
+    """Tell whether the files of recorded images and LoRAs are there and hold what they held."""
+    given = {name: value for name in _INPUTS if (value := settings.get(name))}
+    try:
+        for name, value in given.items():
+            settings_of(Request)[name].kind.check(name, value)
+    except ValueError:
+        return False
+    return True
 
 
 def _image(name: str, value: Any) -> InputImage:

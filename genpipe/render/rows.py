@@ -52,6 +52,8 @@ def read_rows(source: str | Path | Iterable[Any]) -> Iterator[Row]:
     if not isinstance(source, str | Path):
         yield from _of_objects(source)
     elif str(source) == "-":
+        if sys.stdin is None:
+            raise ValueError("standard input is closed: give a file, or prompts on standard input")
         yield from _parsed(sys.stdin.buffer, None, "standard input")
     else:
         path = Path(source)

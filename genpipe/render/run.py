@@ -20,6 +20,7 @@ from genpipe.render.journal import DONE, FAILED, Entry, Journal
 from genpipe.render.options import Options
 from genpipe.render.packing import Batch, Packer
 from genpipe.render.planning import Planner
+from genpipe.render.recorded import inputs_are_as_recorded
 from genpipe.render.rendered import Rendered
 from genpipe.render.results import Report
 from genpipe.render.rows import Row, read_rows
@@ -53,6 +54,8 @@ class Run:
         engine: Engine | None = None,
         storage: str | None = None,
     ) -> None:
+        if out is not None and not str(out):
+            raise ValueError("out '' is not a folder: say where the images go, or leave it out to keep them in memory")
         self.options = options
         self.engine: Engine = LocalEngine() if engine is None else engine
         self.report = Report()
@@ -171,7 +174,8 @@ class Run:
         options = self.options
         identity = self._identity(model)
         source = self._source_hash([identity, options.recorded, options.n, options.seeds, options.format])
-        if source is not None and source == journal.get("source") and not options.strict:
+        known = source is not None and source == journal.get("source") and not options.strict
+        if known and all(map(inputs_are_as_recorded, journal.all_settings())):
             self.rejected = sum(1 for _ in journal.rejects())
             return
         journal.set("results_are_written", False)
@@ -198,7 +202,7 @@ class Run:
 
     def _source_hash(self, plan: Any) -> str | None:
         """Hash the input file and all else that the plan depends on; None for what cannot be read twice."""
-        if not isinstance(self._source, str | Path) or str(self._source) == "-":
+        if not isinstance(self._source, str | Path) or not Path(self._source).is_file():
             return None
         with open(self._source, "rb") as file:
             return (

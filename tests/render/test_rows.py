@@ -187,6 +187,12 @@ def test_standard_input_is_text_or_json_lines(monkeypatch, text):
     assert [row.fields for row in read_rows("-")] == [{"prompt": "a ship"}]
 
 
+def test_standard_input_may_be_closed(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ValueError, match="standard input is closed"):
+        list(read_rows("-"))
+
+
 def test_objects_of_python():
     request = Request("c", seed=3, steps=4, guidance_scale=5, height=32, width=64)
     found = list(read_rows(["a", {"prompt": "b", "cfg_scale": 2.0}, request, 7]))

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,22 @@ def test_broken_rows_are_reported_and_the_others_drawn(run, tmp_path):
     assert failures[0]["row"] == '{"prompt":' and "multiple of 4" in failures[1]["error"]
     with pytest.raises(ValueError, match="line 2: it is not JSON"):
         run(tmp_path / "p.jsonl", strict=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes that have names")
+def test_a_list_that_comes_through_a_pipe_is_read_once_and_whole(run, tmp_path):
+    os.mkfifo(tmp_path / "p.txt")
+    lines = "".join(f"prompt {number}\n" for number in range(200))
+    writer = threading.Thread(target=(tmp_path / "p.txt").write_text, args=(lines,), daemon=True)
+    writer.start()
+    assert run(tmp_path / "p.txt", stop_after=1, settings={"steps": 1}).total == 200
+    writer.join(10)
+    assert not writer.is_alive()
+
+
+def test_a_name_that_is_empty_is_not_this_folder(tmp_path):
+    with pytest.raises(ValueError, match="out '' is not a folder"):
+        Run(["a"], "", Options())
 
 
 def test_no_row_at_all_that_can_be_drawn(run, tmp_path):
@@ -355,15 +372,28 @@ def test_rows_may_begin_from_images_which_may_be_gone_when_the_run_goes_on(run, 
     with pytest.raises(OSError, match="No space left"):
         run(tmp_path / "p.jsonl", engine=Full(room=0))
     (tmp_path / "red.png").unlink()
-    (tmp_path / "blue.png").unlink()
+    Image.new("RGB", (32, 32), "green").save(tmp_path / "blue.png")
     finished = run(tmp_path / "p.jsonl")
-    assert (finished.done, finished.failed) == (2, 2)
+    assert (finished.done, finished.rejected) == (3, 1)
     failures = [json.loads(line) for line in (tmp_path / "out/failures.jsonl").read_text().splitlines()]
-    assert [failure["line"] for failure in failures] == [1, 2]
-    for failure in failures:
-        assert failure["error"].startswith("image ") and "cannot be read: No such file" in failure["error"]
-    assert [row["prompt"] for row in metadata(tmp_path / "out")] == ["b", "c"]
+    assert [failure["line"] for failure in failures] == [1] and "red.png' cannot be read" in failures[0]["error"]
+    assert [row["prompt"] for row in metadata(tmp_path / "out")] == ["b", "c", "a"]
+    (tmp_path / "blue.png").unlink()
+    assert run(tmp_path / "p.jsonl").rejected == 2 and len(metadata(tmp_path / "out")) == 3
     assert (tmp_path / "out/index.html").is_file()
+
+
+def test_an_image_that_goes_during_the_run_fails_those_that_begin_from_it(run, tmp_path):
+    class Losing(Inline):
+        def event(self, timeout: float) -> Event | None:
+            (tmp_path / "red.png").unlink(missing_ok=True)
+            return super().event(timeout)
+
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    finished = run([{"prompt": "a", "image": str(tmp_path / "red.png")}, "b"], engine=Losing())
+    assert (finished.done, finished.failed) == (1, 1)
+    (failure,) = [json.loads(line) for line in (tmp_path / "out/failures.jsonl").read_text().splitlines()]
+    assert failure["prompt"] == "a" and "red.png' cannot be read: No such file" in failure["error"]
 
 
 def test_an_image_in_memory_cannot_travel(run, tmp_path):
