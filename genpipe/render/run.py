@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import genpipe
+from genpipe.messages import LINE, one_line
 from genpipe.render.finish import finish
 from genpipe.render.folder import OutputFolder, image_path
 from genpipe.render.identity import canonical_json
@@ -163,11 +164,13 @@ class Run:
         drawn = bool(journal.entries(state=DONE, plan=False, limit=1))
         if drawn and before != now and not options.force:
             before = before or {}
-            changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-            shown = ", ".join(
-                f"{key} {_or_default(before.get(key))}, now {_or_default(now.get(key))}" for key in changed
-            )
-            raise ValueError(f"{self.folder.shown} was made with {shown}: give a new --out, or --force to go on in it")
+            changed = [
+                f"{one_line(key, 40)} {_or_default(before.get(key))}, now {_or_default(now.get(key))}"
+                for key in {**before, **now}
+                if before.get(key) != now.get(key)
+            ]
+            shown = one_line(f"{self.folder.shown} was made with {', '.join(changed)}", LINE - 60)
+            raise ValueError(f"{shown}: give a new --out, or --force to go on in it")
         journal.set("settings", now)
 
     def _plan(self, journal: Journal, model: Model, rows: Iterator[Row]) -> None:
@@ -334,4 +337,4 @@ def request_of(entry: Entry, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _or_default(value: Any) -> str:
-    return "the default" if value is None else str(value)
+    return "the default" if value is None else one_line(str(value), 120)

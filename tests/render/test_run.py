@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import genpipe
+from genpipe.messages import LINE
 from genpipe.metadata import read_request
 from genpipe.render import Options, Run
 from genpipe.render.folder import OutputFolder
@@ -158,6 +159,17 @@ def test_a_changed_setting_is_shown(run, tmp_path, tiny_checkpoint):
         run(PROMPTS, deterministic=True)
     assert run(PROMPTS, settings={"steps": 3}, force=True).done == 5
     assert len(metadata(tmp_path / "out")) == 10
+
+
+def test_many_and_long_changed_settings_are_shown_in_part(run, tmp_path):
+    run(PROMPTS)
+    with sqlite3.connect(journal_file(tmp_path / "out")) as journal:
+        foreign = json.dumps({f"{'k' * 50}{number}": "\x1b[2J" * 100 for number in range(50)})
+        journal.execute("UPDATE meta SET value = ? WHERE key = 'settings'", (foreign,))
+    journal.close()
+    with pytest.raises(ValueError, match="give a new --out, or --force") as caught:
+        run(PROMPTS)
+    assert len(str(caught.value)) <= LINE and str(caught.value).isprintable()
 
 
 def test_another_model_is_refused(run, tmp_path, tiny_checkpoint):
@@ -377,7 +389,7 @@ def test_rows_may_begin_from_images_which_may_be_gone_when_the_run_goes_on(run, 
     assert (finished.done, finished.rejected) == (3, 1)
     failures = [json.loads(line) for line in (tmp_path / "out/failures.jsonl").read_text().splitlines()]
     assert [failure["line"] for failure in failures] == [1] and "red.png' cannot be read" in failures[0]["error"]
-    assert [row["prompt"] for row in metadata(tmp_path / "out")] == ["b", "c", "a"]
+    assert [row["prompt"] for row in metadata(tmp_path / "out")] == ["a", "b", "c"]
     (tmp_path / "blue.png").unlink()
     assert run(tmp_path / "p.jsonl").rejected == 2 and len(metadata(tmp_path / "out")) == 3
     assert (tmp_path / "out/index.html").is_file()
