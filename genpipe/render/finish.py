@@ -18,7 +18,8 @@ def finish(journal: Journal, folder: OutputFolder, options: Options, model: Mode
         OSError: the folder has been removed, or a file cannot be written.
     """
     folder.check_there()
-    missing = folder.check(journal, options.suffix, verify=False) if folder.local else 0
+    # Where nothing was drawn, the look at the start of the run is good enough.
+    missing = folder.check(journal, options.suffix, verify=False) if folder.local and report.batches else 0
     if not journal.get("results_are_written"):
         _write(journal, folder, options, model, report)
         journal.set("results_are_written", True)
