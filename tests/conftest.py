@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from genpipe.checkpoints import save_checkpoint
+from genpipe.hardware import instruction_set
+from genpipe.models.cpu.quantised import can_quantise
 from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
 from genpipe.models.tokenizer import Tokenizer, train_tokenizer
 from genpipe.models.unet import UNet
@@ -17,6 +19,9 @@ from genpipe.models.vae import VAE, VAEConfig
 # The models are so small that a second thread costs more than it gives; on a busy machine, many times more.
 torch.set_num_threads(1)
 
+needs_int8 = pytest.mark.skipif(
+    instruction_set() == "other" or not can_quantise(), reason="this torch or this CPU has no int8 beside bf16"
+)
 CAPTIONS = ["a red cat and a blue dog", "a pirate ship at sea", "красный круг над синим квадратом"]
 SCHEDULER = {
     "_class_name": "DDIMScheduler",

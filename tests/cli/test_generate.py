@@ -18,12 +18,11 @@ from PIL import Image
 import genpipe
 from genpipe.cli import main
 from genpipe.cli.parser import COMMANDS, parse
-from genpipe.hardware import instruction_set
 from genpipe.images import save_image
 from genpipe.judge import Score
 from genpipe.metadata import read_metadata, read_request
-from genpipe.models.cpu.quantised import can_quantise
 from genpipe.pipeline import BATCH, Pipeline
+from tests.conftest import needs_int8
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., tuple[int, str, str]]
@@ -176,7 +175,7 @@ def test_a_picture_is_drawn_again_from_its_file(draw, command, tiny_checkpoint):
     assert read_metadata("boat.png") == changed and changed["model"] == str(tiny_checkpoint)
 
 
-@pytest.mark.skipif(instruction_set() == "other" or not can_quantise(), reason="no int8 beside bf16 here")
+@needs_int8
 def test_int8_is_asked_for_and_drawn_again_from_the_file(command, wide_checkpoint):
     draw = partial(command, "ship", "--steps", 2, "--seed", 11, "--model", wide_checkpoint)
     draw("--int8")

@@ -13,9 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from genpipe.checkpoints import load_checkpoint, save_checkpoint
-from genpipe.hardware import instruction_set
 from genpipe.judge import Score
-from genpipe.models.cpu.quantised import QuantisedLayer, can_quantise
+from genpipe.models.cpu.quantised import QuantisedLayer
 from genpipe.models.unet import UNet
 from genpipe.models.vae import VAE
 from genpipe.pipeline import Pipeline, Progress
@@ -25,7 +24,8 @@ from genpipe.sampling.noise import ImageNoise
 from genpipe.spec import ModelSpec
 from genpipe.workers.messages import Job, Task
 from genpipe.workers.renderer import Renderer
-from tests.conftest import tiny_xl_parts
+from tests.conftest import needs_int8, tiny_xl_parts
+from tests.pipeline.drawing import difference, draw
 
 Draw = Callable[..., tuple[Image.Image, Tensor]]
 UNETS: dict[str, dict[str, Any]] = {
@@ -39,19 +39,10 @@ UNETS: dict[str, dict[str, Any]] = {
 USUAL: dict[str, Any] = {"seed": 5, "steps": 4, "guidance_scale": 4.0}
 
 
-def draw(pipe: Pipeline, prompt: Any = "a red cat", **settings: Any) -> Any:
-    given: dict[str, Any] = {**USUAL, "progress": False, **settings}
-    return pipe(prompt, **given)
-
-
 def final_latents(pipe: Pipeline, prompt: str = "a red cat", **settings: Any) -> Tensor:
     given: dict[str, Any] = {**USUAL, **settings}
     *_, last = pipe.stream(pipe.requests(prompt, **given))
     return last.latents
-
-
-def difference(one: Image.Image, other: Image.Image) -> int:
-    return int(np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max())
 
 
 def grey(vae: VAE) -> VAE:
@@ -263,7 +254,7 @@ def test_render_draws_what_the_pipeline_draws(pipe: Pipeline, folder: Path, tmp_
             assert difference(image.convert("RGB"), pipe.decode(last.latents, [request])[0]) <= 1
 
 
-@pytest.mark.skipif(instruction_set() == "other" or not can_quantise(), reason="no int8 beside bf16 here")
+@needs_int8
 def test_int8_draws_nearly_the_same(tmp_path: Path) -> None:
     parts = tiny_xl_parts()
     torch.manual_seed(1)

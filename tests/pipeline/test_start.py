@@ -15,6 +15,7 @@ from genpipe.checkpoints import save_checkpoint
 from genpipe.models.unet import UNet
 from genpipe.request import Request
 from tests.conftest import tiny_parts
+from tests.pipeline.drawing import draw
 
 diffusers: Any = _diffusers
 SAMPLERS = {
@@ -110,11 +111,6 @@ def test_a_part_is_changed_as_diffusers_changes_it(
 @pytest.fixture(scope="module")
 def pipe(tiny_checkpoint: Path) -> Pipeline:
     return Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32")
-
-
-def draw(pipe: Pipeline, **given: Any) -> Any:
-    settings: Any = {"seed": 5, "steps": 4, "guidance_scale": 4.0, "progress": False, **given}
-    return pipe("a red cat", **settings)
 
 
 @pytest.mark.parametrize("blur", [0, 3])

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from genpipe.checkpoints import save_checkpoint
+from genpipe.checkpoints.families import SD1
 from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
 from genpipe.models.tokenizer import train_tokenizer
 from genpipe.models.unet import UNet
@@ -26,16 +27,7 @@ from genpipe.workers.engines import Event
 from genpipe.workers.messages import Job, Model, Result, Task
 from genpipe.workers.storage import open_storage
 
-SCHEDULER = {
-    "_class_name": "DDIMScheduler",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
+SCHEDULER = {**SD1.scheduler_config, "_class_name": "DDIMScheduler"}
 CONFIGS = ("model_index.json", "scheduler/scheduler_config.json")
 CONFIGS += tuple(f"{part}/config.json" for part in ("unet", "vae", "text_encoder"))
 WEIGHTS = tuple(f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae"))

@@ -1,0 +1,119 @@
+"""Speeds, tiny autoencoders, low memory and int8: what draws faster or smaller."""
+
+import gc
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from genpipe.metadata import read_request
+from genpipe.models.cpu.quantised import QuantisedLayer
+from genpipe.models.text_encoder import TextEncoder
+from genpipe.models.vae import VAE
+from genpipe.pipeline import Pipeline, Progress
+from genpipe.pipeline.networks import check_int8
+from tests.conftest import needs_int8
+from tests.pipeline.drawing import difference, draw, middle
+
+
+@pytest.mark.parametrize("speed", ["balanced", "draft"])
+def test_a_speed_is_part_of_what_makes_a_picture(pipe: Pipeline, speed: str) -> None:
+    exact, fast = draw(pipe, steps=8), draw(pipe, steps=8, speed=speed)
+    assert json.loads(fast.info["genpipe"])["speed"] == speed
+    assert difference(draw(pipe, steps=8, speed=speed), fast) == 0
+    error = np.asarray(exact, dtype=float) - np.asarray(fast, dtype=float)
+    assert 0 < np.abs(error).mean() < np.abs(np.asarray(exact, dtype=float) - 127).mean()
+    together = draw(pipe, steps=8, speed=speed, n=2)
+    assert difference(together[0], fast) <= 2
+
+
+def test_guidance_applies_in_its_interval_alone(fresh: Pipeline) -> None:
+    rows: list[int] = []
+    fresh.unet.conv_out.register_forward_hook(lambda module, given, output: rows.append(len(output)))
+    draw(fresh, steps=8, sampler="ddim", speed="balanced")
+    ratios = [step.ratio for step in fresh.sampler("ddim").schedule(8).steps[:-1]]
+    assert rows == [2 if 0.28 < ratio <= 5.42 else 1 for ratio in ratios]
+    assert {1, 2} == set(rows)
+
+
+def test_deep_features_are_computed_at_every_other_step(fresh: Pipeline) -> None:
+    computed: list[bool] = []
+    middle(fresh).register_forward_hook(lambda module, given, output: computed.append(True))
+    draw(fresh, steps=8, sampler="ddim", guidance_scale=1.0)
+    assert len(computed) == 8
+    draw(fresh, steps=8, sampler="ddim", guidance_scale=1.0, speed="balanced")
+    assert len(computed) == 8 + 4
+    draw(fresh, steps=8, sampler="ddim", guidance_scale=1.0, speed="draft")
+    assert len(computed) == 8 + 4 + 2
+
+
+def test_a_tiny_autoencoder_makes_previews_and_drafts(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    diffusers: Any = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    small = {"encoder_block_out_channels": (8,) * 3, "decoder_block_out_channels": (8,) * 3}
+    theirs = diffusers.AutoencoderTiny(**small, num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1))
+    theirs.save_pretrained(tmp_path / "taesd")
+    pipe = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32", tiny_vae=tmp_path / "taesd")
+    seen: list[Progress] = []
+    draft = draw(pipe, speed="draft", callback=seen.append)
+    with torch.inference_mode():
+        expected = theirs.decode(seen[-1].latents).sample[0].permute(1, 2, 0).add(1).mul(127.5).clamp(0, 255)
+    assert np.abs(np.asarray(draft, dtype=float) - expected.numpy()).max() <= 1
+    assert difference(seen[-1].preview()[0], draft) == 0
+    plain = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32")
+    assert difference(draw(pipe), draw(plain)) == 0
+
+
+def test_low_memory_draws_the_same_while_only_the_denoiser_is_held(tiny_checkpoint: Path) -> None:
+    def networks() -> int:
+        gc.collect()
+        return sum(type(one) in (TextEncoder, VAE) for one in gc.get_objects())
+
+    usual = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32")
+    pipe = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32", low_memory=True)
+    before, during = networks(), []
+    settings: dict[str, Any] = {"seed": 3, "steps": 2, "progress": False}
+    image = pipe("a ship", callback=lambda _: during.append(networks()), **settings)
+    assert during == [before] * 2  # those that are not read from their files yet
+    with pipe.networks.in_memory(pipe.vae) as lent:
+        assert lent is not pipe.vae and networks() == before + 1
+    assert image.tobytes() == usual("a ship", **settings).tobytes()
+    preview, expected = (next(one.stream(one.requests("a ship", seed=3, steps=2))).preview() for one in (pipe, usual))
+    assert preview[0].tobytes() == expected[0].tobytes()
+
+
+@needs_int8
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_int8_draws_nearly_the_same_and_says_so(wide_checkpoint: Path, low_memory: bool) -> None:
+    settings: dict[str, Any] = {"device": "cpu", "dtype": "bf16", "low_memory": low_memory}
+    small = Pipeline.from_pretrained(wide_checkpoint, int8=True, **settings)
+    assert any(isinstance(module, QuantisedLayer) for module in small.unet.modules())
+    assert not any(isinstance(module, QuantisedLayer) for module in small.vae.modules())
+    image, usual = draw(small), draw(Pipeline.from_pretrained(wide_checkpoint, **settings))
+    error = np.asarray(image, dtype=float) - np.asarray(usual, dtype=float)
+    assert 30 <= 10 * np.log10(255**2 / (error**2).mean()) < 70
+    assert json.loads(image.info["genpipe"])["int8"] is True and "int8" not in json.loads(usual.info["genpipe"])
+    assert read_request(image) == read_request(usual)
+
+
+@needs_int8
+def test_int8_that_pays_for_no_layer_is_refused(tiny_checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="too narrow: leave it out"):
+        Pipeline.from_pretrained(tiny_checkpoint, int8=True, device="cpu", dtype="bf16")
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "native", "says"),
+    [
+        ("cpu", torch.float32, True, "not with float32: use --dtype bf16"),
+        ("cuda", torch.bfloat16, True, "not on cuda: use --device cpu"),
+        ("cpu", torch.bfloat16, False, "AVX512-BF16 or AMX"),
+    ],
+)
+def test_int8_where_it_cannot_run_gets_one_clear_line(device: str, dtype: torch.dtype, native: bool, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as caught:
+        check_int8(torch.device(device), dtype, native=native)
+    assert "\n" not in str(caught.value) and "--no-int8" in str(caught.value)
