@@ -26,7 +26,14 @@ from genpipe.spec import ModelSpec
 BESIDES = ("version", "best_of")
 
 
-def annotate(image: Image.Image, request: Request, made_by: Mapping[str, Any], *, sampler: str | None = None) -> None:
+def annotate(
+    image: Image.Image,
+    request: Request,
+    made_by: Mapping[str, Any],
+    *,
+    sampler: str | None = None,
+    prompts: tuple[str, str] | None = None,
+) -> None:
     """Write into `image.info` what made the image.
 
     Args:
@@ -35,10 +42,13 @@ def annotate(image: Image.Image, request: Request, made_by: Mapping[str, Any], *
         made_by: of the model: its path, hub id or "embedded" under "model", and the other fields of `ModelSpec` that
             images depend on.
         sampler: the sampler that ran, where the request leaves it to the checkpoint.
+        prompts: prompt and negative prompt with the alternatives that were chosen, for A1111, which knows no others.
     """
     made = {**request.to_dict(), **made_by, "version": genpipe.__version__}
     image.info["genpipe"] = json.dumps(made, ensure_ascii=False)
     named = request if request.sampler else replace(request, sampler=sampler)
+    if prompts is not None:
+        named = replace(named, prompt=prompts[0], negative_prompt=prompts[1])
     image.info["parameters"] = parameters_text(named, made_by["model"])
 
 
@@ -118,6 +128,7 @@ def split_metadata(made: Mapping[str, Any]) -> tuple[Request, ModelSpec]:
     """
     of_model = settings_of(ModelSpec)
     request = {key: value for key, value in made.items() if key not in of_model and key not in BESIDES}
+    request.setdefault("prompt_syntax", "plain")  # a file that does not say is older than the others
     return Request.from_dict(request), ModelSpec.from_dict({key: made[key] for key in of_model if key in made})
 
 

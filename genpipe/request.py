@@ -68,6 +68,7 @@ class Request:
         guidance_scale: weight of the prompt, 0 … 1000; 1 or less turns guidance off.
         height, width: in pixels, 1 … 8192 (`check_size` knows what a given autoencoder can do).
         negative_prompt: what guidance leads away from.
+        prompt_syntax: "a1111" reads the signs of both as A1111's web UI does (see `genpipe.prompts`), "plain" as words.
         guidance_rescale: 0 … 1 (arXiv 2305.08891, section 3.4).
         sampler: canonical name, or None for the checkpoint's own.
         clip_skip: last layers of the text encoder to leave out, 0 or more.
@@ -123,7 +124,14 @@ class Request:
         shared=True,
     )
     negative_prompt: str = setting(
-        Text(), "what to keep out of it", default="", flags=("-N", "--negative-prompt", "--neg"), group=IMAGE
+        Text(), "what to keep out of it", default="", flags=("-N", "--negative-prompt", "--neg", "--no"), group=IMAGE
+    )
+    prompt_syntax: str = setting(
+        Choice(("a1111", "plain")),
+        "a1111 (default): (word:1.3), [word], [a:b:0.5], [a|b], {a|b}, BREAK and AND mean something; plain: nothing does",
+        default="a1111",
+        group=IMAGE,
+        shared=True,
     )
     guidance_rescale: float = setting(
         Number(1.0, "0 turns it off"),
@@ -277,6 +285,7 @@ class Settings(TypedDict, total=False):
     height: int | None
     width: int | None
     negative_prompt: str
+    prompt_syntax: str
     guidance_rescale: float | None
     sampler: str | None
     clip_skip: int

@@ -77,13 +77,13 @@ def tiny_parts(*, length: int = 16, width: int = 32) -> dict[str, Any]:
     }
 
 
-def tiny_xl_parts(*, refiner: bool = False) -> dict[str, Any]:
+def tiny_xl_parts(*, refiner: bool = False, length: int = 16) -> dict[str, Any]:
     """The same of Stable Diffusion XL: two text encoders, the second projected, and a U-Net that takes sizes.
 
     Args:
         refiner: the refiner's: the second encoder alone, and one number (a score) in place of the target's size.
     """
-    parts = tiny_parts(width=32)
+    parts = tiny_parts(width=32, length=length)
     (tokenizer,) = parts["tokenizers"]
     torch.manual_seed(1)
     second = TextEncoder(

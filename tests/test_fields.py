@@ -34,6 +34,7 @@ TEXTS = {
     "height": "64",
     "width": "96",
     "negative_prompt": "fog",
+    "prompt_syntax": "plain",
     "guidance_rescale": "0.25",
     "sampler": "euler_a",
     "clip_skip": "1",

@@ -1,21 +1,27 @@
 """`genpipe PROMPT`: its arguments, its checks before a network is loaded, and where the images go."""
 
 import argparse
-import os
-import re
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from genpipe.cli.options import add_fields, given_fields, option, reader, size
+from genpipe.cli.options import add_fields, given_fields, option, ratio, reader, size
 from genpipe.cli.output import report
+from genpipe.cli.plot import axis, check_axes, draw_plot, write_json
+from genpipe.cli.prompts import add_prompt_options, write_prompts
 from genpipe.cli.vocabulary import name_unknown_words
 from genpipe.fields import settings_of
 from genpipe.messages import listed, one_line
 from genpipe.request import BEST_OF, COUNT, FROM_IMAGE, IMAGE, SAMPLING, SETTINGS, Request
+from genpipe.sizes import size_of_ratio
 from genpipe.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from genpipe.cli.saving import Output
+    from genpipe.pipeline import Pipeline
 
 EXAMPLES = """\
 examples:
@@ -43,6 +49,10 @@ def generate_command(parser: argparse.ArgumentParser) -> None:
            metavar="N", help="how many images (default: 1)")  # fmt: skip
     add_fields(group, Request, ["seed", *of_image])
     option(group, "--size", type=size, metavar="WxH", help="in pixels (default: what the model was trained on)")
+    option(
+        group, "--ar", "--aspect-ratio", type=ratio, metavar="W:H", help="16:9, 2:3, ...: a size that suits the model"
+    )
+    add_prompt_options(group)
     option(group, "--best-of", type=reader("best_of", BEST_OF), default=1, metavar="N",
            help="draw N for each image and keep the one that shows the prompt best (default: 1)")  # fmt: skip
     option(group, "--judge", metavar="NAME",
@@ -64,12 +74,17 @@ def generate_command(parser: argparse.ArgumentParser) -> None:
            help=".png, .jpg or .webp, overwritten; {seed}, {index} or %%03d (from 0) name several "
                 "(default: pirate-ship.png, then pirate-ship-2.png, ...)")  # fmt: skip
     option(group, "--outdir", metavar="DIR", help="where to save, made if missing (default: here)")
+    option(group, "--grid", action="store_true", help="save the images side by side too")
+    option(group, "--plot", nargs="+", type=axis, default=[], metavar="NAME=V,V",
+           help="a labelled sheet over one or two settings instead, as in steps=10,20 sampler=ddim,euler_a")  # fmt: skip
+    option(group, "--preview", metavar="PATH", help="keep a small image of the current step in this file")
     option(group, "-q", "--quiet", action="store_true", help="no progress and no seed on stderr")
 
 
 def _generate(args: argparse.Namespace) -> int:
+    from genpipe.cli.preview import Preview
+    from genpipe.cli.saving import Output
     from genpipe.filenames import file_stem
-    from genpipe.images import save_image, save_new
     from genpipe.seeds import random_seed, seeds_for
 
     settings, spec = _asked_for(args)
@@ -80,36 +95,62 @@ def _generate(args: argparse.Namespace) -> int:
     seeds = seeds_for(settings.pop("seed", random_seed()), args.n)
     if args.best_of > 1:  # each image is chosen from so many seeds
         seeds = seeds_for(seeds[0], args.n * args.best_of)[:: args.best_of]
-    prompt = settings.pop("prompt")
-    paths = _output_paths(args.output, args.outdir, seeds)
+    stem = file_stem(settings["prompt"])
+    wanted = write_prompts(args, settings, seeds)
+    del settings["prompt"]
+    if args.plot:
+        sized = () if args.ar is None else ("height", "width")
+        check_axes(args.plot, {*given_fields(args, Request), *sized})
+        if len(wanted) > 1 or args.best_of > 1 or args.grid:
+            raise ValueError("--plot draws its own images: leave -n, --matrix, --best-of and --grid out")
+    output = Output(args.output, args.outdir, f"{stem}-plot" if args.plot else stem, [seed for _, seed in wanted])
+    preview = None if args.preview is None else Preview(args.preview)
 
     if spec.model is None:
-        name_unknown_words(prompt)
+        name_unknown_words(wanted[0][0])
 
-    from genpipe.pipeline import BATCH, Pipeline
+    from genpipe.pipeline import Pipeline
 
     pipeline = Pipeline.from_pretrained(spec)
+    if args.ar is not None:
+        usual = pipeline.defaults()
+        xl = pipeline.checkpoint.family.added_numbers > 0 and min(usual["width"], usual["height"]) >= 1024
+        settings["width"], settings["height"] = size_of_ratio(args.ar, usual["width"], usual["height"], xl=xl)
     if drawn and not args.quiet:
         print(f"seed {seeds[0]}", file=sys.stderr)
-    # Batch by batch, so that what is done is on the disk when something fails.
-    size = max(1, BATCH // args.best_of)
-    for start in range(0, args.n, size):
-        batch = seeds[start : start + size]
-        images = pipeline(
-            [prompt],
-            n=len(batch),
-            seeds=batch,
-            deterministic=args.deterministic,
-            best_of=args.best_of,
-            judge=args.judge,
-            progress=not args.quiet,
-            **settings,
-        )
-        for index, image in enumerate(images, start):
-            if paths:
-                save_image(image, paths[index])
-            report(paths[index] if paths else save_new(image, args.outdir or ".", file_stem(prompt)))
+    settings |= {"deterministic": args.deterministic, "progress": not args.quiet, "callback": preview}
+    if args.plot:
+        prompt, seed = wanted[0]
+        sheet, told = draw_plot(partial(pipeline, prompt), args.plot, {"seed": seed, **settings})
+        path = output.save(sheet, 0)
+        write_json(path.with_suffix(".json"), told)
+        report(path)
+    else:
+        _draw(pipeline, wanted, output, args, settings)
     return 0
+
+
+def _draw(
+    pipeline: "Pipeline",
+    wanted: Sequence[tuple[str, int]],
+    output: "Output",
+    args: argparse.Namespace,
+    settings: dict[str, Any],
+) -> None:
+    """Draw and save an image of each prompt and seed; batch by batch, so that what is done is kept when something fails."""
+    from genpipe.images import grid
+    from genpipe.pipeline import BATCH
+
+    size = max(1, BATCH // args.best_of)
+    shown: list[Image.Image] = []
+    for start in range(0, len(wanted), size):
+        prompts, seeds = zip(*wanted[start : start + size], strict=True)
+        images = pipeline(list(prompts), seeds=seeds, best_of=args.best_of, judge=args.judge, **settings)
+        for index, image in enumerate(images, start):
+            report(output.save(image, index))
+        shown += images if args.grid else []
+    if args.grid:
+        report(output.save_beside(grid(shown), "grid"))
 
 
 def _asked_for(args: argparse.Namespace) -> tuple[dict[str, Any], ModelSpec]:
@@ -118,6 +159,8 @@ def _asked_for(args: argparse.Namespace) -> tuple[dict[str, Any], ModelSpec]:
         raise ValueError("two prompts: give PROMPT or --prompt, not both")
     if args.size is not None and not args.height is args.width is None:
         raise ValueError("two sizes: give --size or --height and --width, not both")
+    if args.ar is not None and (args.size, args.height, args.width) != (None, None, None):
+        raise ValueError("two sizes: give --ar or --size, not both")
     args.prompt = args.prompt_option if args.prompt is None else args.prompt
     args.width, args.height = args.size or (args.width, args.height)
     settings, model = given_fields(args, Request), given_fields(args, ModelSpec)
@@ -130,38 +173,3 @@ def _asked_for(args: argparse.Namespace) -> tuple[dict[str, Any], ModelSpec]:
             rest = listed(f"{key}: {value}" for key, value in made.unread.items())
             print(f"not taken from {args.from_image}: {one_line(rest)}", file=sys.stderr)
     return settings, ModelSpec.from_dict(model)
-
-
-def _output_paths(output: str | None, outdir: str | None, seeds: Sequence[int]) -> list[Path] | None:
-    """Where each image goes, None for names after the prompt; refused here if it cannot be written."""
-    from genpipe.files import sweep
-    from genpipe.images import check_suffix
-
-    folder = Path(outdir or ".")
-    if outdir is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    paths = None
-    if output is not None:
-        paths = [folder / _numbered(output, seed, index) for index, seed in enumerate(seeds)]
-        if len(set(paths)) < len(seeds):
-            stem, suffix = os.path.splitext(output)
-            fix = f"try {stem}-{{index}}{suffix}"
-            raise ValueError(f"--output {output} names one file for {len(seeds)} images: {fix}")
-        for path in paths:
-            check_suffix(path)
-            if path.is_dir():
-                raise ValueError(f"--output {path} is a folder: save into it with --outdir {path}")
-            if not path.parent.is_dir():
-                raise ValueError(f"--output {path} is in a folder that does not exist: make it, or use --outdir")
-    for parent in {path.parent for path in paths} if paths else {folder}:
-        sweep(parent)
-        try:
-            tempfile.TemporaryFile(dir=parent).close()
-        except OSError as error:
-            raise OSError(error.errno, f"cannot write into this folder: {error.strerror}", str(parent)) from error
-    return paths
-
-
-def _numbered(pattern: str, seed: int, index: int) -> str:
-    named = pattern.replace("{seed}", str(seed)).replace("{index}", str(index))
-    return re.sub(r"%(\d{0,2})d", lambda match: f"{index:{match[1]}d}", named)

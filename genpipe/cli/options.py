@@ -6,7 +6,7 @@ from typing import Any
 
 from genpipe.fields import Choice, Flag, Kind, settings_of
 from genpipe.inputs import LoraList
-from genpipe.sizes import parse_size
+from genpipe.sizes import parse_ratio, parse_size
 
 
 def option(group: Any, *names: str, **kwargs: Any) -> None:
@@ -62,5 +62,13 @@ def size(text: str) -> tuple[int, int]:
     """Read the width and the height that --size gives, as argparse's `type`."""
     try:
         return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def ratio(text: str) -> float:
+    """Read the ratio of width to height that --ar gives, as argparse's `type`."""
+    try:
+        return parse_ratio(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None

@@ -55,9 +55,12 @@ def parameters_text(request: Request, model: str) -> str:
 
     The prompt keeps its line breaks; its NULs, which would end the text for many readers, become U+FFFD.
     """
-    lines = [request.prompt]
-    if request.negative_prompt:
-        lines.append(f"{_NEGATIVE} {request.negative_prompt}")
+    prompt, negative = request.prompt, request.negative_prompt
+    if request.prompt_syntax == "plain":  # A1111 reads every bracket that has no backslash
+        prompt, negative = (re.sub(r"[()\[\]\\]", r"\\\g<0>", text) for text in (prompt, negative))
+    lines = [prompt]
+    if negative:
+        lines.append(f"{_NEGATIVE} {negative}")
     settings: dict[str, Any] = {
         "Steps": request.steps,
         "Sampler": None if request.sampler is None else sampler_label(request.sampler),

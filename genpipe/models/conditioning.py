@@ -1,10 +1,14 @@
 """What the denoiser is told besides the noisy latents and the timestep."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+
+# Tokens that contexts are repeated to at most: 20 chunks of 77.
+LONGEST = 1540
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,12 +63,17 @@ class Conditioning:
     def join(parts: Sequence["Conditioning"]) -> "Conditioning":
         """The rows of all parts, in their order.
 
+        Shorter contexts are repeated, token after token from the first on, to the length that `common_length` gives. A
+        context that is repeated a whole number of times says the same to attention: every softmax over its tokens, summed
+        over the copies, is what it was.
+
         Raises:
             ValueError: there are no parts, or some have what others lack.
         """
         if not parts:
             raise ValueError("there is nothing to join: give at least one Conditioning")
-        given = [part._given() for part in parts]
+        length = common_length(part.context.shape[1] for part in parts)
+        given = [part.repeated(length)._given() for part in parts]
         names = set().union(*given)
         for name in names:
             having = sum(name in tensors for tensors in given)
@@ -72,6 +81,23 @@ class Conditioning:
                 raise ValueError(f"{having} of {len(parts)} parts have {name}: all must, or none")
         return replace(parts[0], **{name: torch.cat([tensors[name] for tensors in given]) for name in names})
 
+    def repeated(self, length: int) -> "Conditioning":
+        """The same with contexts of this many tokens, repeated from the first on."""
+        own = self.context.shape[1]
+        if own == length:
+            return self
+        return replace(self, context=self.context[:, torch.arange(length, device=self.context.device) % own])
+
     def _given(self) -> dict[str, Tensor]:
         tensors = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {name: tensor for name, tensor in tensors if tensor is not None}
+
+
+def common_length(lengths: Iterable[int]) -> int:
+    """Give the length that contexts are repeated to where they go through the denoiser together.
+
+    It is one that all of them fit into a whole number of times; or the longest, where that would be beyond `LONGEST`.
+    """
+    distinct = set(lengths)
+    common = math.lcm(*distinct)
+    return common if common <= LONGEST else max(distinct)

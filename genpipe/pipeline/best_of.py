@@ -8,6 +8,7 @@ from pathlib import Path
 from genpipe.images import Picture
 from genpipe.judge import Scorer, Unscored, best_index, choose_judge, judged
 from genpipe.metadata import annotate_choice
+from genpipe.prompts.reading import words_of
 from genpipe.request import Request
 from genpipe.seeds import seeds_for
 
@@ -32,12 +33,17 @@ def choose_scorer(judge: str | Path | Scorer | None, *, embedded: bool) -> Score
     return choose_judge(judge) if judge is None or isinstance(judge, str | Path) else judge
 
 
+def shown(request: Request) -> str:
+    """Give what an image is to show, in words without signs, for a judge."""
+    return words_of(request.prompt, seed=request.seed, syntax=request.prompt_syntax)
+
+
 def best(images: Sequence[Picture], requests: Sequence[Request], best_of: int, scorer: Scorer) -> list[Picture]:
     """Return of every `best_of` images the one with the highest score, the first of equals, with all scores in its info.
 
     Where the judge scores none of them, as of a prompt that it cannot read, the first is kept and one warning says why.
     """
-    scores = judged(images, [request.prompt for request in requests], scorer)
+    scores = judged(images, [shown(request) for request in requests], scorer)
     chosen, unscored = [], {}
     for start in range(0, len(images), best_of):
         group = scores[start : start + best_of]

@@ -1,17 +1,94 @@
 """What the requests of a batch tell the denoiser."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from genpipe.checkpoints import Checkpoint
-from genpipe.models.conditioning import Conditioning
+from genpipe.models.conditioning import Conditioning, common_length
 from genpipe.prompts.encoder import PromptEncoder
+from genpipe.prompts.reading import Stage, read_prompts
 from genpipe.request import Request
 
 # What SDXL's refiner is told of how good the image is, and of how good it is not to be.
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
+
+
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """What guides a batch, step by step.
+
+    Attributes:
+        conditionings: each as `condition` makes it; most often one.
+        turns: for each step, which of them.
+        weights: (parts, B), how much each of an image's prompts counts; None where each image has one, of weight 1.
+    """
+
+    conditionings: tuple[Conditioning, ...]
+    turns: tuple[int, ...]
+    weights: Tensor | None = None
+
+
+def conditions(
+    encode: PromptEncoder,
+    requests: Sequence[Request],
+    checkpoint: Checkpoint,
+    *,
+    guided: bool,
+    total: int,
+    steps: range,
+    device: torch.device,
+) -> Conditions:
+    """Encode what the requests of a batch say at each step; see `condition`.
+
+    Args:
+        requests: of one of the groups that `alike` gives.
+        total: steps of the whole image, by which prompts change.
+        steps: numbers of those that are taken, from 1.
+
+    Raises:
+        ValueError: a prompt cannot be drawn as it is; AND joins prompts where there is no guidance.
+    """
+    read = [_stages(request, total) for request in requests]
+    weights = None
+    if any(len(stages[0].parts) > 1 for stages in read):
+        if not guided:
+            raise ValueError("AND joins prompts by guidance: raise guidance_scale above 1, or write 'and'")
+        rows = [[part.weight for part in stages[0].parts] for stages in read]
+        weights = torch.tensor(rows, dtype=torch.float32, device=device).T  # (parts, B)
+    found: dict[tuple[str, ...], Conditioning] = {}
+    turns = []
+    for step in steps:
+        now = [next(stage for stage in stages if step in stage.steps) for stages in read]
+        texts = [[stage.negative for stage in now]] if guided else []
+        texts += [list(parts) for parts in zip(*([part.text for part in stage.parts] for stage in now), strict=True)]
+        key = tuple(text for each in texts for text in each)
+        if key not in found:
+            found[key] = condition(encode, requests, checkpoint, texts=texts, guided=guided, device=device)
+        turns.append(list(found).index(key))
+    return Conditions(tuple(found.values()), tuple(turns), weights)
+
+
+def alike(encode: PromptEncoder, requests: Sequence[Request], *, guided: bool, steps: int) -> list[list[int]]:
+    """Group the requests of a batch by the form of what guides them, so that none changes what another is told.
+
+    Within a group all images have as many prompts, and at each step contexts that are repeated to the same length.
+    """
+    if len(requests) == 1:
+        return [[0]]
+    groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    for index, request in enumerate(requests):
+        form: list[tuple[int, ...]] = []
+        for stage in _stages(request, steps):
+            texts = [part.text for part in stage.parts] + ([stage.negative] if guided else [])
+            length = common_length(encode.lengths(texts, syntax=request.prompt_syntax))
+            if form and form[-1][1:] == (len(stage.parts), length):
+                form.pop()
+            form.append((stage.steps[-1], len(stage.parts), length))
+        groups.setdefault(tuple(form), []).append(index)
+    return list(groups.values())
 
 
 def condition(
@@ -21,38 +98,50 @@ def condition(
     *,
     guided: bool,
     device: torch.device,
+    texts: Sequence[Sequence[str]] | None = None,
 ) -> Conditioning:
     """Encode the requests of a batch.
 
     Args:
         encode: of the model's text encoders.
-        requests: they agree in clip_skip.
+        requests: they agree in clip_skip and prompt_syntax.
         checkpoint: says what its denoiser takes besides the prompt (sizes, the scale of guidance), and whether an empty
             negative prompt is zeros and not the encoding of no words.
         guided: whether each image has a negative prompt too, whose rows come first.
         device: where the denoiser runs.
+        texts: what the requests say, where it is not their negative prompts and prompts: one list per row of an image.
 
     Returns:
-        A row per prompt: 2B where guided, else B.
+        A row per prompt: 2B where guided, else B; more where AND joins prompts.
     """
-    sizes = checkpoint.family.added_numbers
-    negative = [request.negative_prompt for request in requests] if guided else []
-    clip_skip = requests[0].clip_skip
+    if texts is None:
+        negatives = [[request.negative_prompt for request in requests]] if guided else []
+        texts = [*negatives, [request.prompt for request in requests]]
+    sizes, first = checkpoint.family.added_numbers, requests[0]
+    negative = texts[0] if guided else []
+    rows = [text for each in texts for text in each]
     # For SDXL diffusers leaves layers out of what is to be drawn alone.
-    skips = [*([0 if sizes else clip_skip] * len(negative)), *([clip_skip] * len(requests))]
-    conditioning = encode([*negative, *(request.prompt for request in requests)], clip_skip=skips)
+    skips = [0 if sizes and row < len(negative) else first.clip_skip for row in range(len(rows))]
+    conditioning = encode(rows, clip_skip=skips, syntax=first.prompt_syntax)
     if checkpoint.zero_empty_negative:
         conditioning = conditioning.zeroed([row for row, text in enumerate(negative) if not text])
     if sizes:
         numbers = [
-            *(time_ids(request, count=sizes, negative=True) for request in requests if guided),
-            *(time_ids(request, count=sizes) for request in requests),
+            time_ids(request, count=sizes, negative=guided and number == 0)
+            for number in range(len(texts))
+            for request in requests
         ]
         conditioning = replace(conditioning, time_ids=torch.tensor(numbers, dtype=torch.float32, device=device))
     if checkpoint.unet.config.guidance_channels is not None:
         scales = torch.tensor([request.guidance_scale for request in requests], dtype=torch.float32, device=device)
         conditioning = replace(conditioning, guidance_scale=scales)
     return conditioning
+
+
+def _stages(request: Request, steps: int) -> list[Stage]:
+    return read_prompts(
+        request.prompt, request.negative_prompt, seed=request.seed, steps=steps, syntax=request.prompt_syntax
+    )
 
 
 def time_ids(request: Request, *, count: int, negative: bool = False) -> tuple[float, ...]:

@@ -1,22 +1,25 @@
 """The denoising of a batch: guided evaluations of a denoiser under a sampler, in fp32 where 16 bits overflow."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from genpipe.blocks import Network
-from genpipe.models.conditioning import Conditioning
 from genpipe.models.denoiser import Denoiser, MakeDenoiser
 from genpipe.models.finite import NonFiniteError, float32_copy
+from genpipe.pipeline.conditions import Conditions
 from genpipe.pipeline.start import Start
 from genpipe.request import SHARED, Request
-from genpipe.sampling.guidance import guided, x0_from_output
+from genpipe.sampling.guidance import composed, guided, x0_from_output
 from genpipe.sampling.noise import ImageNoise
 from genpipe.sampling.sampler import Sampler
 from genpipe.sampling.schedule import Schedule, Step
 from genpipe.sampling.speed import SPEEDS
+
+# Denoisers of prompts that take turns which are kept, with the keys and values of their prompts.
+KEPT_TURNS = 4
 
 
 def is_guided(requests: Sequence[Request], *, distilled: bool) -> bool:
@@ -45,7 +48,7 @@ def is_guided(requests: Sequence[Request], *, distilled: bool) -> bool:
 def denoise(
     network: Network,
     make: MakeDenoiser[Network],
-    conditioning: Conditioning,
+    conditions: Conditions,
     requests: Sequence[Request],
     *,
     sampler: Sampler,
@@ -62,7 +65,7 @@ def denoise(
     Args:
         network: prepared.
         make: makes its denoiser, for example `UNetDenoiser`.
-        conditioning: of the negative prompts, then of the prompts (2B rows) where the batch is guided; else B rows.
+        conditions: what guides the batch: B rows, 2B where negative prompts come first, more where AND joins prompts.
         requests: the batch, agreeing as `is_guided` wants it.
         sampler, schedule: the requests' own.
         start: draws what the run begins with.
@@ -73,8 +76,9 @@ def denoise(
         NonFiniteError: the latents are not finite in fp32 either.
     """
     first, speed = requests[0], SPEEDS[requests[0].speed]
-    guides = len(conditioning) > len(requests)
-    device = conditioning.context.device
+    conditionings = conditions.conditionings
+    rows = len(conditionings[0]) // len(requests)  # per image
+    guides, device = rows > 1, conditionings[0].context.device
     scales = [request.guidance_scale for request in requests]
     weight = first.guidance_scale
     if len(set(scales)) > 1:
@@ -82,19 +86,28 @@ def denoise(
     timesteps = [step.timestep for step in schedule.steps]
 
     def evaluate(x: Tensor, step: Step, denoiser: Denoiser) -> Tensor:
-        alone = guides and not speed.guides(step.ratio)
+        alone = guides and conditions.weights is None and not speed.guides(step.ratio)
         output = denoiser(x, step.timestep, last=alone).float()
         if guides and not alone:
-            unprompted, prompted = output.chunk(2)
-            output = guided(unprompted, prompted, weight, first.guidance_rescale)
+            unprompted, *prompted = output.chunk(rows)
+            led = prompted[0] if conditions.weights is None else composed(unprompted, prompted, conditions.weights)
+            output = guided(unprompted, led, weight, first.guidance_rescale)
         return x0_from_output(output, x, step, sampler.prediction_type)
 
     noise = ImageNoise([request.seed for request in requests], shape, device)
     begun = start(noise)
     if begun.extra_channels is not None:
-        extra = torch.cat([begun.extra_channels] * (len(conditioning) // len(requests)))
-        conditioning = replace(conditioning, extra_channels=extra)
-    denoiser = make(network, timesteps, conditioning)
+        extra = torch.cat([begun.extra_channels] * rows)
+        conditionings = tuple(replace(each, extra_channels=extra) for each in conditionings)
+
+    def made(network: Network) -> Denoiser:
+        if len(conditionings) == 1:
+            return make(network, timesteps, conditionings[0])
+        last = len(conditions.turns) - 1
+        turns = {time: conditions.turns[min(step, last)] for step, time in reversed([*enumerate(timesteps)])}
+        return _InTurns(lambda index: make(network, timesteps, conditionings[index]), turns)
+
+    denoiser = made(network)
     in_fp32: Denoiser | None = None
 
     def as_loaded(x: Tensor, step: Step) -> Tensor:
@@ -107,7 +120,7 @@ def denoise(
         finite = x0.isfinite().all(dim=(1, 2, 3))
         if finite.all():
             return x0
-        in_fp32 = make(float32_copy(network), timesteps, conditioning) if in_fp32 is None else in_fp32
+        in_fp32 = made(float32_copy(network)) if in_fp32 is None else in_fp32
         repeated = evaluate(x, step, in_fp32)
         if not repeated.isfinite().all():
             raise NonFiniteError.of("denoiser", network, model)
@@ -123,3 +136,25 @@ def denoise(
         noise = ImageNoise([request.seed for request in requests], shape, device)
         begun = start(noise)
     raise NonFiniteError.of("denoiser", network, model)
+
+
+class _InTurns:
+    """The `Denoiser` of conditionings that take turns over the steps; those used last are kept.
+
+    Args:
+        make: makes the denoiser of one of them.
+        turns: which of them, for each timestep.
+    """
+
+    def __init__(self, make: Callable[[int], Denoiser], turns: Mapping[float, int]) -> None:
+        self._make, self._turns = make, turns
+        self._made: dict[int, Denoiser] = {}
+
+    def __call__(self, latents: Tensor, timestep: float | Sequence[float], *, last: bool = False) -> Tensor:
+        """As `Denoiser` says; images at different timesteps have to be at the same turn."""
+        (turn,) = {self._turns[each] for each in ([timestep] if isinstance(timestep, int | float) else timestep)}
+        denoiser = self._made.pop(turn, None) or self._make(turn)
+        if len(self._made) >= KEPT_TURNS:
+            self._made.pop(next(iter(self._made)))
+        self._made[turn] = denoiser
+        return denoiser(latents, timestep, last=last)

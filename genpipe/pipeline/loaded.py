@@ -15,7 +15,7 @@ from genpipe.embedded import EMBEDDED
 from genpipe.inputs import Lora
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.denoiser import UNetDenoiser
-from genpipe.pipeline.conditions import condition
+from genpipe.pipeline.conditions import alike, condition, conditions
 from genpipe.pipeline.denoising import denoise, is_guided
 from genpipe.pipeline.networks import Networks
 from genpipe.pipeline.start import Start
@@ -77,18 +77,49 @@ class Loaded:
 
     def encode(self, requests: Sequence[Request]) -> Conditioning:
         """Give what a batch of requests tells the denoiser: a row per prompt, where it is guided the negative ones first."""
-        guided = is_guided(requests, distilled=self.checkpoint.unet.config.guidance_channels is not None)
-        return condition(self.prompt_encoder, requests, self.checkpoint, guided=guided, device=self.device)
+        return condition(
+            self.prompt_encoder, requests, self.checkpoint, guided=self._guided(requests), device=self.device
+        )
+
+    def groups(self, requests: Sequence[Request], steps: int) -> list[list[int]]:
+        """Say which requests of a batch go through the denoiser together; see `genpipe.pipeline.conditions.alike`."""
+        return alike(self.prompt_encoder, requests, guided=self._guided(requests), steps=steps)
+
+    def _guided(self, requests: Sequence[Request]) -> bool:
+        return is_guided(requests, distilled=self.checkpoint.unet.config.guidance_channels is not None)
 
     def denoise(
-        self, requests: Sequence[Request], sampler: Sampler, schedule: Schedule, start: Start
+        self,
+        requests: Sequence[Request],
+        sampler: Sampler,
+        schedule: Schedule,
+        start: Start,
+        before: int,
+        total: int,
     ) -> Iterator[Tensor]:
-        """Yield the latents (B, C, h, w) fp32 of a batch after each step of a schedule; see `pipeline.denoising`."""
+        """Yield the latents (B, C, h, w) fp32 of a batch after each step of a schedule; see `pipeline.denoising`.
+
+        Args:
+            requests: one of the batch's `groups`.
+            before: steps that were taken before this schedule.
+            total: steps of the whole image, by which prompts change.
+        """
         config, first = self.checkpoint.vae.config, requests[0]
+        guidance = conditions(
+            self.prompt_encoder,
+            requests,
+            self.checkpoint,
+            guided=self._guided(requests),
+            total=total,
+            steps=range(before + 1, before + len(schedule.steps)),
+            device=self.device,
+        )
+        # Deep features that are kept are those of one prompt.
+        refresh = SPEEDS[first.speed].refresh if len(guidance.conditionings) == 1 else 1
         return denoise(
             self.checkpoint.unet,
-            partial(UNetDenoiser, refresh=SPEEDS[first.speed].refresh),
-            self.encode(requests),
+            partial(UNetDenoiser, refresh=refresh),
+            guidance,
             requests,
             sampler=sampler,
             schedule=schedule,

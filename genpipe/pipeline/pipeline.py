@@ -25,11 +25,13 @@ from genpipe.pipeline.decoding import choose_tile, decode
 from genpipe.pipeline.denoising import is_guided
 from genpipe.pipeline.draw_options import DrawOptions
 from genpipe.pipeline.drawing import BATCH, draw
+from genpipe.pipeline.groups import side_by_side
 from genpipe.pipeline.loaded import Loaded, check_refiner, name_of, usual_settings
 from genpipe.pipeline.networks import check_drawable, prepare_process
 from genpipe.pipeline.preview import LatentPreview
 from genpipe.pipeline.progress import Progress
 from genpipe.pipeline.start import Begun, Originals, choose_start
+from genpipe.prompts.reading import chosen
 from genpipe.request import REFINER_START, STRENGTH, Request, Settings, check_best_of, check_size
 from genpipe.sampling.sampler import Sampler
 from genpipe.sampling.samplers import make_sampler
@@ -309,11 +311,14 @@ class Pipeline:
         if self.refiner is not None and split < 1:
             stages.append((self.refiner, sampler.schedule(first.steps, first=split)))
         total = sum(len(part.steps) - 1 for _, part in stages)
+        if len(groups := stages[0][0].groups(requests, total)) > 1:
+            yield from side_by_side(groups, requests, self.stream, self._preview)
+            return
         before, latents = 0, None
         for model, part in stages:
             count = len(part.steps) - 1
             begin = start if latents is None else (lambda _, x=latents: Begun(x))
-            for index, latents in enumerate(model.denoise(requests, sampler, part, begin)):
+            for index, latents in enumerate(model.denoise(requests, sampler, part, begin, before, total)):
                 step = before + index % count + 1  # a second attempt begins again
                 yield Progress(step, total, latents, lambda latents=latents: self._preview(latents))
             before += count
@@ -342,5 +347,6 @@ class Pipeline:
         if originals is not None:
             images = originals.restored(images, [request.mask_blur for request in requests])
         for image, request in zip(images, requests, strict=True):
-            annotate(image, request, made_by, sampler=own)
+            prompts = chosen(request.prompt, request.negative_prompt, seed=request.seed, syntax=request.prompt_syntax)
+            annotate(image, request, made_by, sampler=own, prompts=prompts)
         return images

@@ -1,5 +1,6 @@
 """Prompts of any length as chunks of tokens, each as long as a text encoder reads: what A1111 does past 75 tokens."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from genpipe.prompts.syntax import Span, sections
 # A comma among so many of a full chunk's last tokens ends the chunk early, so that what it divides stays together.
 COMMA_REACH = 20
 # Chunks of a prompt; what is past them is cut off. People write up to five.
-MAX_CHUNKS = 40
+MAX_CHUNKS = 20
 
 
 class Chunk(NamedTuple):
@@ -50,13 +51,16 @@ def chunks_of(prompt: str, tokenizer: Tokenizer) -> Chunks:
             return Chunks([_chunk(each, tokenizer) for each in full], rest)
         for text, weight in _in_words(spans, tokenizer):
             ids, starts = tokenizer.encode(text)
-            for index, start in zip(ids, starts, strict=True):
+            for place, (index, start) in enumerate(zip(ids, starts, strict=True)):
                 if index == comma:
                     divided = len(tokens)
                 elif len(tokens) == size and divided is not None and size - divided <= COMMA_REACH:
                     full.append(tokens[: divided + 1])
                     tokens, divided = tokens[divided + 1 :], None
-                if len(tokens) == size:
+                # The vectors of a textual inversion, which begin at one character, stay together.
+                learned = index >= tokenizer.vocab_size and start not in starts[max(0, place - 1) : place]
+                needed = min(size, bisect_right(starts, start) - place) if learned else 1
+                if len(tokens) + needed > size:
                     full.append(tokens)
                     tokens, divided = [], None
                 if len(full) >= MAX_CHUNKS:

@@ -6,19 +6,24 @@ from collections.abc import Sequence
 from threading import Lock
 
 import torch
-from torch import Tensor
 
 from genpipe.messages import quoted
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.finite import NonFiniteError, float32_copy
 from genpipe.models.text_encoder import TextEncoder, TextEncoding
+from genpipe.models.tokenizer import Tokenizer
+from genpipe.prompts.chunks import MAX_CHUNKS, Chunk, Chunks, chunks_of
 from genpipe.prompts.embeddings import missing
 from genpipe.prompts.text_part import TextPart
+from genpipe.prompts.weighting import weighted
 
 __all__ = ["PromptEncoder", "TextPart"]
 
 # Bytes of encoded prompts that are kept: some 500 prompts of Stable Diffusion 1 in 16 bits, 200 of SDXL.
 KEPT_BYTES = 64 * 2**20
+
+# A prompt, the last layers to leave out for it, and the syntax that it is read in.
+_Key = tuple[str, int, str]
 
 
 class PromptEncoder:
@@ -47,28 +52,35 @@ class PromptEncoder:
     ) -> None:
         self._parts, self._pooled, self._device, self._model = tuple(parts), pooled, device, model
         self._kept_bytes = kept_bytes
-        self._kept: dict[tuple[str, int], Conditioning] = {}  # of one row each, the least recently used first
+        self._kept: dict[_Key, Conditioning] = {}  # of one row each, the least recently used first
         self._lock = Lock()
         self.seconds = 0.0
 
     @torch.inference_mode()
-    def __call__(self, prompts: Sequence[str], *, clip_skip: int | Sequence[int] = 0) -> Conditioning:
+    def __call__(
+        self, prompts: Sequence[str], *, clip_skip: int | Sequence[int] = 0, syntax: str = "a1111"
+    ) -> Conditioning:
         """Encode prompts, a row each.
 
-        A prompt that is longer than a text encoder's positions is cut there, with a warning that quotes what was cut.
+        Rows of different lengths are repeated to one length, see `Conditioning.join`. What a prompt holds past the last token
+        that is read is cut off, with a warning that quotes it.
 
         Args:
             prompts: at least one.
             clip_skip: last layers of the text encoders to leave out, for all prompts or for each.
+            syntax: "a1111" weights words by their brackets, and reads prompts of any length in chunks, see
+                `genpipe.prompts.syntax` and `genpipe.prompts.chunks`; "plain" reads one chunk of each, as it stands.
 
         Returns:
-            The context (rows, T, D), with the vectors of all encoders side by side, and pooled (rows, P) if asked for.
+            The context (rows, T, D), with the vectors of all encoders side by side, and pooled (rows, P) if asked for,
+            which is that of the first chunk.
 
         Raises:
+            ValueError: a weight is out of range, or a prompt is not text.
             NonFiniteError: an encoding is not finite, in fp32 either.
         """
         skips = [clip_skip] * len(prompts) if isinstance(clip_skip, int) else clip_skip
-        keys = list(zip(prompts, skips, strict=True))
+        keys = [(prompt, skip, syntax) for prompt, skip in zip(prompts, skips, strict=True)]
         with self._lock:
             encoded = {key: self._kept[key] for key in keys if key in self._kept}
         missing = [key for key in dict.fromkeys(keys) if key not in encoded]
@@ -81,7 +93,16 @@ class PromptEncoder:
             self._keep(encoded)
         return Conditioning.join([encoded[key] for key in keys])
 
-    def _keep(self, used: dict[tuple[str, int], Conditioning]) -> None:
+    def lengths(self, prompts: Sequence[str], *, syntax: str = "a1111") -> list[int]:
+        """Give how many vectors the context of each prompt has."""
+        if syntax == "plain":
+            return [self._parts[0].tokenizer.length] * len(prompts)
+        return [
+            max(len(chunks_of(prompt, part.tokenizer).chunks) * part.tokenizer.length for part in self._parts)
+            for prompt in prompts
+        ]
+
+    def _keep(self, used: dict[_Key, Conditioning]) -> None:
         for key, row in used.items():
             self._kept.pop(key, None)
             self._kept[key] = row
@@ -89,23 +110,28 @@ class PromptEncoder:
         while size > self._kept_bytes:
             size -= self._kept.pop(next(iter(self._kept))).nbytes
 
-    def _encode(self, keys: Sequence[tuple[str, int]]) -> list[Conditioning]:
-        """A row for each prompt and the layers to leave out for it."""
-        prompts, skips = zip(*keys, strict=True)
-        for name in dict.fromkeys(missing(prompts, self._parts[0].tokenizer.words)):
+    def _encode(self, keys: Sequence[_Key]) -> list[Conditioning]:
+        """A row for each prompt, read in its syntax, and the layers to leave out for it."""
+        for name in dict.fromkeys(missing([prompt for prompt, _, _ in keys], self._parts[0].tokenizer.words)):
             warnings.warn(
                 f"there is no textual inversion {quoted(name)}, and the prompt keeps it as words: give it with --embeddings",
                 stacklevel=4,
             )
-        tokens = [part.tokenizer(prompts) for part in self._parts]
-        for cut in dict.fromkeys(text for each in tokens for text in each.cut if text):
+        found = [[_chunks(prompt, part.tokenizer, syntax) for prompt, _, syntax in keys] for part in self._parts]
+        for cut in dict.fromkeys(each.cut for of_part in found for each in of_part if each.cut):
             left_out = cut if len(cut) <= 60 else f"{cut[:60]}…"
-            length = min(part.tokenizer.length for part in self._parts)
-            warnings.warn(f"the prompt is cut after {length - 2} tokens, leaving out {left_out!r}", stacklevel=4)
-        encodings = [
-            self._encode_part(part, torch.tensor(each.ids, device=self._device), skips)
-            for part, each in zip(self._parts, tokens, strict=True)
-        ]
+            length = min(part.tokenizer.length for part in self._parts) - 2
+            length = length if all(syntax == "plain" for _, _, syntax in keys) else length * MAX_CHUNKS
+            warnings.warn(f"the prompt is cut after {length} tokens, leaving out {left_out!r}", stacklevel=4)
+        # Vocabularies may differ, and with them the number of chunks; the vectors of all encoders stand side by side.
+        counts = [max(len(each.chunks) for each in of_prompt) for of_prompt in zip(*found, strict=True)]
+        encodings = []
+        for part, of_part in zip(self._parts, found, strict=True):
+            empty = chunks_of("", part.tokenizer).chunks
+            rows = [
+                each.chunks + empty * (count - len(each.chunks)) for each, count in zip(of_part, counts, strict=True)
+            ]
+            encodings.append(self._encode_part(part, rows, [skip for _, skip, _ in keys]))
         return [
             Conditioning(
                 torch.cat([encoding.context for encoding in each], dim=-1),
@@ -114,23 +140,40 @@ class PromptEncoder:
             for each in zip(*encodings, strict=True)
         ]
 
-    def _encode_part(self, part: TextPart, ids: Tensor, skips: Sequence[int]) -> list[TextEncoding]:
-        """What one encoder makes of each row of token ids, (prompts, T)."""
+    def _encode_part(
+        self, part: TextPart, prompts: Sequence[Sequence[Chunk]], skips: Sequence[int]
+    ) -> list[TextEncoding]:
+        """What one encoder makes of the chunks of each prompt: context (1, T, D), pooled (1, P)."""
+        chunks = [(chunk, skip) for own, skip in zip(prompts, skips, strict=True) for chunk in own]
 
-        def encode(encoder: TextEncoder, index: int) -> TextEncoding:
+        def encode(encoder: TextEncoder, chunk: Chunk, skip: int) -> TextEncoding:
             # One at a time: an encoding must not depend on what else is in the batch.
-            return encoder(ids[[index]], clip_skip=skips[index], penultimate=self._pooled, learned=part.learned)
+            ids = torch.tensor([chunk.ids], device=self._device)
+            return encoder(ids, clip_skip=skip, penultimate=self._pooled, learned=part.learned)
 
         with part.lend() as encoder:
-            rows = [encode(encoder, index) for index in range(len(ids))]
-            overflowed = [index for index, row in enumerate(rows) if not self._finite(row)]
+            encoded = [encode(encoder, *each) for each in chunks]
+            overflowed = [index for index, each in enumerate(encoded) if not self._finite(each)]
             in_fp32 = float32_copy(encoder) if overflowed else encoder
             for index in overflowed:
-                rows[index] = encode(in_fp32, index)
-                if not self._finite(rows[index]):
+                encoded[index] = encode(in_fp32, *chunks[index])
+                if not self._finite(encoded[index]):
                     raise NonFiniteError.of("text encoder", encoder, self._model)
+        left = iter(encoded)
+        rows = []
+        for own in prompts:
+            mine = [next(left) for _ in own]
+            contexts = [weighted(each.context[0], chunk.weights) for each, chunk in zip(mine, own, strict=True)]
+            rows.append(TextEncoding(torch.cat(contexts)[None], mine[0].pooled))
         return rows
 
     def _finite(self, encoding: TextEncoding) -> bool:
         tensors = encoding if self._pooled else (encoding.context,)
         return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def _chunks(prompt: str, tokenizer: Tokenizer, syntax: str) -> Chunks:
+    if syntax == "a1111":
+        return chunks_of(prompt, tokenizer)
+    tokens = tokenizer([prompt])
+    return Chunks([Chunk(tokens.ids[0], [1.0] * tokenizer.length)], tokens.cut[0])

@@ -1,5 +1,7 @@
 """What a network's raw output means, and classifier-free guidance over it."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from genpipe.messages import quoted
@@ -56,6 +58,18 @@ def guided(uncond: Tensor, cond: Tensor, scale: float | Tensor, rescale: float =
     dims = tuple(range(1, output.ndim))
     matched = output * (cond.std(dims, keepdim=True) / output.std(dims, keepdim=True))
     return rescale * matched + (1 - rescale) * output
+
+
+def composed(uncond: Tensor, conds: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Join several prompts into one direction of guidance (arXiv 2206.01714, eq. 11): u + Σ wᵢ (cᵢ - u).
+
+    uncond, conds: raw network outputs, (B, C, H, W) each.
+    weights: (prompts, B).
+    """
+    output = uncond
+    for cond, weight in zip(conds, weights[:, :, None, None, None], strict=True):
+        output = output + weight * (cond - uncond)
+    return output
 
 
 def _unknown(prediction_type: str) -> ValueError:

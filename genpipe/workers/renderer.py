@@ -21,7 +21,7 @@ from genpipe.judge import best_index, judged
 from genpipe.metadata import annotate_choice
 from genpipe.models.finite import NonFiniteError
 from genpipe.pipeline import Pipeline
-from genpipe.pipeline.best_of import candidates, choose_scorer
+from genpipe.pipeline.best_of import candidates, choose_scorer, shown
 from genpipe.request import Request
 from genpipe.workers.messages import THUMBNAIL, Drawn, Job, Model, Result, Task, thumbnail_path
 from genpipe.workers.storage import open_storage
@@ -218,7 +218,7 @@ class Renderer:
         drawn = [(x, request) for x, request in zip(images, requests, strict=True) if not isinstance(x, Failure)]
         if self.judge is None or not drawn:
             return (drawn[0][0] if drawn else images[0]), None
-        scores = judged([image for image, _ in drawn], [request.prompt for _, request in drawn], self.judge)
+        scores = judged([image for image, _ in drawn], [shown(request) for _, request in drawn], self.judge)
         index = best_index(scores)
         image, request = drawn[index]
         annotate_choice(

@@ -89,6 +89,15 @@ def test_what_is_past_the_last_chunk_is_given_back(tokenizer: Tokenizer) -> None
     assert (len(found.chunks), found.cut) == (MAX_CHUNKS, "a BREAK red")
 
 
+def test_the_vectors_of_a_textual_inversion_stay_in_one_chunk(tokenizer: Tokenizer) -> None:
+    taught = tokenizer.with_words({"mystyle": 4, "tiny": 1}, first=1000)
+    for before, sizes in ((71, [75]), (72, [72, 4]), (75, [75, 4])):
+        found = chunks_of(f"{of_tokens(before)} mystyle", taught).chunks
+        assert [len(chunk.ids[1 : chunk.ids.index(tokenizer.eos_id)]) for chunk in found] == sizes
+    (chunk,) = chunks_of("a (mystyle tiny:1.5)", taught).chunks
+    assert chunk.ids[2:7] == [1000, 1001, 1002, 1003, 1004] and chunk.weights[2:7] == [1.5] * 5
+
+
 def test_shorter_text_encoders_have_shorter_chunks() -> None:
     tokenizer = train_tokenizer(CAPTIONS, 560, length=16)
     assert [len(own(chunk)) for chunk in chunks_of(of_tokens(20), tokenizer).chunks] == [14, 6]

@@ -117,7 +117,10 @@ def test_a_long_prompt_is_cut_with_one_warning() -> None:
     encode, _ = encoder_of(tiny_xl_parts(), pooled=True)
     long = "a red cat and a blue dog " * 4
     with pytest.warns(UserWarning, match=r"cut after 14 tokens, leaving out '.*dog'") as caught:
-        encode([long.strip(), "a cat"])
+        encode([long.strip(), "a cat"], syntax="plain")
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match=r"cut after 280 tokens, leaving out 'cat .*…'") as caught:
+        encode(["cat " * 1000, "a cat"])
     assert len(caught) == 1
 
 
