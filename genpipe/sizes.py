@@ -60,16 +60,14 @@ def size_of_ratio(ratio: float, width: int, height: int, *, xl: bool = False) ->
     Returns:
         The width and the height.
     """
-    area = width * height
-    if xl:
-        sizes = [*XL_SIZES, *((tall, wide) for wide, tall in XL_SIZES)]
-    else:
+    if ratio < 1:  # so that wide and tall are alike, to the last pixel
+        tall, wide = size_of_ratio(1 / ratio, height, width, xl=xl)
+        return wide, tall
+    area, sizes = width * height, XL_SIZES
+    if not xl:
         step = 64 if min(width, height) >= 512 else 8
         most = math.ceil(math.sqrt(area * MAX_RATIO) / step) + 1
-        sizes = []
-        for rows in range(1, most):
-            columns = max(1, min(most, round(rows * ratio)))
-            sizes.append((columns * step, rows * step))
+        sizes = [(step * columns, step * rows) for columns in range(1, most) for rows in range(1, columns + 1)]
 
     def misses(size: tuple[int, int]) -> float:
         return abs(math.log(size[0] / size[1] / ratio)) + abs(math.log(size[0] * size[1] / area))

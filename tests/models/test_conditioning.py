@@ -1,6 +1,5 @@
 import pytest
 import torch
-
 from torch.nn.functional import scaled_dot_product_attention
 
 from genpipe.models.conditioning import LONGEST, Conditioning, common_length
