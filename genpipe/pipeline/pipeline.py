@@ -1,7 +1,5 @@
 """The pipeline: encode the prompt, denoise latents, decode them to an image."""
 
-import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Lock
@@ -13,11 +11,9 @@ from torch import Tensor
 from genpipe.checkpoints import Checkpoint, load_checkpoint, load_tiny_vae
 from genpipe.embedded import EMBEDDED
 from genpipe.fields import refuse_unknown
-from genpipe.fit import ignored, size_of_image
 from genpipe.hardware import choose_device, choose_dtype, one_thread
 from genpipe.images import Picture, to_pil
 from genpipe.inputs import Lora
-from genpipe.lora_tags import named_in
 from genpipe.metadata import annotate
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.tiny_vae import TinyVAE
@@ -30,13 +26,14 @@ from genpipe.pipeline.loaded import Loaded, check_refiner, name_of, usual_settin
 from genpipe.pipeline.networks import check_drawable, prepare_process
 from genpipe.pipeline.preview import LatentPreview
 from genpipe.pipeline.progress import Progress
+from genpipe.pipeline.requests import make_requests
 from genpipe.pipeline.start import Begun, Originals, choose_start
 from genpipe.prompts.reading import chosen
-from genpipe.request import REFINER_START, STRENGTH, Request, Settings, check_best_of, check_size
+from genpipe.request import REFINER_START, STRENGTH, Request, Settings, check_best_of
 from genpipe.sampling.sampler import Sampler
 from genpipe.sampling.samplers import make_sampler
 from genpipe.sampling.speed import SPEEDS
-from genpipe.seeds import expand, seeds_for
+from genpipe.seeds import seeds_for
 from genpipe.spec import ModelOptions, ModelSpec
 
 if TYPE_CHECKING:
@@ -244,32 +241,18 @@ class Pipeline:
 
         A setting that has no effect with this model is warned of.
         """
-        given: dict[str, Any] = dict(settings)
-        refuse_unknown(Request, given, "a request")
-        images = expand(prompt, n=n, seed=seed, seeds=seeds)
-        defaults = self.defaults(given.get("sampler"))
-        given |= size_of_image(given, self.vae.config.factor)
-        given |= {key: value for key, value in defaults.items() if given.get(key) is None}
-        check_size(given["height"], given["width"], self.vae.config.factor)
-        checked = Request.check_settings(given)  # so that files are read once
-        given = {name: getattr(checked, name) for name in given}
-        requests = []
-        for text, own in images:
-            plain, named = named_in(text, self.spec.lora_dir)
-            requests.append(Request(prompt=plain, seed=own, **{**given, "loras": (*given.get("loras", ()), *named)}))
-        layers = min(len(each.layers) for each in self.text_encoders)
-        if requests[0].clip_skip >= layers:
-            raise ValueError(f"clip_skip {requests[0].clip_skip} is out of range: 0 to {layers - 1} for this model")
-        for line in ignored(
-            requests,
-            distilled=self.distilled,
-            sizes=self.checkpoint.family.added_numbers,
+        return make_requests(
+            self.checkpoint,
+            prompt,
+            settings,
+            defaults=self.defaults(settings.get("sampler")),
+            lora_dir=self.spec.lora_dir,
             refines=self.refiner is not None,
-        ):
-            warnings.warn(line, stacklevel=3)
-        if seed is None and seeds is None:
-            print(f"seed {requests[0].seed}", file=sys.stderr)
-        return requests
+            n=n,
+            seed=seed,
+            seeds=seeds,
+            stacklevel=4,
+        )
 
     def defaults(self, sampler: str | None = None) -> dict[str, Any]:
         """What applies where a caller says nothing: the checkpoint's `genpipe.json`, else what such checkpoints want."""

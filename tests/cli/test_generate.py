@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,49 +15,16 @@ import pytest
 from PIL import Image
 
 import genpipe
-from genpipe.cli import main
 from genpipe.cli.parser import COMMANDS, parse
 from genpipe.images import save_image
 from genpipe.judge import Score
 from genpipe.metadata import read_metadata, read_request
 from genpipe.pipeline import BATCH, Pipeline
+from tests.cli.conftest import pixels
 from tests.conftest import needs_int8
 
 ROOT = Path(__file__).parents[2]
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path, monkeypatch) -> Path:
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
-
-
-@pytest.fixture
-def command(capsys) -> Run:
-    """Run the command: (exit status, stdout, stderr)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            status = main([str(argument) for argument in arguments])
-        except SystemExit as stopped:
-            status = stopped.code
-        return status, *capsys.readouterr()  # pyright: ignore[reportReturnType]
-
-    return run
-
-
-@pytest.fixture
-def draw(command, tiny_checkpoint) -> Run:
-    """Run the command on the tiny checkpoint, in two steps unless others are given."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        steps = [] if "--steps" in arguments else ["--steps", 2]
-        return command(*arguments, *steps, "--model", tiny_checkpoint)
-
-    return run
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 @pytest.fixture
@@ -67,11 +33,6 @@ def no_model(monkeypatch) -> None:
         raise AssertionError("a model was loaded before everything else was checked")
 
     monkeypatch.setattr(Pipeline, "from_pretrained", refuse)
-
-
-def pixels(path: str | Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 def files() -> set[str]:
