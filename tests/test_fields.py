@@ -147,6 +147,16 @@ def test_files_say_every_field_and_give_it_back(tmp_path: Path) -> None:
     assert loaded == dataclasses.replace(spec, **{name: defaults_of(ModelSpec)[name] for name in unrecorded})
 
 
+def test_every_field_tells_requests_apart() -> None:
+    base = Request("a", seed=1, steps=2, guidance_scale=3.0, height=8, width=8)
+    begun = dataclasses.replace(base, image=value_of(Request, "image", IMAGE_FILE))
+    others = {
+        dataclasses.replace(begun if name == "mask" else base, **{name: value_of(Request, name, text)})
+        for name, text in {**TEXTS, "prompt": "b", "seed": "2"}.items()
+    }
+    assert len(others | {base, begun}) == len(TEXTS) + 3  # `begun` is one of them
+
+
 def test_what_a_batch_shares_is_part_of_its_key() -> None:
     base = Request("a", seed=1, steps=2, guidance_scale=3.0, height=8, width=8)
     image = value_of(Request, "image", IMAGE_FILE)

@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,21 +21,6 @@ def test_a_request_cannot_be_changed_and_is_its_values():
     with pytest.raises(dataclasses.FrozenInstanceError):
         one.seed = 9  # pyright: ignore[reportAttributeAccessIssue]
     assert pickle.loads(pickle.dumps(one)) == one
-
-
-PNG = Path(__file__).parents[1] / ".assets" / "examples.png"
-
-
-def test_every_field_tells_requests_apart():
-    changed = {"prompt": "ship", "negative_prompt": "fog", "seed": 0, "steps": 21, "guidance_scale": 0.0}
-    changed |= {"clip_skip": 1, "guidance_rescale": 0.5, "height": 8, "width": 8, "sampler": "euler"}
-    changed |= {"speed": "draft", "original_size": (8, 9), "crop": (0, 1), "target_size": (9, 8)}
-    changed |= {"image": PNG, "refiner_start": 0.5, "strength": 0.5, "mask": PNG, "mask_blur": 0, "loras": [PNG]}
-    assert set(changed) == {field.name for field in dataclasses.fields(Request)}
-    assert len({request(), *(request(**{key: value}) for key, value in changed.items() if key != "mask")}) == len(
-        changed
-    )
-    assert request(image=PNG, mask=PNG) != request(image=PNG)
 
 
 def test_numbers_of_numpy_become_pythons():

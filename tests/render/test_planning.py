@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from genpipe.fields import defaults_of
 from genpipe.render.journal import DONE, PENDING, Entry, Journal
 from genpipe.render.planning import Planner
 from genpipe.render.rows import Row, read_rows
+from genpipe.request import SETTINGS, Request
 from tests.render.conftest import MODEL
 
 
@@ -28,22 +30,8 @@ def plan(journal: Journal, rows: Iterable[Any], **options: Any) -> list[Entry]:
 
 def test_a_bare_prompt_gets_the_models_defaults(journal):
     (entry,) = plan(journal, ["a ship"])
-    assert journal.settings(entry.settings) == {
-        **MODEL.defaults[""],
-        "negative_prompt": "",
-        "sampler": None,
-        "clip_skip": 0,
-        "speed": "exact",
-        "original_size": None,
-        "crop": None,
-        "target_size": None,
-        "refiner_start": None,
-        "image": None,
-        "strength": None,
-        "mask": None,
-        "mask_blur": 4,
-        "loras": [],
-    }
+    defaults = {name: value for name, value in defaults_of(Request).items() if name in SETTINGS}
+    assert journal.settings(entry.settings) == {**defaults, "loras": [], **MODEL.defaults[""]}
     assert (entry.prompt, entry.line, entry.state) == ("a ship", 1, PENDING)
 
 
