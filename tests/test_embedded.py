@@ -108,7 +108,12 @@ def test_drawing_needs_neither_network_nor_the_reference_libraries(tmp_path: Pat
         "assert not {'diffusers', 'transformers', 'accelerate'} & set(sys.modules)\n"
     )
     root = str(Path(__file__).parents[1])
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": root})
+    subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        check=True,
+        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+    )
     assert (tmp_path / "ship.png").stat().st_size > 5000
 
 

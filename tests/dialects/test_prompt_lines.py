@@ -79,7 +79,7 @@ def test_what_the_script_reads_is_read_as_it_reads_it():
 def test_long_lines_take_no_longer_than_they_are(piece):
     started = time.process_time()
     try:
-        read_prompt_line(f'--prompt "x {piece * (900_000 // len(piece))}')
+        read_prompt_line(f'--prompt "x {piece * (200_000 // len(piece))}')
     except ValueError as error:
         assert len(str(error)) < 600
-    assert time.process_time() - started < 10
+    assert time.process_time() - started < 5
