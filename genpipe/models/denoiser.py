@@ -1,13 +1,14 @@
 """The denoiser of one batch: a network with everything computed that stays the same over the steps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from genpipe.blocks import Network, ResidualBlock
-from genpipe.models.attention import repeat_rows
+from genpipe.models.attention import KeysValues, repeat_rows
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.unet import UNet
 
@@ -34,6 +35,51 @@ class Denoiser(Protocol):
 MakeDenoiser = Callable[[Network, Sequence[float], Conditioning], Denoiser]
 
 
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Everything that one evaluation of a U-Net reads beside its weights.
+
+    Attributes:
+        latents: (B, C, h, w).
+        shifts: what the timestep adds in all residual blocks, side by side, (1 or rows, sum of C_out).
+        widths: C_out of each block, in their order.
+        prompts: keys and values of the `rows` prompts; at each step of a batch the same tensors.
+        extra: (rows, C', h, w), channels that follow the latents' own; at each step of a batch the same tensor.
+        deep: the deep features of an earlier evaluation of the same batch, in place of computing them.
+        keeps: whether the deep features will be wanted.
+    """
+
+    latents: Tensor
+    shifts: Tensor
+    widths: Mapping[ResidualBlock, int]
+    prompts: KeysValues
+    extra: Tensor | None = None
+    deep: Tensor | None = None
+    keeps: bool = False
+
+    @property
+    def rows(self) -> int:
+        """The number of prompts."""
+        return len(next(iter(self.prompts.values()))[0])
+
+
+def evaluate(unet: UNet, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+    """Evaluate a U-Net: its output (rows, C, h, w), and the deep features where they are to be kept."""
+    latents, rows = inputs.latents, inputs.rows
+    if inputs.extra is not None:
+        latents = torch.cat([repeat_rows(latents, rows), inputs.extra], dim=1)
+    elif len(inputs.shifts) > len(latents):
+        latents = repeat_rows(latents, rows)  # from the first layer on, the prompts of an image share nothing
+    parts = inputs.shifts.split(list(inputs.widths.values()), dim=1)
+    shifts = dict(zip(inputs.widths, parts, strict=True))
+    output, deep = unet.denoise(latents, shifts, inputs.prompts, inputs.deep)
+    return output, deep if inputs.keeps else None
+
+
+# `evaluate`, or what computes the same: `genpipe.models.cuda.graphs.Graphs`.
+Evaluate = Callable[[UNet, Inputs], tuple[Tensor, Tensor | None]]
+
+
 class UNetDenoiser:
     """The `Denoiser` of a U-Net.
 
@@ -46,32 +92,34 @@ class UNetDenoiser:
         conditioning: k prompts per image; see `Conditioning`.
         refresh: compute the deep features at one of so many of the timesteps, and keep them for those that follow
             ("DeepCache: Accelerating Diffusion Models for Free", 2023).
+        evaluate: evaluates the network.
     """
 
-    def __init__(self, unet: UNet, timesteps: Sequence[float], conditioning: Conditioning, *, refresh: int = 1) -> None:
+    def __init__(
+        self,
+        unet: UNet,
+        timesteps: Sequence[float],
+        conditioning: Conditioning,
+        *,
+        refresh: int = 1,
+        evaluate: Evaluate = evaluate,
+    ) -> None:
         distinct = list(dict.fromkeys(timesteps))
-        self._unet = unet
+        self._unet, self._evaluate = unet, evaluate
         self._steps = {timestep: step for step, timestep in enumerate(distinct)}
-        self._shifts = _shift_table(unet, distinct, conditioning)
+        self._shifts, self._widths = _shift_table(unet, distinct, conditioning)
         self._prompts = unet.keys_values(conditioning.context)
         self._extra = conditioning.extra_channels
+        self._last: tuple[KeysValues, Tensor | None] | None = None
         self._refresh = refresh
         self._kept: Tensor | None = None
 
     def __call__(self, latents: Tensor, timestep: float | Sequence[float], *, last: bool = False) -> Tensor:
         """As `Denoiser` says."""
-        images, prompts, extra = len(latents), self._prompts, self._extra
-        if last:
-            prompts = {reader: (k[-images:], v[-images:]) for reader, (k, v) in prompts.items()}
-            extra = None if extra is None else extra[-images:]
+        images = len(latents)
+        prompts, extra = self._last_alone(images) if last else (self._prompts, self._extra)
         rows = len(next(iter(prompts.values()))[0])
         steps = [self._steps[t] for t in ([timestep] if isinstance(timestep, int | float) else timestep)]
-        shifts = {block: _of_steps(table, steps, rows) for block, table in self._shifts.items()}
-        if extra is not None:
-            latents = torch.cat([repeat_rows(latents, rows), extra], dim=1)
-        elif len(next(iter(shifts.values()))) > images:
-            latents = repeat_rows(latents, rows)  # from the first layer on, the prompts of an image share nothing
-
         kept = self._kept
         if any(step % self._refresh == 0 for step in steps):
             kept = None
@@ -79,13 +127,23 @@ class UNetDenoiser:
             kept = kept[-images:]
         elif kept is not None and len(kept) != rows:
             kept = None  # they are those of the last prompts alone
-        output, deep = self._unet.denoise(latents, shifts, prompts, kept)
-        self._kept = deep if self._refresh > 1 else None
+        shifts = _of_steps(self._shifts, steps, rows)
+        inputs = Inputs(latents, shifts, self._widths, prompts, extra, deep=kept, keeps=self._refresh > 1)
+        output, self._kept = self._evaluate(self._unet, inputs)
         return output
 
+    def _last_alone(self, images: int) -> tuple[KeysValues, Tensor | None]:
+        """The keys, values and extra channels of each image's last prompt, the same tensors at every step."""
+        if self._last is None:
+            prompts = {reader: (k[-images:], v[-images:]) for reader, (k, v) in self._prompts.items()}
+            self._last = prompts, None if self._extra is None else self._extra[-images:]
+        return self._last
 
-def _shift_table(unet: UNet, timesteps: Sequence[float], conditioning: Conditioning) -> dict[ResidualBlock, Tensor]:
-    """What timesteps and prompts add in each residual block, (timesteps, 1 or prompts, C_out)."""
+
+def _shift_table(
+    unet: UNet, timesteps: Sequence[float], conditioning: Conditioning
+) -> tuple[Tensor, dict[ResidualBlock, int]]:
+    """What timesteps and prompts add in all residual blocks, (timesteps, 1 or prompts, sum of C_out), and each C_out."""
     times = torch.tensor(timesteps, dtype=torch.float32, device=conditioning.context.device)
     embedded = (conditioning.guidance_scale, conditioning.pooled, conditioning.time_ids)
     # Prompts that agree in all that is embedded share a row: layers then add it before they round (`AddingLayer`).
@@ -97,7 +155,9 @@ def _shift_table(unet: UNet, timesteps: Sequence[float], conditioning: Condition
 
     guidance, pooled, time_ids = (repeated(tensor) for tensor in embedded)
     embedding = unet.embed(times.repeat_interleave(count), guidance=guidance, pooled=pooled, time_ids=time_ids)
-    return {block: shift.unflatten(0, (-1, count)) for block, shift in unet.shifts(embedding).items()}
+    shifts = unet.shifts(embedding)
+    table = torch.cat(list(shifts.values()), dim=1).unflatten(0, (-1, count))
+    return table, {block: shift.shape[1] for block, shift in shifts.items()}
 
 
 def _of_steps(table: Tensor, steps: Sequence[int], rows: int) -> Tensor:

@@ -13,6 +13,7 @@ from genpipe.models.cpu.forms import PLAIN, Forms
 from genpipe.models.cpu.packed import USUAL_SIDE, PackedGatedFeedForward, can_pack, kind_of, pack
 from genpipe.models.cpu.quantised import QuantisedGatedFeedForward, quantise, worth_quantising
 from genpipe.models.cpu.winograd import DifferenceUpsample, WinogradConv, suits_difference, suits_winograd
+from genpipe.models.cuda.forms import CudaForms
 from genpipe.models.unet import UNet
 from genpipe.models.vae import VAE
 
@@ -36,7 +37,7 @@ class _Target:
     fewest: int
 
 
-def prepare(network: Network, *, device: torch.device, dtype: torch.dtype, forms: Forms = PLAIN) -> Network:
+def prepare(network: Network, *, device: torch.device, dtype: torch.dtype, forms: Forms | CudaForms = PLAIN) -> Network:
     """Change a network in place into the form in which it runs fastest, and return it.
 
     It computes the same up to rounding; int8 rounds more. Queries, keys and values become one product, and `forms` says
@@ -46,12 +47,25 @@ def prepare(network: Network, *, device: torch.device, dtype: torch.dtype, forms
     Args:
         network: with its weights, best in the file's own dtype, since sums of weights are then rounded only once.
         device, dtype: where and in what to run.
-        forms: the processor's own, for a CPU.
+        forms: the processor's own for a CPU, or the device's for CUDA.
     """
+    cuda = None
+    if isinstance(forms, CudaForms):
+        cuda, forms = forms, PLAIN
     sides = {id(module): side for module, side in _sides(network)}
     fewest = forms.winograd_from_in_vae if isinstance(network, VAE) else forms.winograd_from
     _prepare(network.eval().requires_grad_(False), _Target(device, dtype, forms, sides, fewest), USUAL_SIDE)
+    if cuda is not None and cuda.channels_last:
+        _channels_last(network)
     return network
+
+
+def _channels_last(network: nn.Module) -> None:
+    """Reorder the weights of convolutions one by one; their outputs are then in that order, whatever their inputs are."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            weight = module.weight.detach().contiguous(memory_format=torch.channels_last)
+            module.weight = nn.Parameter(weight, requires_grad=False)
 
 
 def _sides(network: nn.Module) -> Iterator[tuple[nn.Module, int]]:
@@ -110,8 +124,8 @@ def _prepare(module: nn.Module, target: _Target, side: int) -> nn.Module:
         chosen = target
         if name in _ONCE:
             chosen = replace(target, forms=replace(forms, int8=False))
-        elif isinstance(module, UNet) and name in ("norm_out", "conv_out") and device.type == "cpu":
-            # In fp32 the last layers cost next to nothing on a CPU, and a rounding there goes into the latents.
+        elif isinstance(module, UNet) and name in ("norm_out", "conv_out") and device.type != "mps":
+            # In fp32 the last layers cost next to nothing, and a rounding there goes into the latents.
             chosen = replace(target, dtype=torch.float32)
         module.register_module(name, _prepare(child, chosen, side))
     return module

@@ -118,7 +118,7 @@ class Loaded:
         refresh = SPEEDS[first.speed].refresh if len(guidance.conditionings) == 1 else 1
         return denoise(
             self.checkpoint.unet,
-            partial(UNetDenoiser, refresh=refresh),
+            partial(UNetDenoiser, refresh=refresh, evaluate=self.networks.evaluate),
             guidance,
             requests,
             sampler=sampler,

@@ -10,8 +10,10 @@ from torch import nn
 from genpipe.blocks import Network
 from genpipe.checkpoints import Checkpoint
 from genpipe.hardware import instruction_set, keep_freed_memory, use_huge_pages, without_overflow
-from genpipe.models.cpu.forms import PLAIN, forms_for
+from genpipe.models.cpu.forms import PLAIN, Forms, forms_for
 from genpipe.models.cpu.quantised import QuantisedLayer, can_quantise
+from genpipe.models.cuda.forms import CudaForms, best_forms, evaluation
+from genpipe.models.denoiser import Evaluate, evaluate
 from genpipe.models.prepare import prepare
 from genpipe.models.unet import UNet
 from genpipe.models.vae import VAE
@@ -28,6 +30,7 @@ class Networks:
 
     Attributes:
         vae_dtype: what the autoencoder runs in: `dtype`, unless that is fp16, which those of SDXL overflow.
+        evaluate: evaluates the denoiser.
     """
 
     def __init__(
@@ -38,7 +41,13 @@ class Networks:
         # Files of Stable Diffusion 1.x and 2.x say force_upcast too, by default, and do not overflow.
         overflows = checkpoint.family.added_numbers > 0 and checkpoint.vae.config.force_upcast
         self.vae_dtype = without_overflow(dtype, device) if overflows else dtype
-        self._forms = forms_for(instruction_set(), dtype) if device.type == "cpu" else PLAIN
+        self._forms: Forms | CudaForms = PLAIN
+        self.evaluate: Evaluate = evaluate
+        if device.type == "cpu":
+            self._forms = replace(forms_for(instruction_set(), dtype), int8=int8)
+        elif device.type == "cuda":
+            self._forms = best_forms(dtype)
+            self.evaluate = evaluation(checkpoint.unet, self._forms, device)
 
     def prepare_all(self, *, unchanged: tuple[nn.Module, ...] = ()) -> None:
         """Prepare what is to stay in memory: the denoiser, and unless memory is to be saved the other networks.
@@ -62,8 +71,10 @@ class Networks:
 
     def prepare(self, network: Network) -> Network:
         """Put one network into the form in which it runs."""
-        forms = replace(self._forms, int8=self._int8 and isinstance(network, UNet))
         dtype = self.vae_dtype if isinstance(network, VAE) else self.dtype
+        forms = self._forms
+        if isinstance(forms, Forms) and forms.int8 and not isinstance(network, UNet):
+            forms = replace(forms, int8=False)
         return prepare(network, device=self.device, dtype=dtype, forms=forms)
 
     @contextmanager

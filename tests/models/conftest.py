@@ -124,14 +124,14 @@ def unet_pair(copy_weights: Copy) -> UNetPair:
     return pair
 
 
-def unet_conditioning(unet: UNet, rows: int) -> Conditioning:
-    """Random rows, all different, of what a U-Net takes, for 7 tokens of 24."""
+def unet_conditioning(unet: UNet, rows: int, device: torch.device | None = None) -> Conditioning:
+    """Random rows, all different, of what a U-Net takes, for 7 tokens of 24; on the CPU, if no device is named."""
     generator, config = torch.Generator().manual_seed(3), unet.config
-    context = torch.randn(rows, 7, 24, generator=generator)
-    pooled = torch.randn(rows, 20, generator=generator)
+    context = torch.randn(rows, 7, 24, generator=generator).to(device)
+    pooled = torch.randn(rows, 20, generator=generator).to(device)
     if config.added_channels is not None:
         numbers = (config.added_channels - 20) // 6
-        time_ids = torch.randint(0, 128, (rows, numbers), generator=generator).float()
+        time_ids = torch.randint(0, 128, (rows, numbers), generator=generator).float().to(device)
         return Conditioning(context, pooled=pooled, time_ids=time_ids)
     return Conditioning(context, pooled=None if config.class_channels is None else pooled)
 

@@ -1,0 +1,113 @@
+"""The forms for CUDA give what the plain network gives in fp32, no worse than plain torch does in the same dtype."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genpipe.models.attention import TransformerBlock
+from genpipe.models.cuda.forms import CHANNELS_LAST, NAMED, PLAIN, best_forms, evaluation
+from genpipe.models.denoiser import UNetDenoiser
+from genpipe.models.prepare import prepare
+from genpipe.models.tiny_vae import TinyVAE, TinyVAEConfig
+from genpipe.models.unet import UNet
+from genpipe.models.vae import VAE, VAEConfig
+from tests.models.conftest import UNET_FAMILIES, UNetPair, unet_conditioning
+
+CPU = torch.device("cpu")
+TIMES = [981.0, 499.5, 0.0]
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+FAMILIES = ["Stable Diffusion 1", "SDXL", "Stable Diffusion 2.1 unCLIP", "KOALA 700M"]
+
+
+def outputs(exact: UNet, device: torch.device, dtype: torch.dtype, form: str) -> Tensor:
+    """The evaluations of a copy of a U-Net in a form, at several timesteps and shapes, on the CPU in double."""
+    unet = prepare(copy.deepcopy(exact), device=device, dtype=dtype, forms=NAMED[form])
+    conditioning = unet_conditioning(exact, 4, device)
+    evaluate = evaluation(unet, NAMED[form], device)
+    found = []
+    for height, width in ((8, 12), (16, 8), (7, 9), (8, 12)):
+        denoiser = UNetDenoiser(unet, TIMES, conditioning, refresh=2, evaluate=evaluate)
+        latents = torch.randn(2, 4, height, width, generator=torch.Generator().manual_seed(height)).to(device)
+        for timestep in (TIMES[0], TIMES[1], [TIMES[2], TIMES[0]]):
+            found += [denoiser(latents, timestep), denoiser(latents, timestep, last=True)]
+    return torch.cat([one.flatten().double().cpu() for one in found])
+
+
+@pytest.mark.gpu
+@needs_gpu
+@torch.inference_mode()
+@pytest.mark.parametrize("form", NAMED)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_unet_on_a_device(name: str, dtype: torch.dtype, form: str, unet_pair: UNetPair) -> None:
+    exact, _ = unet_pair(**UNET_FAMILIES[name])
+    expected = outputs(exact, CPU, torch.float32, "plain")
+    cuda = torch.device("cuda")
+    errors = [float((outputs(exact, cuda, dtype, one) - expected).norm() / expected.norm()) for one in (form, "plain")]
+    assert errors[0] <= 1.15 * errors[1] + 1e-4 and errors[1] < 0.05
+
+
+@pytest.mark.gpu
+@needs_gpu
+@torch.inference_mode()
+@pytest.mark.parametrize("form", ["channels_last"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autoencoders_on_a_device(dtype: torch.dtype, form: str) -> None:
+    torch.manual_seed(0)
+    vae = VAE(VAEConfig(channels=(16, 32, 32), layers=1, norm_groups=4, sample_size=32))
+    tiny = TinyVAE(TinyVAEConfig())
+    latents, pixels = torch.randn(2, 4, 6, 10), torch.rand(2, 3, 48, 32) * 2 - 1
+    for exact in (vae, tiny):
+        expected = [exact.decode(latents), exact.encode(pixels)[0]]
+        errors = []
+        for chosen in (form, "plain"):
+            network = prepare(copy.deepcopy(exact), device=torch.device("cuda"), dtype=dtype, forms=NAMED[chosen])
+            given = [network.decode(latents.cuda()), network.encode(pixels.cuda())[0]]
+            errors += [[float((g.cpu() - e).norm() / e.norm()) for g, e in zip(given, expected, strict=True)]]
+        assert all(own <= 1.15 * other + 1e-4 and other < 0.05 for own, other in zip(*errors, strict=True))
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_the_best_form_here_has_graphs() -> None:
+    assert best_forms(torch.bfloat16).graphs and best_forms(torch.float32).graphs
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["Stable Diffusion 1", "SDXL"])
+def test_channels_last_computes_the_same_and_no_map_leaves_it(name: str, unet_pair: UNetPair) -> None:
+    exact, _ = unet_pair(**UNET_FAMILIES[name])
+    conditioning, latents = unet_conditioning(exact, 4), torch.randn(2, 4, 8, 12)
+    plain, last = (
+        prepare(copy.deepcopy(exact), device=CPU, dtype=torch.float32, forms=forms) for forms in (PLAIN, CHANNELS_LAST)
+    )
+    copies = []
+
+    def watch(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, TransformerBlock):
+            whole = [one.is_contiguous() for one in (given[0], output)]
+        else:
+            whole = [one.is_contiguous(memory_format=torch.channels_last) for one in (given[0], output)]
+        copies.extend(whole if module is not last.conv_in else whole[1:])
+
+    for module in last.modules():
+        if isinstance(module, nn.Conv2d | nn.GroupNorm | TransformerBlock):
+            module.register_forward_hook(watch)
+    outputs = [UNetDenoiser(unet, TIMES, conditioning)(latents, TIMES[0]) for unet in (plain, last)]
+    assert (outputs[0] - outputs[1]).abs().max() <= 1e-5
+    assert len(copies) > 100 and all(copies)
+
+
+@torch.inference_mode()
+def test_channels_last_autoencoders_compute_the_same() -> None:
+    torch.manual_seed(0)
+    latents, pixels = torch.randn(2, 4, 6, 10), torch.rand(2, 3, 48, 32) * 2 - 1
+    for exact in (
+        VAE(VAEConfig(channels=(8, 16, 16), layers=1, norm_groups=4, sample_size=32)),
+        TinyVAE(TinyVAEConfig()),
+    ):
+        own = prepare(copy.deepcopy(exact), device=CPU, dtype=torch.float32, forms=CHANNELS_LAST)
+        assert (own.decode(latents) - exact.decode(latents)).abs().max() <= 1e-5
+        assert (own.encode(pixels)[0] - exact.encode(pixels)[0]).abs().max() <= 1e-5
