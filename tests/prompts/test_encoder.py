@@ -170,3 +170,20 @@ def test_threads_may_encode_at_once() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(check, [k % 8 for k in range(40)]))
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 9])
+def test_prompts_encoded_together_become_what_each_becomes_alone(count: int) -> None:
+    prompts = ["a red cat", "a (blue:1.3) dog", *(f"ship {k} " * k for k in range(7))][:count]
+    skips = [k % 2 for k in range(count)]
+    alone, _ = encoder_of(tiny_xl_parts(), pooled=True)
+    together, lenders = encoder_of(tiny_xl_parts(), pooled=True, rows=4)
+    found, expected = together(prompts, clip_skip=skips), alone(prompts, clip_skip=skips)
+    assert {len(ids) for lender in lenders for ids in lender.encoded} == {4}
+    torch.testing.assert_close(found.context, expected.context)
+    torch.testing.assert_close(found.pooled, expected.pooled)
+
+
+def test_what_a_prompt_becomes_does_not_depend_on_those_that_are_encoded_with_it() -> None:
+    first, second = (encoder_of(tiny_parts(), rows=4)[0] for _ in range(2))
+    assert torch.equal(first(["a red cat"]).context, second(["a blue dog", "a ship", "a red cat"]).context[[2]])
