@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+# What the denoiser's weights may be kept in, and torch's name of it.
+WEIGHTS = {"fp8": "float8_e4m3fn", "int8": "int8", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class ModelSpec:
         low_memory: hold the text encoder and the autoencoder in memory only while they run, reading them from their files
             for every batch; images are the same.
         int8: multiply the wide layers of the denoiser in int8 (on a CPU, in bf16): faster, and not quite the same images.
+        weights: keep the denoiser's weights in memory as "fp8", "int8" or "bf16", and widen them layer by layer as they
+            run: less memory, slower, and not quite the same images. Not to be mixed up with `int8`, which multiplies in it.
         refiner: SDXL's refiner, a file or a folder, which draws the last part of the schedule (`Request.refiner_start`).
         embeddings: a file, or a folder of files, of textual inversions; prompts use them by the file's name.
         lora_dir: the only folder that LoRAs are taken from which prompts name.
@@ -105,6 +109,12 @@ class ModelSpec:
     )
     int8: bool = setting(
         Flag(), "multiply in int8 on a CPU: faster, and not quite the same image (default: no)", default=False
+    )
+    weights: str | None = setting(
+        Choice(tuple(WEIGHTS)),
+        "keep the denoiser's weights in memory as fp8, int8 or bf16, widened layer by layer: less memory, not quite the "
+        "same image (default: in the dtype)",
+        default=None,
     )
     refiner: str | None = setting(
         _Named("NAME", empty=False),
@@ -173,6 +183,7 @@ class ModelOptions(TypedDict, total=False):
     dtype: "str | torch.dtype | None"
     low_memory: bool
     int8: bool
+    weights: str | None
     refiner: "str | Path | None"
     embeddings: "str | Path | None"
     lora_dir: "str | Path | None"

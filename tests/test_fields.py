@@ -61,6 +61,7 @@ MODEL_TEXTS = {
     "dtype": "fp32",
     "low_memory": None,
     "int8": None,
+    "weights": "fp8",
     "refiner": "refiner",
     "embeddings": "embeddings",
     "lora_dir": "loras",

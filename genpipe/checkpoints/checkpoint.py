@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+
 from genpipe.checkpoints import layout
 from genpipe.checkpoints.families import SD1, Family
 from genpipe.checkpoints.patches import Patch
@@ -52,6 +54,7 @@ class Checkpoint:
         zero_empty_negative: whether no negative prompt at all means vectors of zeros (`force_zeros_for_empty_prompt`).
         patches: what changed the weights as they were read.
         stored: where the weights of each network are, by its name in `networks`; empty if they were not read from files.
+        unet_dtype: what the denoiser's weights are stored in, as `StoredLayer`s; None for plain layers.
     """
 
     text_encoders: tuple[TextEncoder, ...]
@@ -65,6 +68,7 @@ class Checkpoint:
     zero_empty_negative: bool = False
     stored: Mapping[str, Stored] = field(default_factory=dict)
     patches: tuple[Patch, ...] = ()
+    unet_dtype: torch.dtype | None = None
 
     @property
     def networks(self) -> dict[str, TextEncoder | UNet | VAE]:
@@ -86,12 +90,13 @@ class Checkpoint:
         return found
 
     def read_again(self, network: Network) -> Network:
-        """Read one of the networks from its files again, as a second copy that is mapped and not kept in memory."""
+        """Read one of the networks from its files again, as a second copy: what is stored as it is in them is mapped."""
         name = next(name for name, own in self.networks.items() if own is network)
         kind, config = type(network), cast(Any, network).config
         copy = skeleton(lambda: kind(config))
         stored = self.stored[name]
-        read_weights(copy, stored.names, stored.open(), device="cpu", dtype=None, patches=self.patches)
+        store = self.unet_dtype if name == "unet" else None
+        read_weights(copy, stored.names, stored.open(), device="cpu", dtype=None, patches=self.patches, store=store)
         return copy
 
     def with_patches(self, patches: Sequence[Patch]) -> "Checkpoint":

@@ -35,6 +35,7 @@ def load_checkpoint(
     text_encoder: PathLike | Sequence[PathLike] | None = None,
     allow_pickle: bool = False,
     model_dir: PathLike | None = None,
+    unet_dtype: torch.dtype | None = None,
 ) -> Checkpoint:
     """Load a Stable Diffusion 1.x, 2.x or XL checkpoint; of the hub's files, only those needed are fetched.
 
@@ -50,6 +51,8 @@ def load_checkpoint(
         text_encoder: text encoders likewise; for Stable Diffusion XL one checkpoint that holds both, or two.
         allow_pickle: read `.ckpt` files too: their tensors alone, by torch's reader that runs no code.
         model_dir: where models are found by their names (see `library`); None is what GENPIPE_MODELS says.
+        unet_dtype: keep the weights of the denoiser's layers in this type (fp8 as `torch.float8_e4m3fn`, int8 or bf16),
+            and widen each layer as it runs: see `genpipe.models.stored`.
 
     Raises:
         CheckpointError: the checkpoint is not there, not whole, or not one that genpipe can run.
@@ -70,7 +73,7 @@ def load_checkpoint(
     if text_encoder is not None:
         given = [text_encoder] if isinstance(text_encoder, str | Path) else text_encoder
         parts = replace(parts, texts=find_texts(given, parts.family, allow_pickle=allow_pickle))
-    return assemble(parts, device=device, dtype=dtype)
+    return assemble(parts, device=device, dtype=dtype, store=unet_dtype)
 
 
 def find_vae(path: PathLike, family: Family, *, allow_pickle: bool = False) -> Part[VAEConfig]:

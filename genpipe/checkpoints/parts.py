@@ -52,7 +52,9 @@ class Parts:
     zero_empty_negative: bool | None = None
 
 
-def assemble(parts: Parts, *, device: torch.device | str, dtype: torch.dtype | None) -> Checkpoint:
+def assemble(
+    parts: Parts, *, device: torch.device | str, dtype: torch.dtype | None, store: torch.dtype | None = None
+) -> Checkpoint:
     """Build the networks and read their weights.
 
     Raises:
@@ -82,7 +84,8 @@ def assemble(parts: Parts, *, device: torch.device | str, dtype: torch.dtype | N
     vae = built(vae_part.origin, lambda: VAE(vae_part.config))
     stored = {part.stored.names.folder: part.stored for part in (*parts.texts, parts.unet, vae_part)}
     for network, each in zip([*texts, unet, vae], stored.values(), strict=True):
-        read_weights(network, each.names, each.open(), device=device, dtype=dtype)
+        own = store if network is unet else None
+        read_weights(network, each.names, each.open(), device=device, dtype=dtype, store=own)
     return Checkpoint(
         text_encoders=tuple(texts),
         tokenizers=tuple(text.tokenizer for text in parts.texts),
@@ -94,6 +97,7 @@ def assemble(parts: Parts, *, device: torch.device | str, dtype: torch.dtype | N
         family=named(family, [text.stored.names.folder for text in parts.texts]),
         zero_empty_negative=zeros,
         stored=stored,
+        unet_dtype=store,
     )
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from genpipe.checkpoints.layout import Layout
 from genpipe.checkpoints.patches import Patch
 from genpipe.checkpoints.tensors import DTYPES, PICKLES, TensorFile, is_companion, scales
 from genpipe.messages import listed, quoted
+from genpipe.models.stored import StoredLayer, can_store
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -96,6 +97,7 @@ def read_weights(
     device: torch.device | str,
     dtype: torch.dtype | None,
     patches: Sequence[Patch] = (),
+    store: torch.dtype | None = None,
 ) -> None:
     """Put the tensors of `files` in place of the parameters of `network`, which may have no memory of their own.
 
@@ -109,6 +111,8 @@ def read_weights(
         device: where the parameters are to be.
         dtype: their type; None keeps the files' own.
         patches: applied one after the other, in fp32, before a tensor goes back to the type that it is stored in.
+        store: keep the weights of a U-Net's layers in this type, as `StoredLayer`s; each is made of its layer as soon as
+            that is read, so that the network is never in memory in a wider type.
 
     Raises:
         CheckpointError: tensors are missing, unexpected or of the wrong shape: names them all.
@@ -154,7 +158,17 @@ def read_weights(
             tensor = changed.to(tensor.dtype)
         return tensor.to(device=device, dtype=dtype)
 
-    network.load_state_dict({name: read(name) for name in wanted}, strict=True, assign=True)
+    layers: dict[str, list[str]] = {}
+    for name in wanted:
+        path, _, leaf = name.rpartition(".")
+        layers.setdefault(path, []).append(leaf)
+    for path, leaves in layers.items():
+        layer = network.get_submodule(path)
+        layer.load_state_dict({leaf: read(f"{path}.{leaf}") for leaf in leaves}, strict=True, assign=True)
+        if store is not None and can_store(path, layer):
+            parent, _, child = path.rpartition(".")
+            stored = StoredLayer(cast(nn.Linear | nn.Conv2d, layer), store)
+            network.get_submodule(parent).register_module(child, stored)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,13 @@ def float32_copy(network: Network) -> Network:
 
 
 def nonfinite_weights(network: nn.Module) -> list[str]:
-    """List the names of the tensors of `network` that hold a NaN or an infinity."""
+    """List the names of the tensors of `network` that hold a NaN or an infinity; of a weight in fp8 or int8, its scales."""
     return [
         name
         for name, tensor in network.state_dict().items()
-        if tensor.is_floating_point() and not bool(tensor.to_dense().isfinite().all())  # dense: some may be packed
+        if tensor.is_floating_point()
+        and tensor.dtype.itemsize > 1
+        and not bool(tensor.to_dense().isfinite().all())  # dense: some may be packed
     ]
 
 

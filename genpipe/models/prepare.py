@@ -14,6 +14,7 @@ from genpipe.models.cpu.packed import USUAL_SIDE, PackedGatedFeedForward, can_pa
 from genpipe.models.cpu.quantised import QuantisedGatedFeedForward, quantise, worth_quantising
 from genpipe.models.cpu.winograd import DifferenceUpsample, WinogradConv, suits_difference, suits_winograd
 from genpipe.models.cuda.forms import CudaForms
+from genpipe.models.stored import StoredLayer, is_stored
 from genpipe.models.unet import UNet
 from genpipe.models.vae import VAE
 
@@ -66,6 +67,8 @@ def _channels_last(network: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
             weight = module.weight.detach().contiguous(memory_format=torch.channels_last)
             module.weight = nn.Parameter(weight, requires_grad=False)
+        elif isinstance(module, StoredLayer) and module.weight.ndim == 4:
+            module.weight = module.weight.contiguous(memory_format=torch.channels_last)
 
 
 def _sides(network: nn.Module) -> Iterator[tuple[nn.Module, int]]:
@@ -93,14 +96,18 @@ def _sides(network: nn.Module) -> Iterator[tuple[nn.Module, int]]:
 
 def _prepare(module: nn.Module, target: _Target, side: int) -> nn.Module:
     device, dtype, forms, side = target.device, target.dtype, target.forms, target.sides.get(id(module), side)
-    if (
+    if isinstance(module, StoredLayer):
+        return module.moved(device, dtype)
+    if is_stored(module) or (isinstance(module, TransformerBlock) and is_stored(module.attention1)):
+        pass  # what is made of a stored layer's weight would take the memory that it saves
+    elif (
         isinstance(module, Upsample)
         and forms.winograd
         and can_pack(dtype)
         and suits_difference(module, forms.differences_from)
     ):
         return DifferenceUpsample(module, dtype, side)
-    if isinstance(module, Upsample) and forms.phases:
+    elif isinstance(module, Upsample) and forms.phases:
         module = PhaseUpsample(module)
     elif isinstance(module, TransformerBlock) and not module.only_cross:
         module.register_module("attention1", _fused(module.attention1, forms))

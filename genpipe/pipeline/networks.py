@@ -17,6 +17,7 @@ from genpipe.models.denoiser import Evaluate, evaluate
 from genpipe.models.prepare import prepare
 from genpipe.models.unet import UNet
 from genpipe.models.vae import VAE
+from genpipe.spec import DTYPES, WEIGHTS
 
 
 class Networks:
@@ -94,6 +95,26 @@ def prepare_process(device: torch.device, dtype: torch.dtype, *, low_memory: boo
         check_int8(device, dtype, native=instruction_set() != "other" and can_quantise())
     if device.type == "cpu" and not low_memory:
         keep_freed_memory()  # from the first conversion on
+
+
+def stored_dtype(weights: str | None, dtype: torch.dtype, *, int8: bool) -> torch.dtype | None:
+    """Give the type that `ModelSpec.weights` keeps the denoiser's weights in, where it runs in `dtype`.
+
+    Raises:
+        ValueError: int8 is asked for too, which has a form of weights of its own; or nothing would be saved.
+    """
+    if weights is None:
+        return None
+    if int8:
+        raise ValueError(
+            f"int8 multiplies in int8, and weights {weights} only keeps what is widened again: leave out one of them "
+            "(--no-int8, or no --weights)"
+        )
+    stored: torch.dtype = getattr(torch, WEIGHTS[weights])
+    if stored.itemsize >= dtype.itemsize:
+        name = DTYPES[str(dtype).removeprefix("torch.")]
+        raise ValueError(f"weights {weights} would save nothing in {name}: use --dtype fp32, or leave out --weights")
+    return stored
 
 
 def check_int8(device: torch.device, dtype: torch.dtype, *, native: bool) -> None:

@@ -1,6 +1,7 @@
 """The pipeline: encode the prompt, denoise latents, decode them to an image."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
@@ -23,7 +24,7 @@ from genpipe.pipeline.draw_options import DrawOptions
 from genpipe.pipeline.drawing import BATCH, draw
 from genpipe.pipeline.groups import side_by_side
 from genpipe.pipeline.loaded import Loaded, check_refiner, name_of, usual_settings
-from genpipe.pipeline.networks import check_drawable, prepare_process
+from genpipe.pipeline.networks import check_drawable, prepare_process, stored_dtype
 from genpipe.pipeline.preview import LatentPreview
 from genpipe.pipeline.progress import Progress
 from genpipe.pipeline.requests import make_requests
@@ -115,23 +116,26 @@ class Pipeline:
             spec = ModelSpec.from_dict({"model": path_or_id, **options})
         device = choose_device(spec.device)
         dtype = choose_dtype(spec.dtype, device)
+        unet_dtype = stored_dtype(spec.weights, dtype, int8=spec.int8)
         prepare_process(device, dtype, low_memory=spec.low_memory, int8=spec.int8)
-        checkpoint = load_checkpoint(
-            EMBEDDED if spec.model is None else spec.model,
-            revision=spec.revision,
+        load = partial(
+            load_checkpoint,
             variant=spec.variant,
             model_dir=spec.model_dir,
+            allow_pickle=spec.allow_pickle,
+            unet_dtype=unet_dtype,
+        )
+        checkpoint = load(
+            EMBEDDED if spec.model is None else spec.model,
+            revision=spec.revision,
             vae=spec.vae,
             text_encoder=None if spec.text_encoder is None else spec.text_encoder.split(","),
-            allow_pickle=spec.allow_pickle,
         )
         tiny, refiner, config = None, None, checkpoint.vae.config
         if spec.tiny_vae is not None:
             tiny = load_tiny_vae(spec.tiny_vae, latent_channels=config.latent_channels, factor=config.factor)
         if spec.refiner is not None:
-            refiner = load_checkpoint(
-                spec.refiner, variant=spec.variant, allow_pickle=spec.allow_pickle, model_dir=spec.model_dir
-            )
+            refiner = load(spec.refiner)
         pipeline = cls(checkpoint, device=device, dtype=dtype, spec=spec, tiny_vae=tiny, refiner=refiner)
         for loaded in filter(None, (pipeline, pipeline.refiner)):
             loaded.networks.prepare_all()

@@ -119,6 +119,7 @@ class RenderOptions(Settings, total=False):
     dtype: str | None
     low_memory: bool
     int8: bool
+    weights: str | None
     refiner: "str | Path | None"
     embeddings: "str | Path | None"
     lora_dir: "str | Path | None"

@@ -1,12 +1,14 @@
 """Loading maps the files: memory grows by the weights once, and nothing heavy is imported for it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from genpipe.checkpoints import save_checkpoint
 from genpipe.checkpoints.weights import skeleton
@@ -26,11 +28,12 @@ def status(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
 
 def load(path, dtype):
-    checkpoint = load_checkpoint(path, dtype=dtype)
+    narrow = dtype is not None and dtype.itemsize == 1
+    checkpoint = load_checkpoint(path, **({"unet_dtype" if narrow else "dtype": dtype}))
     networks = tuple(checkpoint.networks.values())
     for network in networks:
         for tensor in network.state_dict().values():
-            tensor.view(-1)[:: 4096 // tensor.element_size()].sum()  # one number of every page
+            tensor.view(-1).view(torch.uint8)[::4096].sum()  # one number of every page
     return networks
 
 small, large, dtype = sys.argv[1:]
@@ -81,7 +84,12 @@ def probe(small: Path, large: Path, dtype: str) -> tuple[int, list[int], list[st
     return tuple(json.loads(done.stdout).values())
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+reads_peak = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc"
+)
+
+
+@reads_peak
 def test_loading_grows_memory_by_the_weights_once(tiny_checkpoint: Path, large: Path) -> None:
     growth, sizes, heavy = probe(tiny_checkpoint, large, "as stored")
     assert sum(sizes) > 180e6 and heavy == []
@@ -89,3 +97,17 @@ def test_loading_grows_memory_by_the_weights_once(tiny_checkpoint: Path, large: 
     growth, sizes, _ = probe(tiny_checkpoint, large, "float32")
     stored = [size // 2 for size in sizes]
     assert growth <= sum(sizes) + max(stored) + 0.05 * sum(sizes)
+
+
+@reads_peak
+@pytest.mark.parametrize("stored", ["float16", "float8_e4m3fn"])
+def test_weights_kept_in_fewer_bits_are_never_in_memory_in_more(
+    tiny_checkpoint: Path, large: Path, tmp_path: Path, stored: str
+) -> None:
+    shutil.copytree(large, tmp_path / "model")
+    path = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({key: tensor.to(getattr(torch, stored)) for key, tensor in load_file(path).items()}, path)
+    growth, sizes, _ = probe(tiny_checkpoint, tmp_path / "model", "float8_e4m3fn")
+    numbers = sum(tensor.numel() for tensor in load_file(path).values())
+    assert sizes[1] < 1.05 * numbers  # a byte each, where fp16 takes two
+    assert growth <= sum(sizes) + 0.5 * numbers  # for the layer that is being read
