@@ -40,6 +40,7 @@ from genpipe.sampling.speed import SPEEDS
 from genpipe.scenes import caption, names
 from genpipe.seeds import seeds_for
 from scripts.evaluate.held_out import FIRST_SEED, draw, held_out_scenes
+from scripts.make.checkpoint import FAMILIES, make_checkpoint
 
 PARTS = ("quality", "cost", "cost-sd15")
 PROMPT = "pirate ship"
@@ -96,9 +97,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def random_sd15(folder: Path) -> Path:
     """Make a Stable Diffusion 1.5 of random weights."""
-    from scripts.evaluate.parity import FAMILIES, build_checkpoint  # brings diffusers and transformers
-
-    build_checkpoint(FAMILIES["sd15"], folder)
+    make_checkpoint(FAMILIES["sd15"], folder)
     return folder
 
 
