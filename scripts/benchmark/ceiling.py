@@ -19,7 +19,6 @@ from genpipe.models.cpu.packed import can_pack, pack
 from genpipe.models.cpu.winograd import DifferenceUpsample, WinogradConv, suits_difference, suits_winograd
 from genpipe.models.unet import UNet
 from genpipe.models.unet_config import UNetConfig
-from scripts.benchmark.cuda import synchronize
 
 # A kind and its numbers: ("linear", rows, in, out), ("convolution", batch, in, out, kernel, stride, height, width),
 # ("upsampling", batch, channels, height, width before it), ("attention", batch · heads, queries, keys, head width).
@@ -142,16 +141,15 @@ def gemm_rate(dtype: torch.dtype, device: str, side: int = 8192) -> float:
 
     def product() -> None:
         torch.mm(a, b)
-        synchronize(device)
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     return flops(("linear", side, side, side)) / best_seconds(product)
 
 
-def gpu_ceiling(size: int, batch: int, rate: float) -> dict[str, Any]:
-    """The seconds that a guided step would take if all its operations ran at `rate`, in FLOP/s; the share of it that is
-    reached is the GPU's utilisation."""
-    total = sum(count * flops(operation) for operation, count in step_operations(size, batch).items())
-    return {"flops": total, "seconds": total / rate, "gflops_per_second": {"large product": rate / 1e9}}
+def step_flops(size: int, batch: int) -> int:
+    """Those of one guided step of Stable Diffusion 1.5."""
+    return sum(count * flops(operation) for operation, count in step_operations(size, batch).items())
 
 
 @torch.inference_mode()

@@ -1,8 +1,7 @@
 """The peers of `benchmark.py`, each in a process of its own that waits for orders: one line of JSON in, one out.
 
 Started as `python -m scripts.benchmark.peers PEER TASK`, the task as JSON; says when it is ready, then answers "run" with the
-seconds of one evaluation, and "finish PATH" by saving what it computed and telling the most memory that this took. Where a
-GPU's memory does not suffice, the answer is why it is left out, and the last.
+seconds of one evaluation, and "finish PATH" by saving what it computed and telling the most memory that this took.
 """
 
 import importlib
@@ -20,19 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scripts.benchmark.cuda import busy_percent, graphed, synchronize
-
 PEERS = {
     "genpipe": "genpipe, exact",
-    "channels_last": "genpipe, channels_last",
-    "graph": "genpipe, channels_last + a CUDA graph",
-    "genpipe_compile": "genpipe, channels_last + torch.compile",
     "low_memory": "genpipe, exact, low_memory=True",
     "int8": "genpipe, int8=True",
     "diffusers": "diffusers, as shipped (fp32)",
     "tuned": "diffusers, bf16 + channels_last",
     "compile": "diffusers, bf16 + channels_last + torch.compile",
-    "reduce_overhead": "diffusers, bf16 + channels_last + torch.compile, reduce-overhead (CUDA graphs)",
     "openvino": "OpenVINO, bf16",
 }
 PROMPT, NEGATIVE, SEED, GUIDANCE, TIMESTEP, SCALING = "a pirate ship at sea", "", 7, 7.5, 500.0, 0.18215
@@ -42,14 +35,13 @@ Run = Callable[[], Any]
 @dataclass(frozen=True)
 class Task:
     """What every peer is to compute: a part of the checkpoint in `folder`, at so many pixels a side and pictures a batch;
-    whole pictures in so many steps; on "cpu" or "cuda"."""
+    whole pictures in so many steps."""
 
     part: str
     folder: str
     size: int
     batch: int
     steps: int
-    device: str = "cpu"
 
 
 def inputs(task: Task) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,29 +50,20 @@ def inputs(task: Task) -> tuple[Tensor, Tensor, Tensor]:
     latents = torch.randn(task.batch, 4, task.size // 8, task.size // 8, generator=generator)
     context = torch.randn(2 * task.batch, 77, 768, generator=generator)
     ids = torch.randint(0, 400, (1, 77), generator=generator)
-    return latents.to(task.device), context.to(task.device), ids.to(task.device)
+    return latents, context, ids
 
 
-def genpipe(
-    task: Task, *, channels_last: bool = False, compiled: bool = False, captured: bool = False, **loading: Any
-) -> Run:
+def genpipe(task: Task, **loading: Any) -> Run:
     from genpipe.models.conditioning import Conditioning
     from genpipe.models.denoiser import UNetDenoiser
     from genpipe.pipeline import Pipeline
 
-    pipe = Pipeline.from_pretrained(task.folder, device=task.device, **loading)
+    pipe = Pipeline.from_pretrained(task.folder, device="cpu", **loading)
     latents, context, ids = inputs(task)
-    if channels_last:
-        pipe.unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        pipe.vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    if compiled:
-        pipe.unet.denoise, pipe.vae.decode = torch.compile(pipe.unet.denoise), torch.compile(pipe.vae.decode)
     if task.part == "text":
         return lambda: pipe.text_encoders[0](ids).context
     if task.part == "step":
         denoiser = UNetDenoiser(pipe.unet, [TIMESTEP], Conditioning(context))
-        if captured:
-            return graphed(lambda latents: denoiser(latents, TIMESTEP), latents)
         return lambda: denoiser(latents, TIMESTEP)
     if task.part == "decode":
         return lambda: pipe.vae.decode(latents)
@@ -89,7 +72,7 @@ def genpipe(
     return lambda: _pixels(pipe(PROMPT, guidance_scale=GUIDANCE, progress=False, **settings))
 
 
-def diffusers(task: Task, *, tuned: bool, compiled: bool = False, mode: str = "default") -> Run:
+def diffusers(task: Task, *, tuned: bool, compiled: bool = False) -> Run:
     library: Any = importlib.import_module("diffusers")
     dtype = torch.bfloat16 if tuned else torch.float32
     latents, context, ids = inputs(task)
@@ -97,24 +80,23 @@ def diffusers(task: Task, *, tuned: bool, compiled: bool = False, mode: str = "d
 
     def network(kind: str, name: str) -> Any:
         home: Any = importlib.import_module("transformers") if kind == "CLIPTextModel" else library
-        found = getattr(home, kind).from_pretrained(Path(task.folder, name), torch_dtype=dtype).eval().to(task.device)
+        found = getattr(home, kind).from_pretrained(Path(task.folder, name), torch_dtype=dtype).eval()
         return found.to(memory_format=torch.channels_last) if tuned and name != "text_encoder" else found
 
     def quick(call: Any) -> Any:
-        return torch.compile(call, mode=mode) if compiled else call
+        return torch.compile(call) if compiled else call
 
     if task.part == "text":
         encoder = network("CLIPTextModel", "text_encoder")
         return lambda: encoder(ids)[0]
     if task.part == "step":
         unet = quick(network("UNet2DConditionModel", "unet"))
-        timestep = torch.tensor(TIMESTEP, device=task.device)  # where diffusers' pipeline has it
+        timestep = torch.tensor(TIMESTEP)
         return lambda: unet(torch.cat([latents, latents]), timestep, context, return_dict=False)[0]
     if task.part == "decode":
         decode = quick(network("AutoencoderKL", "vae").decode)
         return lambda: decode(latents / SCALING, return_dict=False)[0]
     pipe = library.StableDiffusionPipeline.from_pretrained(task.folder, torch_dtype=dtype, safety_checker=None)
-    pipe.to(task.device)
     pipe.set_progress_bar_config(disable=True)
     if tuned:
         pipe.unet.to(memory_format=torch.channels_last)
@@ -162,47 +144,31 @@ def openvino(task: Task) -> Run:
 
 BUILDERS: dict[str, Callable[[Task], Run]] = {
     "genpipe": genpipe,
-    "channels_last": partial(genpipe, channels_last=True),
-    "graph": partial(genpipe, channels_last=True, captured=True),
-    "genpipe_compile": partial(genpipe, channels_last=True, compiled=True),
     "low_memory": partial(genpipe, low_memory=True),
     "int8": partial(genpipe, int8=True),
     "diffusers": partial(diffusers, tuned=False),
     "tuned": partial(diffusers, tuned=True),
     "compile": partial(diffusers, tuned=True, compiled=True),
-    "reduce_overhead": partial(diffusers, tuned=True, compiled=True, mode="reduce-overhead"),
     "openvino": openvino,
 }
-# On a CPU weights are packed for oneDNN instead, which has them channels_last.
-ONLY = {
-    "cuda": {"channels_last", "graph", "genpipe_compile", "reduce_overhead"},
-    "cpu": {"low_memory", "int8", "openvino"},
-}
 
 
-def can(peer: str, part: str, device: str) -> bool:
-    """Whether the peer has this part there: OpenVINO is converted network by network, and brings no pipeline; text encoders
-    are not compiled; what is done for memory shows in a whole picture."""
+def can(peer: str, part: str) -> bool:
+    """Whether the peer has this part: OpenVINO is converted network by network, and brings no pipeline; text encoders are
+    not compiled; what is done for memory shows in a whole picture."""
     networks = ("step", "decode")
     some = {
-        "channels_last": (*networks, "picture"),
-        "graph": ("step",),
-        "genpipe_compile": (*networks, "picture"),
         "int8": ("step", "picture"),
         "low_memory": ("picture",),
         "compile": (*networks, "picture"),
-        "reduce_overhead": networks,
         "openvino": networks,
     }
-    elsewhere = any(peer in peers for other, peers in ONLY.items() if other != device)
-    return part in some.get(peer, (part,)) and not elsewhere
+    return part in some.get(peer, (part,))
 
 
-def peak_bytes(device: str) -> int:
-    """The most memory that this process has held: on a GPU in tensors; else all that is its own, which is not `ru_maxrss`,
-    since that is inherited from the process that started it."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
+def peak_bytes() -> int:
+    """The most memory that this process has held as its own, which is not `ru_maxrss`: that is inherited from the process
+    that started it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
@@ -220,26 +186,21 @@ def serve(peer: str, task: Task, orders: Iterable[str], answer: Callable[..., No
     def timed(call: Callable[[], Any]) -> tuple[Any, float]:
         started = time.perf_counter()
         result = call()
-        synchronize(task.device)
         return result, time.perf_counter() - started
 
-    try:
-        run, loading = timed(lambda: BUILDERS[peer](task))
-        # It compiles, reads pages, makes oneDNN's primitives. Whole pictures on a CPU are timed with all that.
-        result, first = (None, 0.0) if task.part == "picture" and task.device == "cpu" else timed(run)
-        # A GPU goes on until its clock is up and every graph is captured.
-        answer(load_s=loading, first_s=first, busy_percent=busy_percent(run) if task.device == "cuda" else None)
-        for order in orders:
-            what, _, path = order.strip().partition(" ")
-            if what == "run":
-                result, seconds = timed(run)
-                answer(seconds=seconds)
-            else:
-                most = peak_bytes(task.device)
-                np.save(path, result.float().cpu().numpy() if isinstance(result, Tensor) else np.asarray(result))
-                answer(peak_bytes=most)
-    except torch.OutOfMemoryError as error:
-        answer(left_out=". ".join(str(error).split(". ")[:2]))
+    run, loading = timed(lambda: BUILDERS[peer](task))
+    # It compiles, reads pages, makes oneDNN's primitives. Whole pictures are timed with all that.
+    result, first = (None, 0.0) if task.part == "picture" else timed(run)
+    answer(load_s=loading, first_s=first)
+    for order in orders:
+        what, _, path = order.strip().partition(" ")
+        if what == "run":
+            result, seconds = timed(run)
+            answer(seconds=seconds)
+        else:
+            most = peak_bytes()
+            np.save(path, result.float().cpu().numpy() if isinstance(result, Tensor) else np.asarray(result))
+            answer(peak_bytes=most)
 
 
 def main() -> None:

@@ -18,7 +18,6 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "peak GB": lambda row: f"{row['peak_bytes'] / 1e9:.2f}",
     "PSNR, dB": lambda row: f"{row['psnr']:.1f}" if row.get("psnr") is not None else "",
     "of the ceiling": lambda row: f"{row['share_of_ceiling']:.0%}" if "share_of_ceiling" in row else "",
-    "GPU busy": lambda row: f"{row['busy_percent']:.0f}%" if row.get("busy_percent") is not None else "",
 }
 
 

@@ -2,18 +2,15 @@
 
     python -m scripts.benchmark.step --out bench                     # everything; half an hour on two cores
     python -m scripts.benchmark.step --parts step,decode --peers genpipe,tuned --sizes 512
-    python -m scripts.benchmark.step --device cuda --parts ceiling,step --batches 1,4,16,64 --runs 20
     python -m scripts.benchmark.step --tune                          # measure this processor's table of forms, and write it
 
 First the ceiling: the floating-point operations of every layer, attention included, over the best rate measured for its
-shape; on a GPU over that of one large product, so that the share of it is the utilisation. Then each part, each peer in a
-process of its own, in turn, run after run, so that a noisy machine slows all alike; the first run of each is not counted. On
-a GPU one peer comes after the other, since their memory would not fit together; each warms up for a second, and one that runs
-out of memory is left out with the reason. Each peer's output is compared with that of diffusers in fp32 (PSNR). Parts: text
-(one prompt), step (one evaluation of a guided batch), decode, picture (a whole one; on a CPU a fresh process each, with its
-peak memory), int8 (what its products would take in int8, on a CPU), cold (the command `genpipe "pirate ship"`, embedded model,
-against `python -c "import torch"`). OpenVINO is an optional extra: pip install "genpipe[bench]". A plot and a table go into
---out; the last line is one JSON object.
+shape. Then each part, each peer in a process of its own, in turn, run after run, so that a noisy machine slows all alike; the
+first run of each is not counted. Each peer's output is compared with that of diffusers in fp32 (PSNR). Parts: text (one
+prompt), step (one evaluation of a guided batch), decode, picture (a whole one; a fresh process each, with its peak memory),
+int8 (what its products would take in int8), cold (the command `genpipe "pirate ship"`, embedded model, against
+`python -c "import torch"`). OpenVINO is an optional extra: pip install "genpipe[bench]". A plot and a table go into --out;
+the last line is one JSON object. A GPU is measured by `python -m scripts.benchmark.gpu`.
 """
 
 import argparse
@@ -34,12 +31,11 @@ import numpy as np
 import torch
 
 from genpipe.hardware import choose_device, choose_dtype, instruction_set, keep_freed_memory
-from scripts.benchmark.ceiling import ceiling, gemm_rate, gpu_ceiling, tune
-from scripts.benchmark.cuda import card
+from scripts.benchmark.ceiling import ceiling, tune
 from scripts.benchmark.int8 import int8
 from scripts.benchmark.peers import PEERS, Task, can
 from scripts.benchmark.report import PARTS, ceiling_text, int8_table, plot, table
-from scripts.evaluate.parity import FAMILIES, build_checkpoint
+from scripts.make.checkpoint import FAMILIES, make_checkpoint
 
 COMMANDS = {
     "import torch": [sys.executable, "-c", "import torch"],
@@ -48,7 +44,7 @@ COMMANDS = {
 
 
 class Worker:
-    """A peer in a process of its own; see `scripts.benchmark.peers`. After it has failed, `failed` says why, and its answers are empty."""
+    """A peer in a process of its own; see `scripts.benchmark.peers`. After it has failed, `failed` says so, and its answers are empty."""
 
     def __init__(self, peer: str, task: Task) -> None:
         command = [sys.executable, "-m", "scripts.benchmark.peers", peer, json.dumps(asdict(task))]
@@ -77,9 +73,8 @@ class Worker:
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        answer = json.loads(line) if line else {"left_out": "it failed, as told on stderr"}
-        self.failed = answer.get("left_out")
-        return answer
+        self.failed = None if line else "it failed, as told on stderr"
+        return json.loads(line) if line else {}
 
 
 def measure(peers: list[str], task: Task, runs: int) -> dict[str, Any]:
@@ -87,14 +82,14 @@ def measure(peers: list[str], task: Task, runs: int) -> dict[str, Any]:
     it is left out."""
     rows: dict[str, dict[str, Any]] = {}
     outputs: dict[str, np.ndarray] = {}
-    # Where memory is measured or scarce, one process after the other: each has it for itself.
-    groups = [[peer] for peer in peers] if task.part == "picture" or task.device == "cuda" else [peers]
+    # Where memory is measured, one process after the other: each has it for itself.
+    groups = [[peer] for peer in peers] if task.part == "picture" else [peers]
     with tempfile.TemporaryDirectory() as folder:
         for group in groups:
             # OpenVINO's conversion takes the most memory.
             workers = {peer: Worker(peer, task) for peer in sorted(group, key=lambda peer: peer != "openvino")}
             answers: dict[str, list[dict[str, Any]]] = {peer: [] for peer in workers}
-            for _ in range(1 if task.part == "picture" and task.device == "cpu" else runs):
+            for _ in range(1 if task.part == "picture" else runs):
                 for peer, worker in workers.items():
                     answers[peer].append(worker.ask("run"))
             for peer, worker in workers.items():
@@ -119,13 +114,13 @@ def psnr(result: np.ndarray, reference: np.ndarray) -> float:
     return 20 * float(np.log10(np.ptp(reference))) - 10 * float(np.log10(max(error, 1e-20)))
 
 
-def cold_start(runs: int, device: str) -> dict[str, float]:
+def cold_start(runs: int) -> dict[str, float]:
     """Median seconds of each command over `runs` interleaved runs, after one that warms the file cache."""
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
     with tempfile.TemporaryDirectory() as folder:
         for run in range(runs + 1):
             for name, command in COMMANDS.items():
-                flags = ["--device", device] if name == "genpipe" else []
+                flags = ["--device", "cpu"] if name == "genpipe" else []
                 started = time.perf_counter()
                 subprocess.run([*command, *flags], cwd=folder, check=True, stdout=subprocess.DEVNULL)
                 if run:
@@ -177,32 +172,17 @@ def _listed(kind: type, allowed: Any = None) -> Any:
     return parse
 
 
-def state(device: str, dtype: torch.dtype) -> dict[str, Any]:
-    """What the figures hold for: processor, GPU, versions."""
+def state(dtype: torch.dtype) -> dict[str, Any]:
+    """What the figures hold for: processor, versions."""
     report: dict[str, Any] = {"processor": processor(), "instruction_set": instruction_set()}
     report |= {"threads": torch.get_num_threads(), "cores": os.cpu_count(), "python": platform.python_version()}
     report |= {name: _version(name) for name in ("torch", "diffusers", "openvino")}
-    return report | {
-        "device": device,
-        "dtype": str(dtype).removeprefix("torch."),
-        **(card() if device == "cuda" else {}),
-    }
-
-
-def ceilings(
-    sizes: list[int], batches: list[int], dtype: torch.dtype, device: str
-) -> dict[tuple[int, int], dict[str, Any]]:
-    """Those of a guided step, by size and batch: on a CPU of batch 1, since every shape is measured."""
-    if device == "cpu":
-        return {(size, 1): ceiling(size, 1, dtype) for size in sizes}
-    rate = gemm_rate(dtype, device)
-    return {(size, batch): gpu_ceiling(size, batch, rate) for size in sizes for batch in batches}
+    return report | {"dtype": str(dtype).removeprefix("torch.")}
 
 
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ["ceiling", "int8", *PARTS, "cold"]
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(%(default)s)")
     parser.add_argument("--parts", type=_listed(str, parts), default=parts, metavar="A,B", help=", ".join(parts))
     parser.add_argument("--peers", type=_listed(str, PEERS), default=list(PEERS), metavar="A,B", help=", ".join(PEERS))
     parser.add_argument("--sizes", type=_listed(int), default=[512], metavar="N,M", help="in pixels (default: 512)")
@@ -215,19 +195,13 @@ def main(given: list[str] | None = None) -> None:
         "--tune", action="store_true", help="write this processor's row of the table of forms, and leave"
     )
     arguments = parser.parse_args(given)
-    device: str = arguments.device
-    if arguments.tune and device != "cpu":
-        parser.error(f"--tune measures the processor, not {device}: leave out --device {device}")
-    try:
-        dtype = choose_dtype(None, choose_device(device))
-    except ValueError as error:
-        parser.error(str(error))
+    dtype = choose_dtype(None, choose_device("cpu"))
 
     keep_freed_memory()  # as genpipe does, so that the ceiling is not one of new pages
     if arguments.tune:
         print(json.dumps({instruction_set(): tune(instruction_set(), list(dict.fromkeys([dtype, torch.float32])))}))
         return
-    report: dict[str, Any] = state(device, dtype) | {"results": []}
+    report: dict[str, Any] = state(dtype) | {"results": []}
     texts: list[str] = []
 
     def say(text: str) -> None:
@@ -236,11 +210,11 @@ def main(given: list[str] | None = None) -> None:
 
     limits: dict[tuple[int, int], dict[str, Any]] = {}
     if "ceiling" in arguments.parts:
-        limits = ceilings(arguments.sizes, arguments.batches, dtype, device)
+        limits = {(size, 1): ceiling(size, 1, dtype) for size in arguments.sizes}  # of batch 1: every shape is measured
         report["ceiling"] = [{"size": size, "batch": batch, **found} for (size, batch), found in limits.items()]
         for found in report["ceiling"]:
             say(ceiling_text(found))
-    if "int8" in arguments.parts and device == "cpu":
+    if "int8" in arguments.parts:
         for size in arguments.sizes:
             found = report.setdefault("int8", {})[str(size)] = int8(size, 1)
             say(f"int8 is not in this torch, {report['torch']}.\n" if found is None else int8_table(size, found))
@@ -248,12 +222,12 @@ def main(given: list[str] | None = None) -> None:
         checkpoint = arguments.checkpoint or Path(folder)
         measured = [part for part in PARTS if part in arguments.parts]
         if measured and not (checkpoint / "model_index.json").is_file():
-            build_checkpoint(FAMILIES["sd15"], checkpoint)
+            make_checkpoint(FAMILIES["sd15"], checkpoint)
         for part in measured:
-            peers = [peer for peer in arguments.peers if can(peer, part, device)]
+            peers = [peer for peer in arguments.peers if can(peer, part)]
             for size in arguments.sizes if part != "text" else [512]:
                 for batch in arguments.batches if part != "text" else [1]:
-                    task = Task(part, str(checkpoint), size, batch, arguments.steps, device)
+                    task = Task(part, str(checkpoint), size, batch, arguments.steps)
                     rows = measure(peers, task, arguments.runs)
                     if part == "step" and (size, batch) in limits:
                         for row in (row for row in rows.values() if "seconds" in row):
@@ -261,7 +235,7 @@ def main(given: list[str] | None = None) -> None:
                     report["results"].append({"part": part, "size": size, "batch": batch, "rows": rows})
                     say(table(part, size, batch, rows))
     if "cold" in arguments.parts:
-        report |= cold_start(arguments.runs, device)
+        report |= cold_start(arguments.runs)
         say(f"Cold start: {report['over_import_torch_s']:.2f} s over importing torch.\n")
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)

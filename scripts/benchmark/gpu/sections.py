@@ -1,0 +1,107 @@
+"""The sections of `scripts.benchmark.gpu`, the most important first, and the process that one of them runs in.
+
+Started as `python -m scripts.benchmark.gpu.sections NAME FILE`: imports what the section needs, waits for its plan, one line
+of JSON, and appends every figure to FILE as soon as it is measured, one JSON object per line.
+"""
+
+import importlib
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# Keeps one figure: a name, or "group/item", and a value that JSON has.
+Say = Callable[[str, Any], None]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the benchmark.
+
+    Attributes:
+        module: of `scripts.benchmark.gpu`; its function has the section's name.
+        seconds: the longest that it may take where there are 4.5 minutes in all; more where there are more.
+        about: what it measures, for help.
+    """
+
+    module: str
+    seconds: float
+    about: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a section is told.
+
+    Attributes:
+        folder: has the checkpoints of random weights, `sd15` and `sdxl`, and room for what it writes.
+        toy: measure tiny networks, to show that everything runs.
+        seconds: the limit of the section.
+        found: the figures of the sections before it.
+    """
+
+    folder: str
+    toy: bool
+    seconds: float
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def device(self) -> str:
+        """Where it measures: tiny networks on the CPU."""
+        return "cpu" if self.toy else "cuda"
+
+    @property
+    def steps(self) -> int:
+        """Solver steps of whole images."""
+        return 3 if self.toy else 20
+
+    def checkpoint(self, name: str) -> Path:
+        """The folder of a checkpoint."""
+        return Path(self.folder, name)
+
+
+SECTIONS = {
+    "card": Section("networks", 35, "the card, its GEMM ceiling; makes the checkpoints of the others"),
+    "sd15": Section("networks", 45, "Stable Diffusion 1.5: first image, steps, decode, text, whole images"),
+    "render": Section("rendering", 50, "genpipe render of 256 prompts, Stable Diffusion 1.5, 20 steps"),
+    "forms": Section("networks", 40, "the step in each form that the denoiser has on a GPU"),
+    "embedded": Section("rendering", 30, "the embedded model: Pipeline alone, genpipe render of 4,096 prompts"),
+    "gpu_tests": Section("suite", 40, "the tests that need a GPU"),
+    "sdxl": Section("networks", 35, "SDXL 1024²: steps, decode, whole images"),
+    "kernels": Section("networks", 20, "the kernels of a step by their time"),
+    "quality": Section("networks", 25, "PSNR of the default against fp32; the first image with a warm cache"),
+    "render_sdxl": Section("rendering", 75, "genpipe render of 64 prompts, SDXL, 20 steps"),
+    "diffusers": Section("peers", 40, "diffusers in bf16, eager and channels_last"),
+    "compiled": Section("networks", 90, "the step with torch.compile, and in fp8"),
+    "training": Section("networks", 30, "training steps of the embedded model's denoiser"),
+    "diffusers_compiled": Section("peers", 75, "diffusers in bf16, channels_last, compiled"),
+    "parity": Section("peers", 60, "Stable Diffusion 1.5 in fp32 without TF32 against diffusers"),
+    "parity_sdxl": Section("peers", 90, "the same of SDXL"),
+    "suite": Section("suite", 150, "all tests, with the names of those that fail"),
+}
+
+
+def main() -> int:
+    """Run one section."""
+    name, path = sys.argv[1:]
+    warnings.simplefilter("ignore")
+    # What takes seconds and no GPU is done while the section before is still measured.
+    function = getattr(importlib.import_module(f"scripts.benchmark.gpu.{SECTIONS[name].module}"), name)
+    line = sys.stdin.readline()
+    if not line:
+        return 0
+    with open(path, "a", encoding="utf-8") as file:
+
+        def say(key: str, value: Any) -> None:
+            file.write(json.dumps({key: value}) + "\n")
+            file.flush()
+
+        function(Plan(**json.loads(line)), say)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
