@@ -145,7 +145,8 @@ def draw_scene(rng: random.Random, pool: Sequence[str] | None = None, *, more_pa
 class Scenes:
     """The procedural world as images to train on, drawn on the device that trains."""
 
-    size, period = SIZE, None
+    size = SIZE
+    period: int | None = None
 
     def __init__(self, device: torch.device, *, concepts: Sequence[str], seed: int) -> None:
         self._composer, self._pool, self._seed = Composer(device, SIZE), concepts, seed

@@ -41,6 +41,7 @@ STEPS_OF_TWO = ["step_ms/1", "step_ms/2", "images_per_s/2"]
         ("card", ["gemm_tflops", "copy_gb_per_s", "made_s/sdxl"]),
         ("sd15", ["load_s", "first_image_s/cold", "decode_ms/8", "text_ms/2", *STEPS_OF_TWO]),
         ("sdxl", ["decode_ms/1", *STEPS_OF_TWO]),
+        ("forms", ["plain_ms/1", "channels_last_ms/2"]),
         ("kernels", ["total_ms/2"]),
         ("quality", ["first_image_s/warm", "psnr_db/default", "psnr_db/diffusers"]),
         ("training", ["whole_s/4"]),
@@ -83,10 +84,10 @@ def test_a_section_that_fails_or_has_no_time_takes_none_with_it(tmp_path: Path) 
     out.mkdir()
     sections = {**SECTIONS, "training": replace(SECTIONS["training"], seconds=0.2)}
     run = Run(out, 2, toy=True, sections=sections)
-    run.run(["sd15", "training", "forms"], tmp_path)  # without the checkpoints that the card's section makes
+    run.run(["sd15", "training", "suite"], tmp_path)  # without the checkpoints that the card's section makes
     found = measured(out)
     states = {name: section["state"] for name, section in found.items()}
-    assert states == {"sd15": "failed (exit status 1)", "training": "out of time", "forms": "done"}
+    assert states == {"sd15": "failed (exit status 1)", "training": "out of time", "suite": "done"}
     assert "=== sd15: failed" in (errors := (out / "errors.txt").read_text()) and "does not exist" in errors
     late = Run(out, 0.05, toy=True)
     late.run(["sd15", "sdxl"], tmp_path)

@@ -1,32 +1,39 @@
-"""What the networks take on a GPU: the card itself, steps, decodes, text, whole images, training."""
+"""What the networks take on a GPU: the card itself, steps, decodes, text, whole images."""
 
-import json
 import os
 import platform
 import statistics
 import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from genpipe.embedded import EMBEDDED
+from genpipe.checkpoints import load_checkpoint
+from genpipe.models.conditioning import Conditioning
+from genpipe.models.cuda.forms import NAMED, evaluation
+from genpipe.models.denoiser import UNetDenoiser
+from genpipe.models.prepare import prepare
 from genpipe.pipeline import Pipeline
-from genpipe.request import Request
 from genpipe.spec import ModelSpec
 from scripts.benchmark.ceiling import gemm_rate, step_flops
+from scripts.benchmark.gpu.measuring import (
+    DECODED,
+    draw,
+    load,
+    prompts,
+    requests_for,
+    seconds_per_call,
+    synchronize,
+)
 from scripts.benchmark.gpu.sections import Plan, Say
-from scripts.make.checkpoint import FAMILIES, PROMPT, make_checkpoint, narrow
+from scripts.make.checkpoint import FAMILIES, make_checkpoint, narrow
 
-SAMPLER = "ddim"
-DECODED = 8  # images decoded together
 SHOWN = 15  # kernels
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "accelerate")
 
@@ -103,8 +110,21 @@ def sdxl(plan: Plan, say: Say) -> None:
 
 
 def forms(plan: Plan, say: Say) -> None:
-    """The step without what makes it fast, one thing after the other."""
-    say("default", "see sd15")
+    """One guided evaluation of the U-Net in each form, without the solver."""
+    device, dtype = torch.device(plan.device), torch.bfloat16
+    for name, form in NAMED.items():
+        if plan.toy and form.graphs:
+            continue
+        unet = load_checkpoint(plan.checkpoint("sd15")).unet
+        prepare(unet, device=device, dtype=dtype, forms=form)
+        for batch in (1, 2) if plan.toy else (1, 16, 4):
+            context = torch.randn(2 * batch, 77, unet.config.context_channels, device=device, dtype=dtype)
+            latents = torch.randn(batch, 4, *unet.config.sample_shape, device=device)
+            with torch.inference_mode():
+                evaluate = evaluation(unet, form, device)
+                denoiser = UNetDenoiser(unet, [500.0], Conditioning(context), evaluate=evaluate)
+                call = partial(denoiser, latents, 500.0)
+                say(f"{name}_ms/{batch}", 1000 * seconds_per_call(call, plan))
 
 
 def compiled(plan: Plan, say: Say) -> None:
@@ -115,7 +135,8 @@ def compiled(plan: Plan, say: Say) -> None:
             continue
         try:
             started = time.perf_counter()
-            pipe = Pipeline.from_pretrained(plan.checkpoint("sd15"), device=plan.device, **{option: True})
+            spec = {"model": plan.checkpoint("sd15"), "device": plan.device, option: True}
+            pipe = Pipeline.from_pretrained(ModelSpec.from_dict(spec))
             step_seconds(pipe, 1, plan)
             say(f"{option}_first_s", time.perf_counter() - started)
             step_times(pipe, plan, lambda key, value, option=option: say(f"{option}_{key}", value), (1, 16))
@@ -132,73 +153,13 @@ def kernels(plan: Plan, say: Say) -> None:
     with profile(activities=activities) as profiled:
         run_steps(pipe, batch, steps)
     kind = "self_cpu_time_total" if plan.toy else "self_device_time_total"
-    rows = [row for row in profiled.key_averages() if plan.toy or row.device_type != torch.autograd.DeviceType.CPU]
+    rows = [row for row in profiled.key_averages() if plan.toy or row.device_type.name != "CPU"]
     rows.sort(key=lambda row: getattr(row, kind), reverse=True)
     total = sum(getattr(row, kind) for row in rows) / 1000 / steps
     say(f"total_ms/{batch}", total)
     for row in rows[:SHOWN]:
         spent = getattr(row, kind) / 1000 / steps
         say(f"kernel_ms/{row.key}", [round(spent, 3), row.count / steps])
-
-
-def quality(plan: Plan, say: Say) -> None:
-    """How far the default's images are from those in fp32, and how far those of diffusers in bf16."""
-    default = load(plan, say, "sd15", "warm")
-    requests = requests_for(default, 4, plan.steps)
-    ours = pixels(draw(default, requests))
-    del default
-    allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    exact = pixels(draw(Pipeline.from_pretrained(plan.checkpoint("sd15"), device=plan.device, dtype="fp32"), requests))
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = allowed
-    say("contrast", float(exact.std()))
-    say("psnr_db/default", psnr(ours, exact))
-    try:
-        from scripts.benchmark.gpu.peers import drawn_by_diffusers
-    except ImportError:
-        say("psnr_db/diffusers", "absent")
-        return
-    say("psnr_db/diffusers", psnr(drawn_by_diffusers(plan, requests), exact))
-
-
-def training(plan: Plan, say: Say) -> None:
-    """Steps per second of the embedded model's denoiser, by the images per step."""
-    from genpipe.scenes.concepts import names
-    from genpipe.training.loop import LOGGED, Budget, choose_accelerator
-    from genpipe.training.text_to_image import train, trained_model
-    from scripts.train.embedded import Scenes
-
-    for batch in (4,) if plan.toy else (256, 512):
-        accelerator = choose_accelerator(plan.device)
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder)
-            steps = 2 if plan.toy else 3 * LOGGED
-            scenes = Scenes(accelerator.device, concepts=names(core=True), seed=0)
-            if plan.toy:
-                scenes.period = 8
-            model, budget = trained_model(out, EMBEDDED), Budget(steps=steps)
-            started = time.perf_counter()
-            train(model, scenes, out=out, accelerator=accelerator, denoiser=budget, batch=batch, freeze_text=True,
-                  prompts=["pirate ship"])  # fmt: skip
-            say(f"whole_s/{batch}", time.perf_counter() - started)
-            log = out / "denoiser" / "log.jsonl"
-            marks = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-        if len(marks) > 1:
-            taken = marks[-1]["step"] - marks[0]["step"]
-            say(f"steps_per_s/{batch}", taken / (marks[-1]["seconds"] - marks[0]["seconds"]))
-
-
-def load(plan: Plan, say: Say, name: str, cache: str) -> Pipeline:
-    """A checkpoint's pipeline, with what loading and its first image take."""
-    started = time.perf_counter()
-    pipe = Pipeline.from_pretrained(plan.checkpoint(name), device=plan.device)
-    synchronize(plan.device)
-    say("load_s", time.perf_counter() - started)
-    for key in (f"first_image_s/{cache}", "image_s"):
-        started = time.perf_counter()
-        draw(pipe, requests_for(pipe, 1, plan.steps))
-        say(key, time.perf_counter() - started)
-    return pipe
 
 
 def step_times(pipe: Pipeline, plan: Plan, say: Say, batches: Sequence[int], *, work: bool = False) -> None:
@@ -236,28 +197,6 @@ def image_rates(pipe: Pipeline, plan: Plan, say: Say, batches: Sequence[int]) ->
             say(f"images_per_s/{batch}", "out of memory")
 
 
-def prompts(count: int) -> list[str]:
-    """So many different prompts."""
-    return [f"{PROMPT} {k}" for k in range(count)]
-
-
-def requests_for(pipe: Pipeline, count: int, steps: int) -> list[Request]:
-    """So many requests, which agree in what a batch must."""
-    return pipe.requests(prompts(count), seeds=list(range(count)), steps=steps, sampler=SAMPLER)
-
-
-def draw(pipe: Pipeline, requests: Sequence[Request]) -> list[Any]:
-    """The images of one batch."""
-    latents = torch.empty(0)
-    for state in pipe.stream(requests):
-        latents = state.latents
-    images = []
-    for start in range(0, len(requests), DECODED):
-        part = slice(start, start + DECODED)
-        images += pipe.decode(latents[part], requests[part])
-    return images
-
-
 def step_seconds(pipe: Pipeline, batch: int, plan: Plan) -> float:
     """Seconds per step as the pipeline makes it: the denoiser, guidance and the solver; the median of three runs."""
     if plan.toy:
@@ -278,38 +217,6 @@ def run_steps(pipe: Pipeline, batch: int, steps: int) -> float:
     return (time.perf_counter() - started) / (steps - 2)
 
 
-def seconds_per_call(call: Callable[[], Any], plan: Plan) -> float:
-    """The median over blocks of calls, after warming up."""
-
-    def block(count: int) -> float:
-        synchronize(plan.device)
-        started = time.perf_counter()
-        for _ in range(count):
-            call()
-        synchronize(plan.device)
-        return (time.perf_counter() - started) / count
-
-    block(1 if plan.toy else 5)
-    count = max(1, min(200, round(0.1 / block(1))))
-    return block(1) if plan.toy else statistics.median(block(count) for _ in range(5))
-
-
-def synchronize(device: str) -> None:
-    """Wait for what the device was given to do; a CPU has done it already."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 def peak_gb(plan: Plan) -> float | None:
     """The most memory that tensors on the GPU have taken."""
     return torch.cuda.max_memory_allocated() / 1e9 if plan.device == "cuda" else None
-
-
-def pixels(images: Sequence[Any]) -> np.ndarray:
-    """Images as numbers (N, H, W, 3), 0 … 255."""
-    return np.stack([np.asarray(image, dtype=np.float64) for image in images])
-
-
-def psnr(result: np.ndarray, reference: np.ndarray) -> float:
-    """In decibels, of images of 0 … 255."""
-    return float(20 * np.log10(255) - 10 * np.log10(max(np.square(result - reference).mean(), 1e-20)))

@@ -1,4 +1,4 @@
-"""diffusers on a GPU: its steps, decodes and whole images beside genpipe's, and whether both draw the same in fp32."""
+"""Beside others: how exact the images are, what diffusers takes on a GPU, whether both draw the same in fp32."""
 
 import tempfile
 import time
@@ -10,13 +10,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genpipe.pipeline import Pipeline
 from genpipe.request import Request
 from genpipe.sampling.noise import ImageNoise
-from scripts.benchmark.gpu.networks import DECODED, prompts, seconds_per_call
+from scripts.benchmark.gpu.measuring import (
+    DECODED,
+    draw,
+    load,
+    pixels,
+    prompts,
+    psnr,
+    requests_for,
+    seconds_per_call,
+)
 from scripts.benchmark.gpu.sections import Plan, Say
 from scripts.make.checkpoint import FAMILIES, narrow
 
 GUIDANCE = 7.5
+
+
+def quality(plan: Plan, say: Say) -> None:
+    """How far the default's images are from those in fp32, and how far those of diffusers in bf16."""
+    default = load(plan, say, "sd15", "warm")
+    requests = requests_for(default, 4, plan.steps)
+    ours = pixels(draw(default, requests))
+    del default
+    allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    exact = pixels(draw(Pipeline.from_pretrained(plan.checkpoint("sd15"), device=plan.device, dtype="fp32"), requests))
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = allowed
+    say("contrast", float(exact.std()))
+    say("psnr_db/default", psnr(ours, exact))
+    theirs = pipeline(plan, say)
+    if theirs is not None:
+        say("psnr_db/diffusers", psnr(drawn_by_diffusers(theirs, plan, requests), exact))
 
 
 def diffusers(plan: Plan, say: Say) -> None:
@@ -79,14 +106,12 @@ def agreement(plan: Plan, say: Say, name: str) -> None:
     say("ok", result["ok"])
 
 
-def pipeline(plan: Plan, say: Say | None = None) -> Any:
+def pipeline(plan: Plan, say: Say) -> Any:
     """Its pipeline of Stable Diffusion 1.5 in bf16; None where diffusers is absent, which is said."""
     try:
         from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
     except ImportError:
-        if say is None:
-            raise
         say("diffusers", "absent")
         return None
     pipe: Any = StableDiffusionPipeline.from_pretrained(
@@ -118,10 +143,8 @@ def whole(pipe: Any, batch: int, steps: int, latents: Tensor | None = None) -> l
     return pipe(prompts(batch), num_inference_steps=steps, guidance_scale=GUIDANCE, latents=latents).images
 
 
-def drawn_by_diffusers(plan: Plan, requests: Sequence[Request]) -> np.ndarray:
+def drawn_by_diffusers(pipe: Any, plan: Plan, requests: Sequence[Request]) -> np.ndarray:
     """The images (N, H, W, 3) of requests whose prompts are `prompts(N)`, in bf16, from the same noise."""
-    pipe = pipeline(plan)
     side = pipe.unet.config.sample_size
     noise = ImageNoise([request.seed for request in requests], (4, side, side), torch.device(plan.device))
-    images = whole(pipe, len(requests), requests[0].steps, noise().to(torch.bfloat16))
-    return np.stack([np.asarray(image, dtype=np.float64) for image in images])
+    return pixels(whole(pipe, len(requests), requests[0].steps, noise().to(torch.bfloat16)))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genpipe.pipeline import Pipeline
-from scripts.benchmark.gpu.networks import SAMPLER, draw, synchronize
+from scripts.benchmark.gpu.measuring import SAMPLER, draw, synchronize
 from scripts.benchmark.gpu.sections import Plan, Say
 
 # The command that is measured, and the seconds that it is left to finish its batches in where its time is up.
