@@ -9,6 +9,7 @@ allowed; the caller adds the file's name.
 
 import json
 import math
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,16 @@ def check(
                 f"the key {quoted(key)} ({quoted(value)}) is not one that genpipe knows: take it out if images do not "
                 "depend on it"
             )
+
+
+def check_file_name(path: str | os.PathLike[str]) -> None:
+    """Raise ValueError for what can name no file: a NUL, or characters that the file system's encoding lacks."""
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError:
+        encoded = b"\0"
+    if b"\0" in encoded:
+        raise ValueError(f"{quoted(path)} cannot be a file's name: it holds a character that names may not have")
 
 
 def parse_object(data: bytes) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from genpipe.checks import check_file_name
 from genpipe.files import atomic_write
 from genpipe.messages import one_line
 from genpipe.moved import look_up
@@ -41,7 +42,10 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
         ValueError: not an image in one of these formats, or one of more than `PIL.Image.MAX_IMAGE_PIXELS` pixels.
         OSError: the file cannot be read.
     """
-    name = str(source) if isinstance(source, str | Path) else "this file"
+    name = "this file"
+    if isinstance(source, str | Path):
+        check_file_name(source)
+        name = str(source)
     with image_errors(name):
         image = Image.open(source, formats=READ_FORMATS)
     limit = Image.MAX_IMAGE_PIXELS

@@ -10,6 +10,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import TYPE_CHECKING, Any
 
+from genpipe.checks import check_file_name
 from genpipe.messages import quoted
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ class LoraList:
 
 
 def _file_hash(name: str, path: Path) -> str:
+    check_file_name(path)
     try:
         found = path.stat()
         if not S_ISREG(found.st_mode):  # a pipe or a device may never end

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from genpipe.files import atomic_write, sweep, write_safetensors
+from genpipe.images import open_image
+from genpipe.request import Request
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX modes and signals")
 # By default, and with a place of its own for what is half-written.
@@ -233,3 +235,15 @@ def test_tensors_that_do_not_fit_the_disk_are_an_error_of_the_system(path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["\0", "a\0.png", "\ud800"])
+def test_what_cannot_name_a_file_is_refused_in_one_line(name: str) -> None:
+    says = "cannot be a file's name"
+    with pytest.raises(ValueError, match=says):
+        open_image(name)
+    for setting in ("image", "mask"):
+        with pytest.raises(ValueError, match=says):
+            Request.check_settings({setting: name})
+    with pytest.raises(ValueError, match=says):
+        Request.check_settings({"loras": [name]})

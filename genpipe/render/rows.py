@@ -106,7 +106,9 @@ def _of_objects(items: Iterable[Any]) -> Iterator[Row]:
             except ValueError as error:
                 yield _broken(line, str(error), quoted(item, 200))
         else:
-            yield _broken(line, f"{type(item).__name__} is not a prompt, a dict or a Request", quoted(item, 200))
+            yield _broken(
+                line, f"a row is of type {type(item).__name__}: give a prompt, a dict or a Request", quoted(item, 200)
+            )
 
 
 def _of_table(lines: Iterator[Line], name: str) -> Iterator[Row]:

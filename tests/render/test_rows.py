@@ -199,7 +199,7 @@ def test_objects_of_python():
     assert found[0].fields == {"prompt": "a"}
     assert found[1].fields == {"prompt": "b", "guidance_scale": 2.0}
     assert found[2].fields["seed"] == 3 and found[2].fields["width"] == 64 and "sampler" not in found[2].fields
-    assert found[3].error == "int is not a prompt, a dict or a Request"
+    assert found[3].error == "a row is of type int: give a prompt, a dict or a Request"
 
 
 def test_lists_of_seeds():

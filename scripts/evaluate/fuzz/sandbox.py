@@ -202,7 +202,7 @@ class Sandbox:
             return
         # Not `realpath`, which would open folders itself.
         full = os.path.normpath(os.path.join(self.work, os.fsdecode(path)))
-        if not full.startswith((str(self.root) + os.sep, "/dev/")):
+        if full != str(self.root) and not full.startswith((str(self.root) + os.sep, "/dev/")):
             self.wrong.append(f"{event} outside: {full[:100]}")
 
 
