@@ -26,7 +26,7 @@ def measured(out: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, dict[str, Any]]:
     """A plan of tiny networks whose checkpoints are there, and the figures of the card's section."""
-    plan, figures = Plan(str(tmp_path_factory.mktemp("gpu")), toy=True, seconds=100.0), {}
+    plan, figures = Plan(str(tmp_path_factory.mktemp("gpu")), toy=True, seconds=100.0, checkpoints=("sd15", "sdxl")), {}
     networks.card(plan, figures.__setitem__)
     return replace(plan, found={"card": figures, "sd15": {"images_per_s/2": 2.0}}), figures
 

@@ -37,7 +37,6 @@ TAIL = 60  # lines kept of what a failed section printed
 QUIET = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONUNBUFFERED": "1",
 }
@@ -103,6 +102,8 @@ class Run:
 
     def run(self, names: Sequence[str], folder: Path) -> None:
         """Run sections one after the other; while one is measured, the next imports."""
+        loaded = (SECTIONS[name].checkpoint for name in names)
+        needed = tuple(dict.fromkeys(name for name in loaded if name is not None))
         waiting = Process(names[0], folder)
         self._process = [waiting]
         for name, following in zip(names, [*names[1:], None], strict=True):
@@ -112,7 +113,7 @@ class Run:
                 continue
             limit = min(left, self._sections[name].seconds * self._scale)
             found = {each: section["figures"] for each, section in self.results["sections"].items()}
-            process.go(Plan(str(folder), self._toy, limit, found))
+            process.go(Plan(str(folder), self._toy, limit, needed, found))
             if following is not None:
                 waiting = Process(following, folder)
                 self._process.append(waiting)

@@ -45,7 +45,7 @@ def card(plan: Plan, say: Say) -> None:
     side, dtype = (256, torch.float32) if plan.toy else (8192, torch.bfloat16)
     say("gemm_tflops", gemm_rate(dtype, plan.device, side) / 1e12)
     say("copy_gb_per_s", copy_rate(plan) / 1e9)
-    for name in ("sd15", "sdxl"):
+    for name in plan.checkpoints:
         started = time.perf_counter()
         family = narrow(FAMILIES[name]) if plan.toy else replace(FAMILIES[name], stored=torch.float16)
         make_checkpoint(family, plan.checkpoint(name), words=prompts(64), device=plan.device)

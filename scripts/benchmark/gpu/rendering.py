@@ -76,6 +76,7 @@ def run(plan: Plan, say: Say, name: str, count: int, settings: list[str]) -> flo
     except subprocess.TimeoutExpired:
         say("cut_short", True)
         process.send_signal(signal.SIGINT)
+        say("images_then", len(list(out.glob("images/**/*.png"))))
         process.wait(LAST_BATCHES)
     say("whole_s", time.perf_counter() - started)
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))

@@ -25,11 +25,13 @@ class Section:
         module: of `scripts.benchmark.gpu`; its function has the section's name.
         seconds: the longest that it may take where there are 4.5 minutes in all; more where there are more.
         about: what it measures, for help.
+        checkpoint: that it loads.
     """
 
     module: str
     seconds: float
     about: str
+    checkpoint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,17 @@ class Plan:
     """What a section is told.
 
     Attributes:
-        folder: has the checkpoints of random weights, `sd15` and `sdxl`, and room for what it writes.
+        folder: has the checkpoints of random weights, and room for what the section writes.
         toy: measure tiny networks, to show that everything runs.
         seconds: the limit of the section.
+        checkpoints: those that the sections need.
         found: the figures of the sections before it.
     """
 
     folder: str
     toy: bool
     seconds: float
+    checkpoints: tuple[str, ...] = ()
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -64,20 +68,20 @@ class Plan:
 
 
 SECTIONS = {
-    "card": Section("networks", 35, "the card, its GEMM ceiling; makes the checkpoints of the others"),
-    "sd15": Section("networks", 45, "Stable Diffusion 1.5: first image, steps, decode, text, whole images"),
-    "render": Section("rendering", 50, "genpipe render of 256 prompts, Stable Diffusion 1.5, 20 steps"),
-    "forms": Section("networks", 40, "the step in each form that the denoiser has on a GPU"),
-    "embedded": Section("rendering", 30, "the embedded model: Pipeline alone, genpipe render of 4,096 prompts"),
-    "gpu_tests": Section("suite", 40, "the tests that need a GPU"),
-    "sdxl": Section("networks", 35, "SDXL 1024²: steps, decode, whole images"),
-    "kernels": Section("networks", 20, "the kernels of a step by their time"),
-    "quality": Section("peers", 25, "PSNR of the default against fp32; the first image with a warm cache"),
-    "render_sdxl": Section("rendering", 75, "genpipe render of 64 prompts, SDXL, 20 steps"),
-    "diffusers": Section("peers", 40, "diffusers in bf16, eager and channels_last"),
-    "compiled": Section("networks", 90, "the step with torch.compile, and in fp8"),
-    "training": Section("training", 30, "training steps of the embedded model's denoiser"),
-    "diffusers_compiled": Section("peers", 75, "diffusers in bf16, channels_last, compiled"),
+    "card": Section("networks", 60, "the card, its GEMM ceiling; makes the checkpoints of the others"),
+    "sd15": Section("networks", 50, "Stable Diffusion 1.5: first image, steps, decode, text, whole images", "sd15"),
+    "kernels": Section("networks", 25, "the kernels of a step by their time", "sd15"),
+    "render": Section("rendering", 60, "genpipe render of 256 prompts, Stable Diffusion 1.5, 20 steps", "sd15"),
+    "forms": Section("networks", 40, "the step in each form that the denoiser has on a GPU", "sd15"),
+    "embedded": Section("rendering", 40, "the embedded model: Pipeline alone, genpipe render of 4,096 prompts"),
+    "sdxl": Section("networks", 45, "SDXL 1024²: steps, decode, whole images", "sdxl"),
+    "gpu_tests": Section("suite", 50, "the tests that need a GPU"),
+    "quality": Section("peers", 30, "PSNR of the default against fp32; the first image with a warm cache", "sd15"),
+    "render_sdxl": Section("rendering", 80, "genpipe render of 64 prompts, SDXL, 20 steps", "sdxl"),
+    "diffusers": Section("peers", 40, "diffusers in bf16, eager and channels_last", "sd15"),
+    "compiled": Section("networks", 90, "the step with torch.compile, and in fp8", "sd15"),
+    "training": Section("training", 40, "training steps of the embedded model's denoiser"),
+    "diffusers_compiled": Section("peers", 75, "diffusers in bf16, channels_last, compiled", "sd15"),
     "parity": Section("peers", 60, "Stable Diffusion 1.5 in fp32 without TF32 against diffusers"),
     "parity_sdxl": Section("peers", 90, "the same of SDXL"),
     "suite": Section("suite", 150, "all tests, with the names of those that fail"),
