@@ -145,7 +145,20 @@ class Picture(Image.Image):
 def to_pil(pixels: "Tensor") -> list[Picture]:
     """Turn pixels (B, 3, H, W) in [-1, 1] into B 8-bit RGB images: clipped there, and rounded to the nearest level."""
     levels = (pixels.detach().float() * 0.5 + 0.5).clamp(0, 1).mul(255).round().byte()
-    return [Picture.of_levels(array) for array in levels.permute(0, 2, 3, 1).cpu().numpy()]  # (H, W, 3) each
+    levels = levels.permute(0, 2, 3, 1).contiguous()  # (B, H, W, 3)
+    if levels.device.type == "cuda":
+        levels = _copied_from_gpu(levels)
+    return [Picture.of_levels(array) for array in levels.cpu().numpy()]
+
+
+def _copied_from_gpu(tensor: "Tensor") -> "Tensor":
+    """Copy into memory that the GPU writes by itself, and wait for it and for nothing of other streams."""
+    import torch
+
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
+    copy.copy_(tensor, non_blocking=True)
+    torch.cuda.current_stream(tensor.device).synchronize()
+    return copy
 
 
 def from_pil(images: Image.Image | Sequence[Image.Image]) -> "Tensor":
@@ -208,6 +221,12 @@ def save_image(image: Image.Image, path: str | Path) -> None:
 def encode_image(image: Image.Image, suffix: str) -> bytes:
     """Give the bytes of an image's file, in the format of a suffix in `FORMATS`; those of a PNG say what made it."""
     params = dict(FORMATS[suffix.lower()])
+    if params["format"] == "PNG" and image.mode == "RGB":
+        import numpy as np
+
+        from genpipe.png import encode_png
+
+        return encode_png(np.asarray(image), _texts(image.info))
     if params["format"] == "PNG":
         params["pnginfo"] = _png_texts(image.info)
     data = io.BytesIO()
@@ -242,12 +261,16 @@ def save_new(image: Image.Image, folder: str | Path, stem: str) -> Path:
             return path
 
 
+def _texts(info: Mapping[Any, Any]) -> dict[str, str]:
+    """What a PNG says of how it was made."""
+    return {key: str(info[key]) for key in ("parameters", "genpipe") if key in info}
+
+
 def _png_texts(info: Mapping[Any, Any]) -> PngInfo | None:
     texts = PngInfo()
-    for key in ("parameters", "genpipe"):
-        if key in info:
-            # iTXt is the kind that holds Unicode. A model's path may hold bytes that are no text.
-            texts.add_itxt(key, str(info[key]).encode("utf-8", "replace"))
+    for key, text in _texts(info).items():
+        # iTXt is the kind that holds Unicode. A model's path may hold bytes that are no text.
+        texts.add_itxt(key, text.encode("utf-8", "replace"))
     return texts if texts.chunks else None
 
 

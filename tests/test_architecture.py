@@ -20,7 +20,7 @@ HEAVY = {"torch", "diffusers", "transformers", "accelerate"}
 
 # Dependencies point one way: what is in an area may import what is in it and in these, and nothing else of ours but
 # `messages` and `checks`, which know nothing of the rest.
-_LOW = {"blocks", "models", "sampling", "request", "files", "images", "filenames", "metadata", "dialects"}
+_LOW = {"blocks", "png", "models", "sampling", "request", "files", "images", "filenames", "metadata", "dialects"}
 _LOW |= {
     "hardware",
     "checkpoints",
@@ -56,7 +56,8 @@ ALLOWED: dict[str, set[str]] = {
     "progress": set(),
     "moved": set(),
     "sizes": {"request"},
-    "images": {"files", "moved"},
+    "png": set(),
+    "images": {"files", "moved", "png"},
     "filenames": {"images"},
     "dialects": {"request", "fields", "sampling"},
     "metadata": {"fields", "images", "request", "spec", "dialects"},
