@@ -85,6 +85,12 @@ def _take_free_name(part: Path, target: Path) -> None:
         os.replace(part, target)
 
 
+def cache_folder() -> Path:
+    """Say where genpipe keeps on the disk what it can find out again; it may not be there yet."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "genpipe"
+
+
 def sweep(folder: Path) -> None:
     """Remove from a folder what killed writers of `atomic_write` left; what other machines left, after a day."""
     with suppress(OSError):

@@ -2,9 +2,10 @@
 
 import ctypes
 import os
+import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -129,6 +130,16 @@ def keep_freed_memory() -> None:
         return
     for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1)):
         mallopt(option, value)
+
+
+def device_name(device: torch.device) -> str:
+    """Name a device for people: the GPU, or the processor and how many of them this process may use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    with suppress(OSError, ValueError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        name = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), name)
+    return f"{name}, {instruction_set()}, {torch.get_num_threads()} threads"
 
 
 def free_memory(device: torch.device) -> int | None:

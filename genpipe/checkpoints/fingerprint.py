@@ -10,7 +10,7 @@ from pathlib import Path
 from genpipe.checkpoints.families import PARTS
 from genpipe.checkpoints.hub import open_source
 from genpipe.checkpoints.library import located
-from genpipe.files import atomic_write
+from genpipe.files import atomic_write, cache_folder
 
 
 def checkpoint_files(
@@ -100,8 +100,7 @@ def _hash_of(path: Path, known: dict[str, str]) -> str:
 
 
 def _cache_file() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "genpipe" / "fingerprints.json"
+    return cache_folder() / "fingerprints.json"
 
 
 def _read_cache(path: Path) -> dict[str, str]:

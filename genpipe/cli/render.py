@@ -118,11 +118,15 @@ def _render(args: argparse.Namespace) -> int:
 def _show_progress(run: "Run", quiet: bool) -> None:
     from genpipe.progress import Progress
 
-    shown = None
+    shown, told = None, 0
     try:
         for image in run.pictures():
             if shown is None:  # not before: loading and planning draw no images
                 shown = Progress(run.total, unit="image", initial=run.total - run.left - 1, quiet=quiet)
+            for line in run.report.batch_sizes[told:]:
+                told += 1
+                if not quiet:
+                    shown.write(f"genpipe: {line}")
             shown.update()
             if image.error is not None:
                 shown.write(f"genpipe: failed: line {image.line}: {image.error}")
@@ -144,7 +148,9 @@ def _conclude(run: "Run", args: argparse.Namespace, seconds: float) -> int:
               "the same command goes on", file=sys.stderr)  # fmt: skip
         return 130
     if not args.quiet:
-        print(f"{run.report.pictures} images in {seconds:.0f} s, {run.done} of {run.total} in all", file=sys.stderr)
+        report = run.report
+        print(f"{report.pictures} images in {seconds:.0f} s, {run.done} of {run.total} in all; the device had work for "
+              f"{report.utilisation:.0%} of the drawing", file=sys.stderr)  # fmt: skip
     print(run.folder.root / "index.html")
     return 1 if run.failed or run.rejected else 0
 

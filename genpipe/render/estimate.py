@@ -72,7 +72,7 @@ def _sample(journal: Journal, batches: list[Batch], engine: Engine, suffix: str)
         ]
         result = None
         for key in (1, 2):  # the first is slow by itself
-            engine.submit(key, tasks, "", False)
+            engine.submit(key, tasks, "", 0)
             while (event := engine.event(1.0)) is None:
                 pass
             result = event.result

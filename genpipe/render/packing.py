@@ -21,13 +21,13 @@ class Batch:
         entries: at least one.
         shape: what they share, see `shape_of`.
         deaths: how many workers have died over it.
-        more: whether many others of this shape wait, so that it pays to measure the best size of a batch.
+        waiting: how many images of this shape were to be drawn when it was made, its own among them; at least.
     """
 
     entries: list[Entry]
     shape: str
     deaths: int = 0
-    more: bool = False
+    waiting: int = 0
 
 
 class Packer:
@@ -78,7 +78,7 @@ class Packer:
                 if keep and len(entries) - start < size:
                     waiting[shape] = entries[start:]
                     break
-                yield Batch(entries[start : start + size], shape, more=len(entries) - start > 8 * size)
+                yield Batch(entries[start : start + size], shape, waiting=len(entries) - start)
                 start += size
 
     def _shape(self, number: int) -> str:

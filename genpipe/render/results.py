@@ -89,7 +89,11 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
 
 @dataclass
 class Report:
-    """What a run took: images, batches, bytes of memory, and seconds of each stage; all of this run alone."""
+    """What a run took: images, batches, bytes of memory, and seconds of each stage; all of this run alone.
+
+    Attributes:
+        batch_sizes: a line on each size of a batch that was found, and why.
+    """
 
     pictures: int = 0
     failed: int = 0
@@ -101,6 +105,7 @@ class Report:
     peak: int = 0
     batches: int = 0
     lost_workers: int = 0
+    batch_sizes: list[str] = field(default_factory=list)
 
     def add(self, result: Result) -> None:
         """Add what one batch took."""
@@ -108,14 +113,16 @@ class Report:
         self.pictures += len(result.drawn)
         self.failed += len(result.failed)
         self.peak = max(self.peak, result.peak)
+        if result.said is not None:
+            self.batch_sizes.append(result.said)
         for stage, seconds in result.seconds.items():
             self.stages[stage] = self.stages.get(stage, 0.0) + seconds
 
     @property
     def utilisation(self) -> float:
-        """The share of the workers' time while drawing in which networks ran, 0 … 1."""
-        busy = sum(self.stages.get(stage, 0.0) for stage in ("text", "denoise", "decode"))
-        return busy / (self.drawing * self.workers) if self.drawing and self.workers else 0.0
+        """The share of the time while drawing in which the workers' devices had work, 0 … 1."""
+        time = self.drawing * self.workers
+        return min(1.0, self.stages.get("busy", 0.0) / time) if time else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Give the report as JSON has it: seconds, bytes, images per second."""
@@ -128,6 +135,7 @@ class Report:
             "workers": self.workers,
             "lost_workers": self.lost_workers,
             "batches": self.batches,
+            "batch_sizes": self.batch_sizes,
             "device_utilisation": self.utilisation,
             "seconds": {
                 "startup": self.startup,

@@ -28,8 +28,8 @@ from genpipe.render.rows import Row, read_rows
 from genpipe.workers.engines import Engine, Event, LocalEngine
 from genpipe.workers.messages import Job, Model, Result, Task
 
-# Images per batch where nothing was measured.
-BATCH = 8
+# Images per batch where nothing was measured, and batches of that size from which on it pays to measure.
+BATCH, MANY = 8, 8
 # Deaths of workers over one batch: at the second it is taken apart, at the fourth its images are given up.
 APART, GIVEN_UP = 2, 4
 
@@ -251,8 +251,11 @@ class Run:
         return max(1, size // self.options.best_of)
 
     def _submit(self, journal: Journal, key: int, batch: Batch) -> None:
-        measure = self.options.batch is None and batch.more and batch.shape not in self._measured
-        if measure:
+        # Each worker draws its share of them.
+        waiting = batch.waiting // self.engine.workers
+        if self.options.batch is not None or batch.shape in self._measured or waiting <= MANY * BATCH:
+            waiting = 0
+        else:
             self._measured.add(batch.shape)
         tasks = [
             Task(
@@ -263,7 +266,7 @@ class Run:
             )
             for entry in batch.entries
         ]
-        self.engine.submit(key, tasks, batch.shape, measure)
+        self.engine.submit(key, tasks, batch.shape, waiting)
 
     def _settle(self, journal: Journal, packer: Packer, event: Event) -> Iterator[Rendered]:
         self.folder.check_there()

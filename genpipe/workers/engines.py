@@ -14,8 +14,6 @@ from typing import Any, Protocol
 from genpipe.embedded import EMBEDDED
 from genpipe.workers.messages import Job, Model, Result, Task
 
-# Batches that a worker has at a time: one in the networks, one being written or waiting.
-DEPTH = 2
 # Workers that die one after the other before any of them is ready.
 DEATHS = 3
 
@@ -42,7 +40,9 @@ class Engine(Protocol):
         """Whether a worker would take one more batch."""
         ...
 
-    def submit(self, key: int, tasks: Sequence[Task], shape: str, measure: bool) -> None: ...
+    def submit(self, key: int, tasks: Sequence[Task], shape: str, waiting: int) -> None:
+        """Have a worker draw a batch; `waiting` is as in `workers.turns.Batch`."""
+        ...
 
     def event(self, timeout: float) -> Event | None:
         """The next news, or None after `timeout` seconds; raises OSError when a worker cannot write."""
@@ -84,6 +84,7 @@ class LocalEngine:
         self._job = Job("")
         self._deaths = 0
         self._threads = 1
+        self._depth = 1
 
     def open(self, job: Job) -> Model:
         self._job = job
@@ -108,15 +109,17 @@ class LocalEngine:
         for device in devices[1:]:
             self._start(device)
         self.workers = len(devices)
-        return Model(**message["opened"])
+        model = Model(**message["opened"])
+        self._depth = model.depth
+        return model
 
     def room(self) -> bool:
-        return any(worker.ready and len(worker.keys) < DEPTH for worker in self._workers)
+        return any(worker.ready and len(worker.keys) < self._depth for worker in self._workers)
 
-    def submit(self, key: int, tasks: Sequence[Task], shape: str, measure: bool) -> None:
+    def submit(self, key: int, tasks: Sequence[Task], shape: str, waiting: int) -> None:
         worker = min((worker for worker in self._workers if worker.ready), key=lambda worker: len(worker.keys))
         worker.keys.add(key)
-        self._send(worker, draw=key, tasks=[asdict(task) for task in tasks], shape=shape, measure=measure)
+        self._send(worker, draw=key, tasks=[asdict(task) for task in tasks], shape=shape, waiting=waiting)
 
     def event(self, timeout: float) -> Event | None:
         while not self._events:

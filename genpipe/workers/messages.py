@@ -49,6 +49,7 @@ class Model:
         factor: pixels a side of one latent pixel.
         layers: of the text encoder.
         distilled: whether the scale of guidance is an input of its network, so that a batch must share it.
+        depth: batches that a worker has at a time, those that it prepares and writes among them.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Model:
     factor: int
     layers: int
     distilled: bool = False
+    depth: int = 2
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,11 @@ class Result:
     Attributes:
         drawn: the images that are on the disk.
         failed: (number, reason) of the others.
-        seconds: by stage; "encode" and "write", summed over threads, run beside the networks.
+        seconds: by stage; "encode" and "write", summed over threads, run beside the networks. "busy" are those in which
+            the device had work, of any batch, since the worker's last result.
         peak: of the memory that the worker has ever held, in bytes.
         size: how many images of this shape a batch should take, where that was found out.
+        said: a line on how it was found.
     """
 
     drawn: list[Drawn] = field(default_factory=list)
@@ -87,8 +91,9 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)
     peak: int = 0
     size: int | None = None
+    said: str | None = None
 
 
 def thumbnail_path(identifier: str) -> str:
     """Where an image's small copy is, below the run's folder; in a folder that ImageFolder does not look into."""
-    return f".genpipe/thumbnails/{identifier}.webp"
+    return f".genpipe/thumbnails/{identifier}.jpg"

@@ -1,6 +1,6 @@
 """A worker's process: `python -m genpipe.workers.process`, spoken to over its standard input and output.
 
-Messages are JSON objects, one a line. In: {"job", "device"}, then {"draw", "tasks", "shape", "measure"} and {"drain"}.
+Messages are JSON objects, one a line. In: {"job", "device"}, then {"draw", "tasks", "shape", "waiting"} and {"drain"}.
 Out: {"opened", "device", "cards"} or {"refused"}; then {"begun"}, {"done", "result"}, {"returned"} and {"stop"}, which
 names the error that ends the run. When its input ends, so does the process: it never outlives its coordinator.
 """
@@ -18,6 +18,11 @@ from dataclasses import asdict
 from typing import Any
 
 from genpipe.workers.messages import Job, Task
+from genpipe.workers.turns import Batch, Turns
+
+# Seconds after which a thread that computes in Python lets others go on, if they wait: what launches a GPU's kernels comes
+# back from each with the wish to go on at once.
+SWITCH = 1e-4
 
 
 def main(renderer: Callable[[Job, str | None], Any] | None = None) -> None:
@@ -35,8 +40,10 @@ def main(renderer: Callable[[Job, str | None], Any] | None = None) -> None:
             channel.write(json.dumps(message) + "\n")
             channel.flush()
 
+    sys.setswitchinterval(SWITCH)
     todo: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(todo, send), daemon=True).start()
+    drawing: list[Turns] = []
+    threading.Thread(target=_listen, args=(drawing, todo, send), daemon=True).start()
     opening = todo.get()
     job = Job.from_dict(opening["job"])
     try:
@@ -45,22 +52,25 @@ def main(renderer: Callable[[Job, str | None], Any] | None = None) -> None:
         made = renderer(job, opening["device"])
         import torch
 
-        send(opened=asdict(made.model()), device=str(made.pipeline.device), cards=torch.cuda.device_count())
+        model = made.model()
+        drawing.append(Turns(made))
+        send(opened=asdict(model), device=str(made.pipeline.device), cards=torch.cuda.device_count())
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         send(refused=_line(error), usage=isinstance(error, ValueError))
         return
-    # Two, so that one's files are written while the other's networks run.
-    turn = threading.Lock()
-    threading.Thread(target=_serve, args=(made, turn, todo, send), daemon=True).start()
-    _serve(made, turn, todo, send)
+    for _ in range(model.depth - 1):
+        threading.Thread(target=_serve, args=(drawing[0], todo, send), daemon=True).start()
+    _serve(drawing[0], todo, send)
 
 
-def _listen(todo: "queue.SimpleQueue[dict[str, Any]]", send: Callable[..., None]) -> None:
+def _listen(drawing: list[Turns], todo: "queue.SimpleQueue[dict[str, Any]]", send: Callable[..., None]) -> None:
     for line in sys.stdin.buffer:
         message = json.loads(line)
         if "drain" not in message:
             todo.put(message)
             continue
+        for turns in drawing:
+            turns.drain()
         while True:
             try:
                 send(returned=todo.get_nowait()["draw"])
@@ -69,17 +79,18 @@ def _listen(todo: "queue.SimpleQueue[dict[str, Any]]", send: Callable[..., None]
     os._exit(0)
 
 
-def _serve(
-    renderer: Any, turn: threading.Lock, todo: "queue.SimpleQueue[dict[str, Any]]", send: Callable[..., None]
-) -> None:
+def _serve(turns: Turns, todo: "queue.SimpleQueue[dict[str, Any]]", send: Callable[..., None]) -> None:
+    def take() -> Batch:
+        message = todo.get()
+        return Batch(message["draw"], [Task(**task) for task in message["tasks"]], message["shape"], message["waiting"])
+
     while True:
         try:
-            with turn:
-                message = todo.get()
-                send(begun=message["draw"])
-                tasks = [Task(**task) for task in message["tasks"]]
-                begun = renderer.begin(tasks, message["shape"], message["measure"])
-            send(done=message["draw"], result=asdict(renderer.finish(begun)))
+            batch, result = turns.draw(take, lambda batch: send(begun=batch.key))
+            if result is None:
+                send(returned=batch.key)
+            else:
+                send(done=batch.key, result=asdict(result))
         except BrokenPipeError:
             os._exit(1)
         except OSError as error:

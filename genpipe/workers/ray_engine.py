@@ -1,17 +1,19 @@
 """Rendering on a Ray cluster: an actor a GPU, or a processor. They come and go; what one loses another draws again."""
 
 import os
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from genpipe.workers.engines import DEATHS, DEPTH, Event, cpu_workers, parse_devices
+from genpipe.workers.engines import DEATHS, Event, cpu_workers, parse_devices
 from genpipe.workers.messages import Job, Model, Result, Task
+from genpipe.workers.turns import Batch, Turns
 
 # Seconds between looks at what the cluster has.
 LOOK = 10.0
+# Calls that an actor answers at a time: those that draw, and `drain`.
+CALLS = 8
 
 
 class Worker:
@@ -19,26 +21,24 @@ class Worker:
 
     def __init__(self, job: dict[str, Any], device: str | None) -> None:
         self._job, self._device = Job.from_dict(job), device
-        self._turn, self._drained = threading.Lock(), False
 
     def open(self) -> dict[str, Any]:
         """Load the model."""
         from genpipe.workers.renderer import Renderer
 
-        self._renderer = Renderer(self._job, self._device)
-        return asdict(self._renderer.model())
+        renderer = Renderer(self._job, self._device)
+        self._turns = Turns(renderer)
+        return asdict(renderer.model())
 
-    def draw(self, tasks: list[dict[str, Any]], shape: str, measure: bool) -> dict[str, Any] | None:
+    def draw(self, tasks: list[dict[str, Any]], shape: str, waiting: int) -> dict[str, Any] | None:
         """A batch's result; None where `drain` came before the networks."""
-        with self._turn:
-            if self._drained:
-                return None
-            begun = self._renderer.begin([Task(**task) for task in tasks], shape, measure)
-        return asdict(self._renderer.finish(begun))
+        batch = Batch(0, [Task(**task) for task in tasks], shape, waiting)
+        _, result = self._turns.draw(lambda: batch)
+        return None if result is None else asdict(result)
 
     def drain(self) -> None:
         """Begin nothing more."""
-        self._drained = True
+        self._turns.drain()
 
 
 @dataclass
@@ -73,7 +73,7 @@ class RayEngine:
         self._waiting: dict[Any, tuple[_Actor, int | None]] = {}
         self._events: list[Event] = []
         self._job = Job("")
-        self._deaths, self._looked, self._started = 0, 0.0, False
+        self._deaths, self._looked, self._started, self._depth = 0, 0.0, False, 1
 
     def open(self, job: Job) -> Model:
         self._job = job
@@ -90,12 +90,12 @@ class RayEngine:
                     return model
 
     def room(self) -> bool:
-        return any(actor.ready and len(actor.keys) < DEPTH for actor in self._actors)
+        return any(actor.ready and len(actor.keys) < self._depth for actor in self._actors)
 
-    def submit(self, key: int, tasks: Sequence[Task], shape: str, measure: bool) -> None:
+    def submit(self, key: int, tasks: Sequence[Task], shape: str, waiting: int) -> None:
         actor = min((actor for actor in self._actors if actor.ready), key=lambda actor: len(actor.keys))
         actor.keys.add(key)
-        reference = actor.handle.draw.remote([asdict(task) for task in tasks], shape, measure)
+        reference = actor.handle.draw.remote([asdict(task) for task in tasks], shape, waiting)
         self._waiting[reference] = (actor, key)
 
     def event(self, timeout: float) -> Event | None:
@@ -145,7 +145,7 @@ class RayEngine:
         # Ray shows an actor its own GPU alone.
         device = "cuda" if on_gpu else "cpu"
         for _ in range(wanted - len(self._actors)):
-            remote = self._ray.remote(max_concurrency=DEPTH + 1, **needs)(Worker)
+            remote = self._ray.remote(max_concurrency=CALLS, **needs)(Worker)
             actor = _Actor(remote.remote(asdict(self._job), device))
             self._actors.append(actor)
             self._waiting[actor.handle.open.remote()] = (actor, None)
@@ -162,7 +162,9 @@ class RayEngine:
         if opened is None:
             return None
         actor.ready, self._deaths = True, 0
-        return Model(**opened)
+        model = Model(**opened)
+        self._depth = model.depth
+        return model
 
     def _finished(self, actor: _Actor, key: int, reference: Any) -> None:
         if key not in actor.keys:

@@ -16,7 +16,9 @@ from genpipe.messages import one_line
 class Storage(Protocol):
     """A tree of files below one root; paths are relative, with slashes."""
 
-    def write(self, path: str, data: bytes) -> None: ...
+    def write(self, path: str, data: bytes, *, durable: bool = True) -> None:
+        """Write a file; `durable`: and wait until the disk holds it, where there is a disk to wait for."""
+        ...
 
     def size(self, path: str) -> int | None:
         """Give a file's size in bytes; None for a file that is not there."""
@@ -36,11 +38,11 @@ class Folder:
         self.root = root
         self._parts = root / ".genpipe" / "parts"
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: bytes, *, durable: bool = True) -> None:
         target = self.root / path
         self._make(self._parts)
         self._make(target.parent)
-        with atomic_write(target, part=self._parts / secrets.token_hex(8), durable=True) as part:
+        with atomic_write(target, part=self._parts / secrets.token_hex(8), durable=durable) as part:
             part.write_bytes(data)
 
     def size(self, path: str) -> int | None:
@@ -84,7 +86,7 @@ class Remote:
         except Exception as error:  # noqa: BLE001 - a client raises what it likes
             raise ValueError(f"the storage {one_line(url, 200)} cannot be used: {one_line(str(error), 200)}") from None
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: bytes, *, durable: bool = True) -> None:
         target = f"{self._root}/{path}"
         with _errors_of(target):
             self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)

@@ -8,6 +8,7 @@ import pytest
 
 from genpipe.render import Options, Run
 from genpipe.workers.engines import Event
+from genpipe.workers.kept_sizes import KeptSizes
 from genpipe.workers.messages import Job, Model, Task
 from genpipe.workers.renderer import Renderer
 
@@ -23,22 +24,22 @@ class Inline:
     def __init__(self) -> None:
         self.batches: list[list[Task]] = []
         self.renderer: Any = None
-        self._waiting: list[tuple[int, list[Task], str, bool]] = []
+        self._waiting: list[tuple[int, list[Task], str, int]] = []
 
     def open(self, job: Job) -> Model:
-        self.renderer = Renderer(job, "cpu")
+        self.renderer = Renderer(job, "cpu", kept=KeptSizes(Path(job.out) / ".genpipe/batch_sizes.json"))
         return self.renderer.model()
 
     def room(self) -> bool:
         return len(self._waiting) < 2
 
-    def submit(self, key: int, tasks: Sequence[Task], shape: str, measure: bool) -> None:
-        self._waiting.append((key, list(tasks), shape, measure))
+    def submit(self, key: int, tasks: Sequence[Task], shape: str, waiting: int) -> None:
+        self._waiting.append((key, list(tasks), shape, waiting))
 
     def event(self, timeout: float) -> Event | None:
-        key, tasks, shape, measure = self._waiting.pop(0)
+        key, tasks, shape, waiting = self._waiting.pop(0)
         self.batches.append(tasks)
-        return Event(key, self.renderer.finish(self.renderer.begin(tasks, shape, measure)))
+        return Event(key, self.renderer.finish(self.renderer.begin(self.renderer.prepare(tasks), shape, waiting)))
 
     def drain(self) -> None: ...
 

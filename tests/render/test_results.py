@@ -64,10 +64,20 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
 
 def test_a_report_sums_batches():
     report = Report(workers=2, drawing=10.0)
-    report.add(Result(drawn=[(1, 1, "", None)] * 3, seconds={"text": 1.0, "denoise": 6.0, "write": 5.0}, peak=3))
-    report.add(Result(drawn=[(1, 1, "", None)], failed=[(2, "x")], seconds={"denoise": 2.0, "decode": 1.0}, peak=2))
+    report.add(Result(drawn=[(1, 1, "", None)] * 3, seconds={"text": 1.0, "denoise": 6.0, "busy": 7.5}, peak=3))
+    report.add(
+        Result(
+            drawn=[(1, 1, "", None)],
+            failed=[(2, "x")],
+            seconds={"denoise": 2.0, "busy": 2.5},
+            peak=2,
+            size=4,
+            said="4 at a time",
+        )
+    )
     made = report.to_dict()
     assert (made["pictures"], made["failed"], made["batches"], made["peak_memory_bytes"]) == (4, 1, 2, 3)
     assert made["pictures_per_second"] == pytest.approx(0.4)
     assert made["device_utilisation"] == pytest.approx(10.0 / 20.0)
+    assert made["batch_sizes"] == ["4 at a time"]
     assert made["seconds"]["denoise"] == 8.0 and made["seconds"]["judge"] == 0.0

@@ -534,14 +534,14 @@ def test_measured_and_reduced_sizes_are_used_for_what_follows(run, tmp_path):
             return MODEL
 
         def event(self, timeout):
-            key, tasks, _, measure = self._waiting.pop(0)
+            key, tasks, _, waiting = self._waiting.pop(0)
             self.batches.append(tasks)
             drawn = []
             for task in tasks:
                 Path(self.out, task.path).parent.mkdir(exist_ok=True)
                 Path(self.out, task.path).write_bytes(b"x")
                 drawn.append((task.number, 1, "00" * 32, None))
-            return Event(key, Result(drawn=drawn, size=16 if measure else None))
+            return Event(key, Result(drawn=drawn, size=16 if waiting else None))
 
     engine = Sized()
     run([str(number) for number in range(200)], engine=engine)

@@ -143,10 +143,10 @@ def make(job, device):
     renderer = Renderer(job, device)
     begin = renderer.begin
 
-    def deadly(tasks, shape, measure):
-        if any(task.request["prompt"] == "death" for task in tasks):
+    def deadly(begun, shape, waiting):
+        if any(request.prompt == "death" for request in begun.candidates):
             os._exit(9)
-        return begin(tasks, shape, measure)
+        return begin(begun, shape, waiting)
 
     renderer.begin = deadly
     return renderer

@@ -1,7 +1,6 @@
 """What a worker makes of a batch: the pictures that the pipeline draws, and what happens when something fails."""
 
 import hashlib
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +13,12 @@ from PIL import Image
 
 from genpipe import Pipeline, Request
 from genpipe.checkpoints.fingerprint import checkpoint_files
+from genpipe.images import save_image
 from genpipe.judge import Score
 from genpipe.metadata import read_metadata, read_request
 from genpipe.models.finite import NonFiniteError
 from genpipe.spec import ModelSpec
+from genpipe.workers.kept_sizes import KeptSizes
 from genpipe.workers.messages import Job, Task, thumbnail_path
 from genpipe.workers.renderer import Renderer
 
@@ -36,7 +37,7 @@ def task(number: int, prompt: str = "a red cat", **changes) -> Task:
 
 
 def draw(renderer: Renderer, tasks: list[Task], **options):
-    return renderer.finish(renderer.begin(tasks, **options))
+    return renderer.finish(renderer.begin(renderer.prepare(tasks), **options))
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -164,7 +165,7 @@ def test_large_pictures_get_a_thumbnail_and_small_ones_none(job, tmp_path):
     draw(renderer, [large])
     assert not (tmp_path / thumbnail_path(small.id)).exists()
     with Image.open(tmp_path / thumbnail_path(large.id)) as image:
-        assert image.format == "WEBP" and image.size == (256, 28)
+        assert image.format == "JPEG" and image.size == (256, 28)
 
 
 @pytest.mark.parametrize(("suffix", "format"), [(".jpg", "JPEG"), (".webp", "WEBP")])
@@ -215,22 +216,37 @@ def test_a_judge_that_is_not_there_is_refused(job):
         Renderer(replace(job, judged=True, judge="nowhere:score"), "cpu")
 
 
-def test_the_best_size_is_the_fastest_that_fits(job, monkeypatch):
-    renderer = Renderer(job, "cpu")
-    clock = [0.0]
-    seconds = {1: 1.0, 2: 1.5, 4: 2.8, 8: 5.6}
-    monkeypatch.setattr("genpipe.workers.renderer.time.perf_counter", lambda: clock[0])
+def test_the_best_size_is_found_before_the_batch_is_drawn(job, monkeypatch, tmp_path):
+    renderer = Renderer(job, "cpu", kept=KeptSizes(tmp_path / "sizes.json"))
+    stream, sizes = renderer.pipeline.stream, []
 
-    def timed(requests):
-        if len(requests) > 8:
+    def small(requests):
+        sizes.append(len(requests))
+        if len(requests) > 2:
             raise MemoryError
-        clock[0] += seconds[len(requests)]
-        return iter(())
+        return stream(requests)
 
-    monkeypatch.setattr(renderer.pipeline, "stream", timed)
-    assert renderer._best_size(Request.from_dict(task(1).request)) == 4
-    seconds[8] = 4.0
-    assert renderer._best_size(Request.from_dict(task(1).request)) == 8
+    monkeypatch.setattr(renderer.pipeline, "stream", small)
+    result = draw(renderer, [task(number) for number in range(4)], shape="s", waiting=100)
+    assert len(result.drawn) == 4 and result.size in (1, 2) and {1, 2, 4} <= set(sizes)
+    assert result.said is not None and "32x32" in result.said and "there is no memory for more" in result.said
+    assert sizes[-4 // result.size :] == [result.size] * (4 // result.size)
+    sizes.clear()
+    again = Renderer(job, "cpu", kept=KeptSizes(tmp_path / "sizes.json"))
+    monkeypatch.setattr(again.pipeline, "stream", small)
+    result = draw(again, [task(4)], shape="s", waiting=100)
+    assert len(sizes) == 1 and result.said is not None and "as an earlier run found" in result.said
+
+
+def test_what_cannot_be_drawn_has_no_best_size(job, monkeypatch):
+    renderer = Renderer(job, "cpu")
+
+    def broken(requests):
+        raise NonFiniteError("it is not finite")
+
+    monkeypatch.setattr(renderer.pipeline, "stream", broken)
+    result = draw(renderer, [task(1), task(2)], shape="s", waiting=100)
+    assert (result.size, result.said) == (None, None) and len(result.failed) == 2
 
 
 def test_a_full_disk_is_an_error_of_the_run_and_leaves_no_part(job, monkeypatch, tmp_path):
@@ -262,6 +278,5 @@ def test_bytes_are_those_of_the_pipelines_own_files(job, tmp_path):
     one = task(3, "a ship")
     draw(Renderer(replace(job, deterministic=True), "cpu"), [one])
     pipe = Pipeline.from_pretrained(replace(job.spec, device="cpu"))
-    data = io.BytesIO()
-    pipe(**dict(one.request), progress=False, deterministic=True).save(data, "PNG")
-    assert (tmp_path / one.path).read_bytes() == data.getvalue()
+    save_image(pipe(**dict(one.request), progress=False, deterministic=True), tmp_path / "alone.png")
+    assert (tmp_path / one.path).read_bytes() == (tmp_path / "alone.png").read_bytes()

@@ -1,0 +1,106 @@
+"""The batch size of a shape on this device: found by drawing, or kept from an earlier run."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+import genpipe
+from genpipe.hardware import device_name, free_memory, peak_memory
+from genpipe.pipeline import Pipeline
+from genpipe.pipeline.best_of import candidates
+from genpipe.request import Request
+from genpipe.workers.batch_size import Memory, best_size
+from genpipe.workers.chunks import free_unused, is_out_of_memory
+from genpipe.workers.kept_sizes import KeptSizes
+
+# The largest batch, by the kind of device.
+LARGEST = {"cuda": 512, "mps": 16, "cpu": 16}
+# Solver steps of what is drawn to measure.
+STEPS = 2
+# A run has at least so many batches, so that one is written while the next is drawn.
+BATCHES = 4
+
+
+def measured_size(
+    pipeline: Pipeline,
+    request: Request,
+    *,
+    waiting: int,
+    depends_on: Mapping[str, Any],
+    kept: KeptSizes,
+    memory: Callable[[], Memory] | None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[int, str]:
+    """Find how many images like one a batch should take.
+
+    Args:
+        request: one of them.
+        waiting: how many there are to draw.
+        depends_on: what the finding depends on besides device and versions: the model, the dtype, the shape, ….
+        kept: the findings of earlier runs.
+        memory, clock: see `best_size`.
+
+    Returns:
+        The size, and a line that says why.
+
+    Raises:
+        MemoryError: not even one image fits.
+        Exception: whatever else drawing raises.
+    """
+    device = pipeline.device
+    limit = max(1, min(LARGEST[device.type], waiting // BATCHES))
+    name = device_name(device)
+    room = None if memory is None else memory().limit
+    depends_on = {
+        **depends_on,
+        "device": name,
+        # Within a factor of two: what else is on the device differs from run to run.
+        "memory": None if room is None else (room >> 30).bit_length(),
+        "genpipe": genpipe.__version__,
+        "torch": torch.__version__,
+    }
+    where = f"images of {request.width}x{request.height} on {name}"
+    size = kept.get(depends_on, waiting)
+    if size is not None:
+        size = min(size, limit)
+        return size, f"{size} {where} at a time, as an earlier run found"
+    steps = min(STEPS, request.steps)
+    made = candidates(replace(request, steps=steps), limit)
+
+    def draw(count: int) -> None:
+        try:
+            for _ in pipeline.stream(made[:count]):
+                pass
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise MemoryError from error
+            raise
+
+    try:
+        found = best_size(draw, limit=limit, waiting=waiting * request.steps / steps, memory=memory, clock=clock)
+    finally:
+        free_unused()
+    kept.keep(depends_on, found.size, None if found.is_final else waiting)
+    rates = ", ".join(f"{size}: {rate * steps:.3g}" for size, rate in sorted(found.rates.items()))
+    return found.size, f"{found.size} {where} at a time: {found.why} (steps per second {rates})"
+
+
+def device_memory(device: torch.device) -> Callable[[], Memory] | None:
+    """Give what tells a device's memory; None where the system does not say.
+
+    It counts a GPU's peak anew from each look, and a CPU's from the start of the process.
+    """
+    if device.type == "cuda":
+        return lambda: _cuda_memory(device)
+    if device.type == "cpu" and free_memory(device) is not None:
+        return lambda: Memory(peak_memory(), peak_memory() + (free_memory(device) or 0))
+    return None
+
+
+def _cuda_memory(device: torch.device) -> Memory:
+    used = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return Memory(used, torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
