@@ -41,7 +41,7 @@ class Inputs:
 
     Attributes:
         latents: (B, C, h, w).
-        shifts: what the timestep adds in all residual blocks, side by side, (1 or rows, sum of C_out).
+        shifts: what the timestep adds in all residual blocks, side by side, (1, B or rows; sum of C_out).
         widths: C_out of each block, in their order.
         prompts: keys and values of the `rows` prompts; at each step of a batch the same tensors.
         extra: (rows, C', h, w), channels that follow the latents' own; at each step of a batch the same tensor.
@@ -110,6 +110,8 @@ class UNetDenoiser:
         self._shifts, self._widths = _shift_table(unet, distinct, conditioning)
         self._prompts = unet.keys_values(conditioning.context)
         self._extra = conditioning.extra_channels
+        told = (conditioning.guidance_scale, conditioning.pooled, conditioning.time_ids)
+        self._by_time_alone = all(tensor is None for tensor in told)
         self._last: tuple[KeysValues, Tensor | None] | None = None
         self._refresh = refresh
         self._kept: Tensor | None = None
@@ -132,12 +134,75 @@ class UNetDenoiser:
         output, self._kept = self._evaluate(self._unet, inputs)
         return output
 
+    @property
+    def tokens(self) -> int:
+        """How many vectors the context of a prompt has."""
+        keys, _ = next(iter(self._prompts.values()))
+        return keys.shape[2]
+
     def _last_alone(self, images: int) -> tuple[KeysValues, Tensor | None]:
         """The keys, values and extra channels of each image's last prompt, the same tensors at every step."""
         if self._last is None:
             prompts = {reader: (k[-images:], v[-images:]) for reader, (k, v) in self._prompts.items()}
             self._last = prompts, None if self._extra is None else self._extra[-images:]
         return self._last
+
+
+class JoinedDenoiser:
+    """What evaluates a network for images that are each at a step of their own; nothing depends on how far another is.
+
+    Args:
+        parts: the denoisers of one image each, in the order of the images, all of one network. They agree in how many
+            prompts an image has, how long the contexts are, and whether there are extra channels; none keeps deep features.
+    """
+
+    def __init__(self, parts: Sequence[UNetDenoiser]) -> None:
+        first = parts[0]
+        self._unet, self._evaluate, self._widths = first._unet, first._evaluate, first._widths
+        self._prompts = {
+            reader: (
+                _interleaved([part._prompts[reader][0] for part in parts]),
+                _interleaved([part._prompts[reader][1] for part in parts]),
+            )
+            for reader in first._prompts
+        }
+        extras = [part._extra for part in parts if part._extra is not None]
+        self._extra = _interleaved(extras) if extras else None
+        self._per_image = len(next(iter(first._prompts.values()))[0])
+        columns = max(part._shifts.shape[1] for part in parts)
+        self._table = torch.cat([part._shifts.expand(-1, columns, -1) for part in parts])
+        self._by_time_alone = all(part._by_time_alone for part in parts)
+        self._steps: list[dict[float, int]] = []
+        before = 0
+        for part in parts:
+            self._steps.append({timestep: before + step for timestep, step in part._steps.items()})
+            before += len(part._shifts)
+
+    def __call__(self, latents: Tensor, timesteps: Sequence[float]) -> Tensor:
+        """Evaluate the network once.
+
+        Args:
+            latents: (B, C, h, w), noisy, in the variance-preserving scaling.
+            timesteps: one per image; each is among those that the image's denoiser was made for.
+
+        Returns:
+            (k · B, C, h, w) for k prompts per image; the first prompts of all images come first.
+        """
+        at = [steps[time] for steps, time in zip(self._steps, timesteps, strict=True)]
+        if self._by_time_alone and len(set(timesteps)) == 1:
+            shifts = self._table[at[0]]
+        elif self._table.shape[1] == 1:
+            shifts = self._table[at, 0]
+        else:
+            prompts = [prompt for prompt in range(self._per_image) for _ in at]
+            shifts = self._table[at * self._per_image, prompts]
+        output, _ = self._evaluate(self._unet, Inputs(latents, shifts, self._widths, self._prompts, self._extra))
+        return output
+
+
+def _interleaved(parts: Sequence[Tensor]) -> Tensor:
+    """Join the rows of several images, (k, ...) each, to (k · images, ...): the first row of every image comes first."""
+    return torch.stack(list(parts), dim=1).flatten(0, 1)
 
 
 def _shift_table(

@@ -16,7 +16,7 @@ from genpipe.blocks import Downsample, ResidualBlock, Upsample, conv3x3, silu
 from genpipe.models.attention import KeysValues, SpatialTransformer, repeat_rows
 from genpipe.models.unet_config import UNetConfig
 
-# What the timestep, and what is embedded with it, adds in each residual block, (B or 1, C_out).
+# What the timestep, and what is embedded with it, adds in each residual block, (1, images or prompts; C_out).
 Shifts = Mapping[ResidualBlock, Tensor]
 
 
@@ -67,7 +67,7 @@ class Level(nn.Module):
     def layer(self, index: int, h: Tensor, shifts: Shifts, prompts: KeysValues) -> Tensor:
         """Run residual block `index` and, where the level has attention, its transformer."""
         residual = cast(ResidualBlock, self.residuals[index])
-        h = residual(h, shifts[residual])
+        h = residual(h, _for_rows(shifts[residual], len(h)))
         return self.transformers[index](h, prompts) if self.transformers else h
 
 
@@ -85,9 +85,10 @@ class Middle(nn.Module):
     def forward(self, h: Tensor, shifts: Shifts, prompts: KeysValues) -> Tensor:
         """Map (B, C, H, W) to (k · B, C, H, W) with k prompts per image; without attention the rows stay B."""
         first, *others = cast(Iterable[ResidualBlock], self.residuals)
-        h = first(h, shifts[first])
+        h = first(h, _for_rows(shifts[first], len(h)))
         for transformer, residual in zip(self.transformers, others, strict=True):
-            h = residual(transformer(h, prompts), shifts[residual])
+            h = transformer(h, prompts)
+            h = residual(h, _for_rows(shifts[residual], len(h)))
         return h
 
 
@@ -163,7 +164,7 @@ class UNet(nn.Module):
 
         Args:
             latents: (B, C_in, H, W).
-            shifts: what the timestep adds, as `shifts` gives it: one row for all, or B rows.
+            shifts: what the timestep adds, as `shifts` gives it: one row for all, a row per image, or a row per prompt.
             prompts: the keys and values of k · B prompts, as `keys_values` gives them; the B rows of all images' first
                 prompts come first. What comes before the network first reads a prompt is computed once per image.
             deep: the deep features of an earlier evaluation of the same batch, in place of computing them.
@@ -258,6 +259,11 @@ class UNet(nn.Module):
     @property
     def _dtype(self) -> torch.dtype:
         return self.conv_in.weight.dtype
+
+
+def _for_rows(shift: Tensor, rows: int) -> Tensor:
+    """What to add to `rows` rows: one for all as it is, an image's to each of its prompts."""
+    return shift if len(shift) == 1 else repeat_rows(shift, rows)
 
 
 def _residual(config: UNetConfig, in_channels: int, out_channels: int) -> ResidualBlock:

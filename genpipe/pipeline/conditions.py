@@ -30,6 +30,13 @@ class Conditions:
     turns: tuple[int, ...]
     weights: Tensor | None = None
 
+    def showing(self, extra: Tensor | None) -> "Conditions":
+        """Give the same with channels (B, C, h, w) that follow each image's latents, of every prompt; None adds none."""
+        if extra is None:
+            return self
+        rows = torch.cat([extra] * (len(self.conditionings[0]) // len(extra)))
+        return replace(self, conditionings=tuple(replace(one, extra_channels=rows) for one in self.conditionings))
+
 
 def conditions(
     encode: PromptEncoder,

@@ -1,7 +1,7 @@
 """The denoising of a batch: guided evaluations of a denoiser under a sampler, in fp32 where 16 bits overflow."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic
 
 import torch
 from torch import Tensor
@@ -76,9 +76,8 @@ def denoise(
         NonFiniteError: the latents are not finite in fp32 either.
     """
     first, speed = requests[0], SPEEDS[requests[0].speed]
-    conditionings = conditions.conditionings
-    rows = len(conditionings[0]) // len(requests)  # per image
-    guides, device = rows > 1, conditionings[0].context.device
+    rows = len(conditions.conditionings[0]) // len(requests)  # per image
+    guides, device = rows > 1, conditions.conditionings[0].context.device
     scales = [request.guidance_scale for request in requests]
     weight = first.guidance_scale
     if len(set(scales)) > 1:
@@ -89,23 +88,17 @@ def denoise(
         alone = guides and conditions.weights is None and not speed.guides(step.ratio)
         output = denoiser(x, step.timestep, last=alone).float()
         if guides and not alone:
-            unprompted, *prompted = output.chunk(rows)
-            led = prompted[0] if conditions.weights is None else composed(unprompted, prompted, conditions.weights)
-            output = guided(unprompted, led, weight, first.guidance_rescale)
+            output = led_away(output.chunk(rows), conditions.weights, weight, first.guidance_rescale)
         return x0_from_output(output, x, step, sampler.prediction_type)
 
     noise = ImageNoise([request.seed for request in requests], shape, device)
     begun = start(noise)
-    if begun.extra_channels is not None:
-        extra = torch.cat([begun.extra_channels] * rows)
-        conditionings = tuple(replace(each, extra_channels=extra) for each in conditionings)
+    conditions = conditions.showing(begun.extra_channels)
 
     def made(network: Network) -> Denoiser:
-        if len(conditionings) == 1:
-            return make(network, timesteps, conditionings[0])
-        last = len(conditions.turns) - 1
-        turns = {time: conditions.turns[min(step, last)] for step, time in reversed([*enumerate(timesteps)])}
-        return _InTurns(lambda index: make(network, timesteps, conditionings[index]), turns)
+        if len(conditions.conditionings) == 1:
+            return make(network, timesteps, conditions.conditionings[0])
+        return InTurns(network, make, conditions, timesteps)
 
     denoiser = made(network)
     in_fp32: Denoiser | None = None
@@ -138,23 +131,49 @@ def denoise(
     raise NonFiniteError.of("denoiser", network, model)
 
 
-class _InTurns:
+def led_away(outputs: Sequence[Tensor], weights: Tensor | None, scale: float | Tensor, rescale: float = 0.0) -> Tensor:
+    """Join what the network makes of each of an image's prompts, (B, C, h, w) each, the negative one's first, by guidance.
+
+    Args:
+        weights: (prompts, B), how much each prompt but the negative one counts; None where there is one.
+        scale, rescale: see `genpipe.sampling.guidance.guided`.
+    """
+    unprompted, *prompted = outputs
+    led = prompted[0] if weights is None else composed(unprompted, prompted, weights)
+    return guided(unprompted, led, scale, rescale)
+
+
+class InTurns(Generic[Network]):
     """The `Denoiser` of conditionings that take turns over the steps; those used last are kept.
 
     Args:
-        make: makes the denoiser of one of them.
-        turns: which of them, for each timestep.
+        network: prepared.
+        make: makes its denoiser.
+        conditions: what guides the batch.
+        timesteps: of the schedule's steps.
     """
 
-    def __init__(self, make: Callable[[int], Denoiser], turns: Mapping[float, int]) -> None:
-        self._make, self._turns = make, turns
+    def __init__(
+        self, network: Network, make: MakeDenoiser[Network], conditions: Conditions, timesteps: Sequence[float]
+    ) -> None:
+        self._network, self._make, self._timesteps = network, make, timesteps
+        self._conditionings = conditions.conditionings
+        last = len(conditions.turns) - 1
+        self._turns = {time: conditions.turns[min(step, last)] for step, time in reversed([*enumerate(timesteps)])}
         self._made: dict[int, Denoiser] = {}
 
-    def __call__(self, latents: Tensor, timestep: float | Sequence[float], *, last: bool = False) -> Tensor:
-        """As `Denoiser` says; images at different timesteps have to be at the same turn."""
-        (turn,) = {self._turns[each] for each in ([timestep] if isinstance(timestep, int | float) else timestep)}
-        denoiser = self._made.pop(turn, None) or self._make(turn)
+    def at(self, timestep: float) -> Denoiser:
+        """Give the denoiser whose turn it is at a timestep."""
+        turn = self._turns[timestep]
+        denoiser = self._made.pop(turn, None)
+        if denoiser is None:
+            denoiser = self._make(self._network, self._timesteps, self._conditionings[turn])
         if len(self._made) >= KEPT_TURNS:
             self._made.pop(next(iter(self._made)))
         self._made[turn] = denoiser
+        return denoiser
+
+    def __call__(self, latents: Tensor, timestep: float | Sequence[float], *, last: bool = False) -> Tensor:
+        """As `Denoiser` says; images at different timesteps have to be at the same turn."""
+        (denoiser,) = {self.at(each) for each in ([timestep] if isinstance(timestep, int | float) else timestep)}
         return denoiser(latents, timestep, last=last)

@@ -15,9 +15,10 @@ from genpipe.embedded import EMBEDDED
 from genpipe.inputs import Lora
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.denoiser import UNetDenoiser
-from genpipe.pipeline.conditions import alike, condition, conditions
+from genpipe.pipeline.conditions import Conditions, alike, condition, conditions
 from genpipe.pipeline.denoising import denoise, is_guided
 from genpipe.pipeline.networks import Networks
+from genpipe.pipeline.run import Run
 from genpipe.pipeline.start import Start
 from genpipe.prompts.embeddings import with_embeddings
 from genpipe.prompts.encoder import PromptEncoder, TextPart
@@ -104,16 +105,8 @@ class Loaded:
             before: steps that were taken before this schedule.
             total: steps of the whole image, by which prompts change.
         """
-        config, first = self.checkpoint.vae.config, requests[0]
-        guidance = conditions(
-            self.prompt_encoder,
-            requests,
-            self.checkpoint,
-            guided=self._guided(requests),
-            total=total,
-            steps=range(before + 1, before + len(schedule.steps)),
-            device=self.device,
-        )
+        first = requests[0]
+        guidance = self._conditions(requests, schedule, before, total)
         # Deep features that are kept are those of one prompt.
         refresh = SPEEDS[first.speed].refresh if len(guidance.conditionings) == 1 else 1
         return denoise(
@@ -124,9 +117,38 @@ class Loaded:
             sampler=sampler,
             schedule=schedule,
             start=start,
-            shape=(config.latent_channels, first.height // config.factor, first.width // config.factor),
+            shape=self._shape(first),
             model=self.name,
         )
+
+    def begin(self, request: Request, sampler: Sampler, schedule: Schedule, start: Start) -> Run:
+        """Begin an image that is drawn together with others at other steps; of `exact` speed, in one stage."""
+        guidance = self._conditions([request], schedule, 0, len(schedule.steps) - 1)
+        return Run(
+            self.checkpoint.unet,
+            partial(UNetDenoiser, evaluate=self.networks.evaluate),
+            guidance,
+            request,
+            sampler=sampler,
+            schedule=schedule,
+            start=start,
+            shape=self._shape(request),
+        )
+
+    def _conditions(self, requests: Sequence[Request], schedule: Schedule, before: int, total: int) -> Conditions:
+        return conditions(
+            self.prompt_encoder,
+            requests,
+            self.checkpoint,
+            guided=self._guided(requests),
+            total=total,
+            steps=range(before + 1, before + len(schedule.steps)),
+            device=self.device,
+        )
+
+    def _shape(self, request: Request) -> tuple[int, int, int]:
+        config = self.checkpoint.vae.config
+        return config.latent_channels, request.height // config.factor, request.width // config.factor
 
     def with_loras(self, loras: Sequence[Lora]) -> "Loaded":
         """Give the model with these LoRAs and no others; only networks that they change are read and prepared again.

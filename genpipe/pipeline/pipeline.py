@@ -25,12 +25,14 @@ from genpipe.pipeline.drawing import BATCH, draw
 from genpipe.pipeline.groups import side_by_side
 from genpipe.pipeline.loaded import Loaded, check_refiner, name_of, usual_settings
 from genpipe.pipeline.networks import check_drawable, prepare_process, stored_dtype
+from genpipe.pipeline.plan import Plan, make_plan
 from genpipe.pipeline.preview import LatentPreview
 from genpipe.pipeline.progress import Progress
 from genpipe.pipeline.requests import make_requests
-from genpipe.pipeline.start import Begun, Originals, choose_start
+from genpipe.pipeline.run import Run
+from genpipe.pipeline.start import Begun, Originals
 from genpipe.prompts.reading import chosen
-from genpipe.request import REFINER_START, STRENGTH, Request, Settings, check_best_of
+from genpipe.request import Request, Settings, check_best_of
 from genpipe.sampling.sampler import Sampler
 from genpipe.sampling.samplers import make_sampler
 from genpipe.sampling.speed import SPEEDS
@@ -52,6 +54,9 @@ class Pipeline:
         spec: what it was loaded by.
         tiny_vae: makes previews, and decodes drafts.
         refiner: draws the last part of the schedule.
+
+    Attributes:
+        preview: gives latents (B, C, h, w) as rough images, see `Progress`.
     """
 
     def __init__(
@@ -74,7 +79,7 @@ class Pipeline:
         if refiner is not None:
             check_refiner(checkpoint, refiner)
             self.refiner = Loaded(refiner, self.spec, device=device, dtype=dtype, name=name_of(refiner.source))
-        self._preview = (
+        self.preview: Callable[[Tensor], list[Picture]] = (
             LatentPreview(lambda: self.networks.in_memory(self.vae))
             if tiny_vae is None
             else lambda latents: to_pil(tiny_vae.decode(latents))
@@ -278,37 +283,40 @@ class Pipeline:
             ValueError: there are no requests, or they do not agree.
             NonFiniteError: the latents are not finite in fp32 either.
         """
-        is_guided(requests, distilled=self.distilled)  # they agree in what they must, or an error says in what not
-        first = requests[0]
-        sampler = self.sampler(first.sampler)
-        originals = Originals.of(requests)
-        strength = 1.0 if originals is None else STRENGTH if first.strength is None else first.strength
-        split = 1.0 if self.refiner is None else REFINER_START if first.refiner_start is None else first.refiner_start
-        schedule = sampler.schedule(first.steps, strength=strength, last=split)
-        start = choose_start(
-            originals,
-            schedule,
-            lambda: self.networks.in_memory(self.vae),
-            inpaints=self.unet.config.in_channels > self.vae.config.latent_channels,
-            whole=strength == 1,
-            device=self.device,
-            model=self.name,
-        )
-        stages = [(self._with(first.loras), schedule)]
-        if self.refiner is not None and split < 1:
-            stages.append((self.refiner, sampler.schedule(first.steps, first=split)))
-        total = sum(len(part.steps) - 1 for _, part in stages)
-        if len(groups := stages[0][0].groups(requests, total)) > 1:
-            yield from side_by_side(groups, requests, self.stream, self._preview)
+        plan = self._plan(requests)
+        if len(groups := plan.stages[0][0].groups(requests, plan.total)) > 1:
+            yield from side_by_side(groups, requests, self.stream, self.preview)
             return
         before, latents = 0, None
-        for model, part in stages:
+        for model, part in plan.stages:
             count = len(part.steps) - 1
-            begin = start if latents is None else (lambda _, x=latents: Begun(x))
-            for index, latents in enumerate(model.denoise(requests, sampler, part, begin, before, total)):
+            begin = plan.start if latents is None else (lambda _, x=latents: Begun(x))
+            for index, latents in enumerate(model.denoise(requests, plan.sampler, part, begin, before, plan.total)):
                 step = before + index % count + 1  # a second attempt begins again
-                yield Progress(step, total, latents, lambda latents=latents: self._preview(latents))
+                yield Progress(step, plan.total, latents, lambda latents=latents: self.preview(latents))
             before += count
+
+    @torch.inference_mode()
+    def begin(self, request: Request) -> Run | None:
+        """Begin one image that is drawn step by step together with others, each at a step of its own.
+
+        Returns:
+            Its run, for `genpipe.pipeline.run.Together`; None where `stream` alone can draw it: at a speed that leaves
+            evaluations out, or with a refiner.
+
+        Raises:
+            ValueError: it cannot be drawn as it is.
+        """
+        plan = self._plan([request])
+        if len(plan.stages) != 1 or request.speed != "exact":
+            return None
+        model, schedule = plan.stages[0]
+        return model.begin(request, plan.sampler, schedule, plan.start)
+
+    def _plan(self, requests: Sequence[Request]) -> Plan:
+        is_guided(requests, distilled=self.distilled)  # they agree in what they must, or an error says in what not
+        first = requests[0]
+        return make_plan(requests, self.sampler(first.sampler), self._with(first.loras), self.refiner)
 
     @torch.inference_mode()
     def encode(self, requests: Sequence[Request]) -> Conditioning:

@@ -105,6 +105,17 @@ class Sampler:
         count = sum(whole.steps[index].timestep >= lowest for index in whole.evaluated)
         return count - count % self.order if count < len(whole.evaluated) else count
 
+    def walk(self, x: Tensor, schedule: Schedule, noise: Noise, *, keep: Keep | None = None) -> Solution:
+        """Walk down a schedule as `solve` does, with `keep`: whoever advances it evaluates the network; see `sample`."""
+        run = self.solve(x, schedule, noise)
+        asked: Evaluation | Tensor = next(run)
+        begun = False
+        while isinstance(asked, Evaluation):
+            x = asked.x if keep is None or not begun else keep(asked.x, asked.step)
+            begun = True
+            asked = answer(run, (yield asked._replace(x=x)))
+        return asked if keep is None else keep(asked, schedule.steps[-1] if schedule.after else CLEAN)
+
     def sample(
         self, denoise: Denoise, x: Tensor, schedule: Schedule, noise: Noise, *, keep: Keep | None = None
     ) -> Iterator[Tensor]:
@@ -119,22 +130,20 @@ class Sampler:
                 end. Inpainting puts the known part of an image back here:
                 `lambda x, step: torch.where(mask, x, step.noised(known, noise))`.
         """
-        run = self.solve(x, schedule, noise)
+        run = self.walk(x, schedule, noise, keep=keep)
         asked: Evaluation | Tensor = next(run)
-        begun = done = 0
+        done = 0
         while isinstance(asked, Evaluation):
-            x = asked.x if keep is None or not begun else keep(asked.x, asked.step)
-            begun = 1
             if asked.done > done:
                 done = asked.done
-                yield x
-            asked = _answer(run, x, denoise(x, asked.step))
-        yield asked if keep is None else keep(asked, schedule.steps[-1] if schedule.after else CLEAN)
+                yield asked.x
+            asked = answer(run, (asked.x, denoise(asked.x, asked.step)))
+        yield asked
 
 
-def _answer(run: Solution, x: Tensor, x0: Tensor) -> Evaluation | Tensor:
-    """What a run asks for next, or the x that it ends with."""
+def answer(run: Solution, evaluated: tuple[Tensor, Tensor]) -> Evaluation | Tensor:
+    """Send a run the x that was evaluated and its x0; give what it asks for next, or the x that it ends with."""
     try:
-        return run.send((x, x0))
+        return run.send(evaluated)
     except StopIteration as end:
         return end.value

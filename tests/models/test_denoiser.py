@@ -12,7 +12,7 @@ from genpipe.models.attention import Attention
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.cpu.forms import PACKABLE, Forms
 from genpipe.models.cpu.winograd import WinogradConv
-from genpipe.models.denoiser import UNetDenoiser
+from genpipe.models.denoiser import JoinedDenoiser, UNetDenoiser
 from genpipe.models.prepare import prepare
 from genpipe.models.unet import TimeEmbedding
 from tests.models.conftest import BOTH, SDXL_UNET, UNET_FAMILIES, UNetPair, their_inputs, unet_conditioning
@@ -167,6 +167,37 @@ def test_each_image_may_have_its_own_timestep(name: str, unet_pair: UNetPair) ->
         expected = theirs(latents.repeat(2, 1, 1, 1), torch.tensor(own * 2), **their_inputs(conditioning)).sample
         assert (denoiser(latents, own) - expected).abs().max() <= 1e-5
         assert (denoiser(latents, own, last=True) - expected[2:]).abs().max() <= 1e-5
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("prompts", [1, 2])
+@pytest.mark.parametrize("name", ["Stable Diffusion 1", "SDXL", "Stable Diffusion 2.1 unCLIP"])
+def test_images_of_schedules_of_their_own_are_evaluated_together(name: str, prompts: int, unet_pair: UNetPair) -> None:
+    ours, theirs = unet_pair(**UNET_FAMILIES[name])
+    prepare(ours, device=CPU, dtype=FP32, forms=FORMS)
+    latents, conditioning = torch.randn(3, 4, 8, 8), unet_conditioning(ours, 3 * prompts)
+    schedules = [[900.0, 20.0], [20.0, 700.5, 0.0], [333.0, 20.0]]
+    parts = [
+        UNetDenoiser(ours, schedule, conditioning.rows(range(image, 3 * prompts, 3)))
+        for image, schedule in enumerate(schedules)
+    ]
+    joined = JoinedDenoiser(parts)
+    for own in ([900.0, 0.0, 20.0], [20.0, 20.0, 20.0], [20.0, 700.5, 333.0]):
+        given = their_inputs(conditioning)
+        expected = theirs(latents.repeat(prompts, 1, 1, 1), torch.tensor(own * prompts), **given).sample
+        assert (joined(latents, own) - expected).abs().max() <= 1e-5
+    for image, part in enumerate(parts):  # one alone is bitwise what it is without the others' machinery
+        x = latents[image : image + 1]
+        assert torch.equal(JoinedDenoiser([part])(x, [20.0]), part(x, 20.0))
+
+
+@torch.inference_mode()
+def test_what_prompts_share_is_computed_once_per_image_whatever_their_steps(unet_pair: UNetPair) -> None:
+    unet = prepare(unet_pair()[0], device=CPU, dtype=FP32, forms=FORMS)
+    shared = [calls(unet.conv_in), calls(unet.down[0].transformers[0].blocks[0].attention1)]  # type: ignore[union-attr, index]
+    parts = [UNetDenoiser(unet, TIMES, Conditioning(torch.randn(2, 7, 24))) for _ in range(3)]
+    JoinedDenoiser(parts)(torch.randn(3, 4, 8, 8), TIMES)
+    assert [len(x) for seen in shared for x in seen] == [3, 3]
 
 
 @torch.inference_mode()

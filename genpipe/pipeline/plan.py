@@ -1,0 +1,64 @@
+"""How the images of a batch come about: where they begin, and which network takes which steps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from genpipe.pipeline.loaded import Loaded
+from genpipe.pipeline.start import Originals, Start, choose_start
+from genpipe.request import REFINER_START, STRENGTH, Request
+from genpipe.sampling.sampler import Sampler
+from genpipe.sampling.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the images of a batch come about.
+
+    Attributes:
+        sampler: of all stages.
+        start: draws what the first stage begins with.
+        stages: models one after the other, each with its part of the schedule.
+    """
+
+    sampler: Sampler
+    start: Start
+    stages: tuple[tuple[Loaded, Schedule], ...]
+
+    @property
+    def total(self) -> int:
+        """The steps of all stages."""
+        return sum(len(schedule.steps) - 1 for _, schedule in self.stages)
+
+
+def make_plan(requests: Sequence[Request], sampler: Sampler, model: Loaded, refiner: Loaded | None) -> Plan:
+    """Plan a batch.
+
+    Args:
+        requests: agreeing in what a batch must agree in.
+        sampler: theirs.
+        model: with their LoRAs.
+        refiner: draws the last part of the schedule, where there is one.
+
+    Raises:
+        ValueError: no step is left to take, or an image or a mask cannot be used or is missing.
+        OSError: a file cannot be read.
+        NonFiniteError: the encoding of an image is not finite, in fp32 either.
+    """
+    first, (unet, vae) = requests[0], (model.checkpoint.unet, model.checkpoint.vae)
+    originals = Originals.of(requests)
+    strength = 1.0 if originals is None else STRENGTH if first.strength is None else first.strength
+    split = 1.0 if refiner is None else REFINER_START if first.refiner_start is None else first.refiner_start
+    schedule = sampler.schedule(first.steps, strength=strength, last=split)
+    start = choose_start(
+        originals,
+        schedule,
+        lambda: model.networks.in_memory(vae),
+        inpaints=unet.config.in_channels > vae.config.latent_channels,
+        whole=strength == 1,
+        device=model.device,
+        model=model.name,
+    )
+    stages = [(model, schedule)]
+    if refiner is not None and split < 1:
+        stages.append((refiner, sampler.schedule(first.steps, first=split)))
+    return Plan(sampler, start, tuple(stages))
