@@ -1,5 +1,6 @@
 """Tiny models for the tests: a whole checkpoint of random weights that draws 32×32 pictures in milliseconds."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from genpipe.models.vae import VAE, VAEConfig
 
 # The models are so small that a second thread costs more than it gives; on a busy machine, many times more.
 torch.set_num_threads(1)
+# Where there is no CUDA device Triton's interpreter runs kernels. Triton reads this when it is first imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 needs_int8 = pytest.mark.skipif(
     instruction_set() == "other" or not can_quantise(), reason="this torch or this CPU has no int8 beside bf16"

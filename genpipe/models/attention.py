@@ -53,10 +53,13 @@ class Attention(nn.Module):
         Returns:
             (B, N, C), with `plus`, of the same shape, added.
         """
+        return layer_plus(self.out, self.attend(x, keys_values), plus)
+
+    def attend(self, x: Tensor, keys_values: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Do the same up to the last layer, `out`."""
         q = self._by_head(self.query(x))
         k, v = self.keys_values(x) if keys_values is None else keys_values
-        h = _attend(q, k, v, scale=None, upcast=self.upcast)
-        return layer_plus(self.out, h.transpose(1, 2).flatten(2), plus)
+        return _attend(q, k, v, scale=None, upcast=self.upcast).transpose(1, 2).flatten(2)
 
     def _by_head(self, projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, head_channels)
@@ -96,12 +99,16 @@ class FusedSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, keys_values: None = None, *, plus: Tensor | None = None) -> Tensor:
         """Map (B, N, C) to (B, N, C), with `plus` added."""
+        return layer_plus(self.out, self.attend(x), plus)
+
+    def attend(self, x: Tensor, keys_values: None = None) -> Tensor:
+        """Do the same up to the last layer, `out`."""
         q, k, v = self.project(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d) each
         if self.blocked_from is not None and k.shape[2] >= self.blocked_from and q.dtype == torch.bfloat16:
             h = blocked_attention(q, k, v)  # its scores are never rounded: it needs no upcasting
         else:
             h = _attend(q, k, v, scale=1.0, upcast=self.upcast)
-        return layer_plus(self.out, h.transpose(1, 2).flatten(2), plus)
+        return h.transpose(1, 2).flatten(2)
 
 
 # Keys and values of the prompts, for each attention that reads them.

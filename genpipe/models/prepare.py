@@ -58,6 +58,10 @@ def prepare(network: Network, *, device: torch.device, dtype: torch.dtype, forms
     _prepare(network.eval().requires_grad_(False), _Target(device, dtype, forms, sides, fewest), USUAL_SIDE)
     if cuda is not None and cuda.channels_last:
         _channels_last(network)
+    if cuda is not None and cuda.kernels:
+        from genpipe.models.cuda.modules import fuse  # needs Triton
+
+        fuse(network)
     return network
 
 

@@ -47,7 +47,7 @@ class Networks:
         if device.type == "cpu":
             self._forms = replace(forms_for(instruction_set(), dtype), int8=int8)
         elif device.type == "cuda":
-            self._forms = best_forms(dtype)
+            self._forms = best_forms(device, dtype)
             self.evaluate = evaluation(checkpoint.unet, self._forms, device)
 
     def prepare_all(self, *, unchanged: tuple[nn.Module, ...] = ()) -> None:

@@ -1,14 +1,17 @@
 """The forms for CUDA give what the plain network gives in fp32, no worse than plain torch does in the same dtype."""
 
 import copy
+import importlib.util
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from genpipe.models.attention import TransformerBlock
-from genpipe.models.cuda.forms import CHANNELS_LAST, NAMED, PLAIN, best_forms, evaluation
+from genpipe.models.cuda.forms import CHANNELS_LAST, KERNELS, NAMED, PLAIN, best_forms, evaluation, runs_kernels
 from genpipe.models.denoiser import UNetDenoiser
+from genpipe.models.finite import float32_copy
 from genpipe.models.prepare import prepare
 from genpipe.models.tiny_vae import TinyVAE, TinyVAEConfig
 from genpipe.models.unet import UNet
@@ -18,7 +21,30 @@ from tests.models.conftest import UNET_FAMILIES, UNetPair, unet_conditioning
 CPU = torch.device("cpu")
 TIMES = [981.0, 499.5, 0.0]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-FAMILIES = ["Stable Diffusion 1", "SDXL", "Stable Diffusion 2.1 unCLIP", "KOALA 700M"]
+# Two levels of one layer: the interpreter takes long for each kernel.
+SMALL: dict[str, Any] = {
+    "block_out_channels": (16, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 1,
+}
+FUSED: dict[str, dict[str, Any]] = {
+    "Stable Diffusion 1": SMALL,
+    "linear projections, deep, fp32 scores": {
+        **SMALL,
+        "use_linear_projection": True,
+        "transformer_layers_per_block": 2,
+        "upcast_attention": True,
+    },
+    "only cross-attention": {**SMALL, "only_cross_attention": True},
+}
+ON_DEVICE = [
+    ("Stable Diffusion 1", torch.bfloat16, "channels_last"),
+    ("Stable Diffusion 1", torch.bfloat16, "kernels"),
+    ("Stable Diffusion 1", torch.bfloat16, "graphs"),
+    ("Stable Diffusion 1", torch.float16, "graphs"),
+    ("SDXL", torch.bfloat16, "graphs"),
+]
 
 
 def outputs(exact: UNet, device: torch.device, dtype: torch.dtype, form: str) -> Tensor:
@@ -38,9 +64,7 @@ def outputs(exact: UNet, device: torch.device, dtype: torch.dtype, form: str) ->
 @pytest.mark.gpu
 @needs_gpu
 @torch.inference_mode()
-@pytest.mark.parametrize("form", NAMED)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "dtype", "form"), ON_DEVICE)
 def test_a_unet_on_a_device(name: str, dtype: torch.dtype, form: str, unet_pair: UNetPair) -> None:
     exact, _ = unet_pair(**UNET_FAMILIES[name])
     expected = outputs(exact, CPU, torch.float32, "plain")
@@ -52,8 +76,7 @@ def test_a_unet_on_a_device(name: str, dtype: torch.dtype, form: str, unet_pair:
 @pytest.mark.gpu
 @needs_gpu
 @torch.inference_mode()
-@pytest.mark.parametrize("form", ["channels_last"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("dtype", "form"), [(torch.bfloat16, "kernels"), (torch.float16, "channels_last")])
 def test_autoencoders_on_a_device(dtype: torch.dtype, form: str) -> None:
     torch.manual_seed(0)
     vae = VAE(VAEConfig(channels=(16, 32, 32), layers=1, norm_groups=4, sample_size=32))
@@ -69,10 +92,53 @@ def test_autoencoders_on_a_device(dtype: torch.dtype, form: str) -> None:
         assert all(own <= 1.15 * other + 1e-4 and other < 0.05 for own, other in zip(*errors, strict=True))
 
 
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+def test_kernels_are_tried_before_they_are_chosen(device: torch.device) -> None:
+    def fails(device: torch.device) -> bool:
+        raise RuntimeError("no C compiler\nand a page of other things")
+
+    assert runs_kernels(device)
+    with pytest.warns(UserWarning, match="^Triton compiles no kernels here, at some cost of time: no C compiler$"):
+        assert not runs_kernels(device, fails)
+
+
 @pytest.mark.gpu
 @needs_gpu
 def test_the_best_form_here_has_graphs() -> None:
-    assert best_forms(torch.bfloat16).graphs and best_forms(torch.float32).graphs
+    assert (
+        best_forms(torch.device("cuda"), torch.bfloat16).graphs
+        and best_forms(torch.device("cuda"), torch.float32).graphs
+    )
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+@torch.inference_mode()
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_modules_compute_the_same(name: str, device: torch.device, unet_pair: UNetPair) -> None:
+    exact, _ = unet_pair(**FUSED[name])
+    conditioning, latents = unet_conditioning(exact, 4, device), torch.randn(2, 4, 8, 6, device=device)
+    plain, fused = (
+        prepare(copy.deepcopy(exact), device=device, dtype=torch.float32, forms=forms) for forms in (PLAIN, KERNELS)
+    )
+    assert any(type(module).__name__ == "FusedResidualBlock" for module in fused.modules())
+    copied = float32_copy(fused)  # as where what overflows is repeated
+    for unet, timestep in ((fused, TIMES[0]), (copied, [TIMES[1], TIMES[0]])):
+        expected, output = (UNetDenoiser(each, TIMES, conditioning)(latents, timestep) for each in (plain, unet))
+        assert (output - expected).abs().max() <= 2e-4 * expected.abs().max()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+@torch.inference_mode()
+def test_a_fused_autoencoder_computes_the_same(device: torch.device) -> None:
+    torch.manual_seed(0)
+    exact = VAE(VAEConfig(channels=(8, 16, 16), layers=1, norm_groups=4, sample_size=32)).to(device)
+    latents, pixels = torch.randn(2, 4, 6, 5, device=device), torch.rand(1, 3, 32, 24, device=device) * 2 - 1
+    own = prepare(copy.deepcopy(exact), device=device, dtype=torch.float32, forms=KERNELS)
+    for output, expected in (
+        (own.decode(latents), exact.decode(latents)),
+        (own.encode(pixels)[0], exact.encode(pixels)[0]),
+    ):
+        assert (output - expected).abs().max() <= 2e-4 * expected.abs().max()
 
 
 @torch.inference_mode()
