@@ -3,6 +3,7 @@
 Nothing here knows networks or devices: what runs, the memory and the clock are arguments.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from typing import NamedTuple
 GAIN, CLOSE = 0.03, 0.02
 # Sizes in a row that are no faster, after which larger ones are not tried.
 FLAT = 2
+# Twice as many images took hardly longer where they took less than so many times as long.
+HARDLY = 1.2
 # Seconds that a timing takes at least; a shorter run is repeated.
 SHORTEST = 0.05
 # By how much others on the machine may slow a timing down, and how often sizes within that are timed.
@@ -55,29 +58,33 @@ def best_size(
     *,
     limit: int,
     waiting: float,
+    first: int = 1,
     memory: Callable[[], Memory] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> BatchSize:
     """Find the number of images per batch with which the most images are done per second.
 
-    Sizes are doubled from 1 on. Each runs once unseen, since the first run of a shape loads or compiles its kernels, and is
-    then timed twice, of which the better timing counts: what else the machine does only ever slows a run down. Larger sizes
-    are tried until two in a row are no faster, memory would not suffice, or trying takes longer than it could save. Sizes
-    that are about as fast as the best are then timed again, in turn, and of equals the smallest is chosen.
+    Sizes are doubled, or taken times four where a run of twice as many took hardly longer. Each runs once unseen, since the
+    first run of a shape loads or compiles its kernels, and is then timed twice, of which the better timing counts: what else
+    the machine does only ever slows a run down. Larger sizes are tried until two in a row are no faster, memory would not
+    suffice, or trying takes longer than it could save. Sizes that are about as fast as the best are then timed again, in
+    turn, and of equals the smallest is chosen.
 
     Args:
         run: draws so many images and waits for them; raises MemoryError where they do not fit.
         limit: the largest size.
         waiting: how many images, each drawn as `run` draws it, the finding is for.
+        first: the size to begin with; smaller ones are tried where it does not fit, or larger ones are no faster.
         memory: tells the memory, to stop before it runs out; None relies on MemoryError.
         clock: gives seconds.
 
     Raises:
         MemoryError: not even one image fits.
     """
-    search = _Search(run, limit, waiting, memory, clock)
+    search = _Search(run, limit, waiting, min(first, limit), memory, clock)
     while True:
         why = search.grow()
+        search.shrink()
         search.compare()
         if why != _NO_FASTER or not search.is_growing:  # noise may have hidden that it is
             break
@@ -95,11 +102,13 @@ class _Search:
     run: Callable[[int], None]
     limit: int
     waiting: float
+    first: int
     memory: Callable[[], Memory] | None
     clock: Callable[[], float]
     seconds: dict[int, float] = field(default_factory=dict)  # of a run, by size: the best timing
     used: dict[int, int] = field(default_factory=dict)  # bytes, by size
-    unseen: float = 0.0  # seconds of the largest size's first run
+    unseen: float = 0.0  # seconds of the last first run of a size
+    end: str = "no more are allowed"  # why larger sizes than `limit` are not tried
 
     @property
     def rates(self) -> dict[int, float]:
@@ -117,28 +126,45 @@ class _Search:
             self.used[0] = self.memory().used
         flat = 0
         while flat < FLAT:
-            size = 2 * max(self.seconds, default=0) or 1
+            size = self._next()
             if size > self.limit:
-                return "no more are allowed"
+                return self.end
             if not self._fits(size):
-                return _NO_MEMORY
+                self._end_before(size)
+                continue
             if not self._pays(size):
                 return "trying more would take longer than it saves"
-            best, started = max(self.rates.values(), default=0.0), self.clock()
+            best = max(self.rates.values(), default=0.0)
             try:
-                self.run(size)
-                self.unseen = self.clock() - started
-                if self.memory is not None:
-                    self.used[size] = self.memory().used
-                self._time(size)
-                self._time(size)
+                self._try(size)
             except MemoryError:
                 self.seconds.pop(size, None)
-                if not self.seconds:
+                if size == 1:
                     raise
-                return _NO_MEMORY
+                self._end_before(size)
+                continue
             flat = 0 if self.rates[size] > (1 + GAIN) * best else flat + 1
         return _NO_FASTER
+
+    def _next(self) -> int:
+        if not self.seconds:
+            return self.first
+        *others, last = sorted(self.seconds)
+        if others and 4 * last <= self.limit:
+            # How much longer twice as many took.
+            longer = (self.seconds[last] / self.seconds[others[-1]]) ** (1 / math.log2(last / others[-1]))
+            if longer < HARDLY:
+                return 4 * last
+        return 2 * last
+
+    def _end_before(self, size: int) -> None:
+        self.limit, self.end = size - 1, _NO_MEMORY
+        self.first = max(1, self.first // 2)
+
+    def shrink(self) -> None:
+        """Time smaller sizes for as long as they are about as fast as the fastest."""
+        while (size := min(self.seconds)) > 1 and self.rates[size] > (1 - GAIN) * max(self.rates.values()):
+            self._try(size // 2)
 
     def compare(self) -> None:
         """Time in turn, again and again, the sizes that may be the fastest."""
@@ -149,6 +175,15 @@ class _Search:
         for _ in range(rounds):
             for size in close:
                 self._time(size)
+
+    def _try(self, size: int) -> None:
+        started = self.clock()
+        self.run(size)
+        self.unseen = self.clock() - started
+        if self.memory is not None:
+            self.used[size] = self.memory().used
+        self._time(size)
+        self._time(size)
 
     def _time(self, size: int) -> None:
         started, count, passed = self.clock(), 0, 0.0

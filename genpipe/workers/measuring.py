@@ -1,5 +1,6 @@
 """The batch size of a shape on this device: found by drawing, or kept from an earlier run."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,6 +19,8 @@ from genpipe.workers.kept_sizes import KeptSizes
 
 # The largest batch, by the kind of device.
 LARGEST = {"cuda": 512, "mps": 16, "cpu": 16}
+# Pixels of the first batch that is tried on a GPU, which fewer do not fill.
+FIRST_PIXELS = 4 * 512 * 512
 # Solver steps of what is drawn to measure.
 STEPS = 2
 # A run has at least so many batches, so that one is written while the next is drawn.
@@ -79,8 +82,18 @@ def measured_size(
                 raise MemoryError from error
             raise
 
+    first = (
+        2 ** int(math.log2(max(1, FIRST_PIXELS // (request.width * request.height)))) if device.type == "cuda" else 1
+    )
     try:
-        found = best_size(draw, limit=limit, waiting=waiting * request.steps / steps, memory=memory, clock=clock)
+        found = best_size(
+            draw,
+            limit=limit,
+            waiting=waiting * request.steps / steps,
+            first=first,
+            memory=memory,
+            clock=clock,
+        )
     finally:
         free_unused()
     kept.keep(depends_on, found.size, None if found.is_final else waiting)

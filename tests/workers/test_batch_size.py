@@ -52,10 +52,9 @@ class Device:
         """Of a device of 4 + `fits` bytes, of which the weights take 4."""
         return Memory(4 + (self.ran[-1] if self.ran else 0), 4 + int(self.fits))
 
-    def found(self, *, limit: int = 64, waiting: float = 1e9, memory: bool = False) -> BatchSize:
-        return best_size(
-            self.run, limit=limit, waiting=waiting, memory=self.memory if memory else None, clock=lambda: self.now
-        )
+    def found(self, *, limit: int = 64, waiting: float = 1e9, first: int = 1, memory: bool = False) -> BatchSize:
+        told = self.memory if memory else None
+        return best_size(self.run, limit=limit, waiting=waiting, first=first, memory=told, clock=lambda: self.now)
 
     def share_of_best(self, size: int, limit: int) -> float:
         """The throughput of a size by that of the best one that is allowed and fits."""
@@ -79,13 +78,13 @@ def random_device(seed: int) -> Device:
     )
 
 
-@pytest.mark.parametrize("limit", [16, 512])
-def test_it_is_right_on_a_hundred_noisy_devices(limit):
+@pytest.mark.parametrize(("limit", "first"), [(16, 1), (512, 1), (512, 4)])
+def test_it_is_right_on_a_hundred_noisy_devices(limit, first):
     """Right is a size of at least 95 % of the best one's throughput, where any run may take up to 20 % longer than it
     should and a day's work is waiting."""
     for seed in range(100):
         device = random_device(seed)
-        found = device.found(limit=limit, waiting=DAY / device.each)
+        found = device.found(limit=limit, waiting=DAY / device.each, first=first)
         assert device.share_of_best(found.size, limit) >= 0.95, (seed, found)
 
 
@@ -100,6 +99,24 @@ def test_growing_ends_when_two_larger_sizes_are_no_faster():
     device = Device(fixed=0.001, each=0.1)
     found = device.found(limit=512)
     assert found.is_final and found.why == "larger ones are no faster" and max(device.ran) == 4 and found.size == 1
+
+
+def test_the_first_size_is_halved_where_it_does_not_fit():
+    device = Device(fixed=1.0, each=0.01, fits=20)
+    found = device.found(limit=512, first=64)
+    assert found.size == 16 and max(device.ran) == 16 and found.why == "there is no memory for more"
+
+
+def test_smaller_sizes_than_the_first_are_tried_where_larger_ones_are_no_faster():
+    device = Device(fixed=0.0, each=0.1)
+    assert device.found(first=8).size == 1
+    assert Device(fixed=0.4, each=0.1, knee=8, slower=5.0).found(first=16).size == 8
+
+
+def test_sizes_that_cost_hardly_more_are_passed_over():
+    device = Device(fixed=1.0, each=0.001)
+    assert device.found(limit=512).size == 512
+    assert list(dict.fromkeys(device.ran)) == [1, 2, 8, 32, 128, 512]
 
 
 def test_of_equals_the_smallest_is_chosen():
