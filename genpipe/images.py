@@ -4,16 +4,16 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.PngImagePlugin import PngInfo
 
 from genpipe.checks import check_file_name
 from genpipe.files import atomic_write
+from genpipe.imprint import COMPOSITE, SOURCE, png_texts, saving_options
 from genpipe.messages import one_line
 from genpipe.moved import look_up
 
@@ -118,7 +118,7 @@ def _too_large(name: str) -> ValueError:
 
 
 class Picture(Image.Image):
-    """A PIL image that writes into its PNG files, `save` included, what its `info` says of how it was made."""
+    """A PIL image that writes into its files, by `save` too, what its `info` says of how it was made."""
 
     @classmethod
     def of_levels(cls, levels: "ndarray") -> "Picture":
@@ -137,9 +137,9 @@ class Picture(Image.Image):
         return picture
 
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
-        """As in PIL. `pnginfo=None` writes a PNG without the texts."""
-        params.setdefault("pnginfo", _png_texts(self.info))
-        super().save(fp, format, **params)
+        """As in PIL. `pnginfo=None` writes a PNG without the texts, `exif=None` and `xmp=None` a JPEG or a WebP."""
+        kind = FORMATS.get(Path(fp).suffix.lower(), {}).get("format", "") if isinstance(fp, str | Path) else ""
+        super().save(fp, format, **{**saving_options(self.info, format.upper() if format else kind), **params})
 
 
 def to_pil(pixels: "Tensor") -> list[Picture]:
@@ -182,6 +182,8 @@ def from_pil(images: Image.Image | Sequence[Image.Image]) -> "Tensor":
 def grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
     """Put images side by side, row by row from the top left, each in a cell of the largest one's size, on white.
 
+    Where a machine made one of them, the grid says so too.
+
     Args:
         images: at least one.
         columns: images per row; None makes the grid about square.
@@ -201,6 +203,9 @@ def grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Ima
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
         sheet.paste(image.convert("RGB"), (column * width, row * height))
+    sources = {image.info.get(SOURCE) for image in images}
+    if made := sources - {None}:
+        sheet.info[SOURCE] = made.pop() if len(sources) == 1 else COMPOSITE
     return sheet
 
 
@@ -219,25 +224,23 @@ def save_image(image: Image.Image, path: str | Path) -> None:
 
 
 def encode_image(image: Image.Image, suffix: str) -> bytes:
-    """Give the bytes of an image's file, in the format of a suffix in `FORMATS`; those of a PNG say what made it."""
-    params = dict(FORMATS[suffix.lower()])
+    """Give the bytes of an image's file, in the format of a suffix in `FORMATS`; they say what made it."""
+    params = FORMATS[suffix.lower()]
     if params["format"] == "PNG" and image.mode == "RGB":
         import numpy as np
 
         from genpipe.png import encode_png
 
-        return encode_png(np.asarray(image), _texts(image.info))
-    if params["format"] == "PNG":
-        params["pnginfo"] = _png_texts(image.info)
+        return encode_png(np.asarray(image), png_texts(image.info))
     data = io.BytesIO()
-    image.save(data, **params)
+    Image.Image.save(image, data, **{**saving_options(image.info, params["format"]), **params})
     return data.getvalue()
 
 
 def check_suffix(path: Path) -> None:
     """Raise ValueError unless `save_image` knows how to write a file of this name."""
     if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"{str(path)!r} has to end in {', '.join(FORMATS)}: .png keeps what made the image")
+        raise ValueError(f"{str(path)!r} has to end in {', '.join(FORMATS)}: .png keeps the very pixels")
 
 
 def save_new(image: Image.Image, folder: str | Path, stem: str) -> Path:
@@ -259,19 +262,6 @@ def save_new(image: Image.Image, folder: str | Path, stem: str) -> Path:
         with suppress(FileExistsError), atomic_write(path, durable=True, replace=False) as part:
             part.write_bytes(data)
             return path
-
-
-def _texts(info: Mapping[Any, Any]) -> dict[str, str]:
-    """What a PNG says of how it was made."""
-    return {key: str(info[key]) for key in ("parameters", "genpipe") if key in info}
-
-
-def _png_texts(info: Mapping[Any, Any]) -> PngInfo | None:
-    texts = PngInfo()
-    for key, text in _texts(info).items():
-        # iTXt is the kind that holds Unicode. A model's path may hold bytes that are no text.
-        texts.add_itxt(key, text.encode("utf-8", "replace"))
-    return texts if texts.chunks else None
 
 
 def __getattr__(name: str) -> Any:

@@ -1,23 +1,28 @@
 """What an image's file says of itself: written into its texts, and read from them.
 
-PNGs carry what made them twice: as A1111's text under "parameters", for people and the tools that read it, and as JSON
-under "genpipe", from which `read_request` gives the `Request` back. JPEG and WebP files are written as plain images; of
-those that other programs wrote A1111's text is read, from where they keep it.
+Files carry what made them twice: as A1111's text, for people and the tools that read it, and as JSON, from which
+`read_request` gives the `Request` back; `genpipe.imprint` knows where in the file. Of files that other programs wrote their
+own texts are read.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import ExifTags, Image
+from PIL import Image
 
 import genpipe
 from genpipe.dialects.a1111 import parameters_text, parse_parameters
-from genpipe.fields import settings_of
-from genpipe.images import image_errors, open_image
+from genpipe.dialects.arguments import parse_arguments
+from genpipe.dialects.comfyui import parse_graph
+from genpipe.dialects.invokeai import parse_metadata, parse_old_metadata
+from genpipe.dialects.parameters import Parameters
+from genpipe.fields import defaults_of, settings_of
+from genpipe.images import open_image
+from genpipe.imprint import COMPOSITE, MADE, PARAMETERS, SOURCE, TRAINED, texts_in
 from genpipe.messages import quoted
 from genpipe.request import Request
 from genpipe.spec import ModelSpec
@@ -34,7 +39,7 @@ def annotate(
     sampler: str | None = None,
     prompts: tuple[str, str] | None = None,
 ) -> None:
-    """Write into `image.info` what made the image.
+    """Write into `image.info` what made the image, and that a machine did.
 
     Args:
         image: written to.
@@ -45,18 +50,17 @@ def annotate(
         prompts: prompt and negative prompt with the alternatives that were chosen, for A1111, which knows no others.
     """
     made = {**request.to_dict(), **made_by, "version": genpipe.__version__}
-    image.info["genpipe"] = json.dumps(made, ensure_ascii=False)
+    image.info[MADE] = json.dumps(made, ensure_ascii=False)
+    image.info[SOURCE] = TRAINED if request.image is None else COMPOSITE
     named = request if request.sampler else replace(request, sampler=sampler)
     if prompts is not None:
         named = replace(named, prompt=prompts[0], negative_prompt=prompts[1])
-    image.info["parameters"] = parameters_text(named, made_by["model"])
+    image.info[PARAMETERS] = parameters_text(named, made_by["model"])
 
 
 def annotate_choice(image: Image.Image, scores: Sequence[Mapping[str, Any]]) -> None:
     """Add to what `annotate` wrote, under "best_of", the scores of all the images that this one was chosen from."""
-    image.info["genpipe"] = json.dumps(
-        {**json.loads(image.info["genpipe"]), "best_of": list(scores)}, ensure_ascii=False
-    )
+    image.info[MADE] = json.dumps({**json.loads(image.info[MADE]), "best_of": list(scores)}, ensure_ascii=False)
 
 
 class Made(NamedTuple):
@@ -66,32 +70,86 @@ class Made(NamedTuple):
         request: settings of `Request`, by name: all of them where genpipe wrote the file.
         model: options of `ModelSpec`, by name; none where another program wrote it.
         unread: what else the file says that genpipe cannot take, by that program's names.
+        program: that wrote it.
     """
 
     request: dict[str, Any]
     model: dict[str, Any]
     unread: dict[str, str]
+    program: str = "genpipe"
+
+
+def _of_a1111(text: str) -> Parameters | None:
+    return None if text.lstrip().startswith("{") else parse_parameters(text)
+
+
+# Where programs keep their texts, and what reads them; the first that can be read counts.
+_READERS: tuple[tuple[str, str, Callable[[str], Parameters | None]], ...] = (
+    (PARAMETERS, "A1111", _of_a1111),
+    ("invokeai_metadata", "InvokeAI", parse_metadata),
+    ("sd-metadata", "InvokeAI", parse_old_metadata),
+    ("prompt", "ComfyUI", parse_graph),
+    *((key, "diffusers", parse_arguments) for key in (PARAMETERS, "metadata", "comment", "description", "Comment")),
+)
 
 
 def read_made(source: str | Path | Image.Image) -> Made:
-    """Read how to draw an image again, from a PNG that genpipe wrote, or from a file with A1111's text.
+    """Read how to draw an image again, from a file that genpipe, A1111, ComfyUI, InvokeAI or a program on diffusers wrote.
 
     Raises:
         ValueError: not an image; one that does not say what made it, or whose text is damaged.
         OSError: the file cannot be read.
     """
     with _opened(source) as (name, image):
-        if "genpipe" not in image.info:
-            text = _a1111_text(image)
-            if text is None:
-                raise ValueError(
-                    f"{name} does not say what made it: give a PNG that genpipe wrote, or one of A1111's files"
-                )
-            settings, model, unread = parse_parameters(text)
+        texts = texts_in(image)
+    if MADE in texts:
+        request, spec = split_metadata(_metadata(name, texts))
+        return Made(request.to_dict(), spec.to_dict(), {})
+    return _read_foreign(name, texts)
+
+
+def _read_foreign(name: str, texts: Mapping[str, str]) -> Made:
+    for key, program, parse in _READERS:
+        found = parse(texts[key]) if key in texts else None
+        if found is not None:
             # A name says nothing of where the checkpoint lies.
-            return Made(settings, {}, {**({"Model": model} if model else {}), **unread})
-        request, spec = split_metadata(read_metadata(image))
-    return Made(request.to_dict(), spec.to_dict(), {})
+            unread = {**({"Model": found.model} if found.model else {}), **found.unread}
+            return Made(found.settings, {}, unread, program)
+    raise ValueError(
+        f"{name} does not say what made it: give a file that genpipe, A1111, ComfyUI or InvokeAI wrote, "
+        "and no program has stripped"
+    )
+
+
+def what_it_says(source: str | Path | Image.Image) -> dict[str, Any]:
+    """Give all that an image's file says of how it was made, for people to read; settings at their defaults are left out.
+
+    Files that the image was made from need not be there any more. Errors as in `read_made`.
+    """
+    with _opened(source) as (name, image):
+        texts = texts_in(image)
+    if MADE in texts:
+        program, unread = "genpipe", {}
+        found = _metadata(name, texts)
+        usual = {**defaults_of(Request), **defaults_of(ModelSpec), "loras": []}
+        found = {key: _in_words(value) for key, value in found.items() if value != usual.get(key, ...)}
+        if isinstance(found.get("best_of"), list):
+            found["best_of"] = ", ".join(f"seed {one['seed']}: {one['total']:.3g}" for one in found["best_of"])
+    else:
+        made = _read_foreign(name, texts)
+        found, unread, program = made.request, made.unread, made.program
+    left = {f"not read: {key}": value for key, value in unread.items()}
+    return {"made by": program, **({"source": texts[SOURCE]} if SOURCE in texts else {}), **found, **left}
+
+
+def _in_words(value: Any) -> Any:
+    """Files by their paths, or by their content where they were in memory."""
+    if isinstance(value, list) and value and all(isinstance(one, dict) and "sha256" in one for one in value):
+        return ", ".join(str(_in_words(one)) for one in value)
+    if not isinstance(value, dict) or "sha256" not in value:
+        return value
+    name = value.get("path") or f"an image in memory, sha256 {str(value['sha256'])[:12]}…"
+    return f"{name}:{value['strength']}" if "strength" in value else name
 
 
 def read_metadata(source: str | Path | Image.Image) -> dict[str, Any]:
@@ -103,20 +161,24 @@ def read_metadata(source: str | Path | Image.Image) -> dict[str, Any]:
         OSError: the file cannot be read.
     """
     with _opened(source) as (name, image):
-        text = image.info.get("genpipe")
-    if text is None:
-        raise ValueError(f"{name} does not say what made it: give a PNG that genpipe wrote")
+        texts = texts_in(image)
+    return _metadata(name, texts)
+
+
+def _metadata(name: str, texts: Mapping[str, str]) -> dict[str, Any]:
+    if MADE not in texts:
+        raise ValueError(f"{name} does not say what made it: give a file that genpipe wrote")
     try:
-        made = json.loads(text)
-    except (TypeError, ValueError, RecursionError):
+        made = json.loads(texts[MADE])
+    except (ValueError, RecursionError):
         made = None
     if not isinstance(made, dict):
-        raise ValueError(f"{name} holds a damaged genpipe text: give a PNG that genpipe wrote")
+        raise ValueError(f"{name} holds a damaged genpipe text: give a file that genpipe wrote")
     return made
 
 
 def read_request(source: str | Path | Image.Image) -> Request:
-    """Read the request that made an image, from a PNG that genpipe wrote. Errors as in `read_metadata`."""
+    """Read the request that made an image, from a file that genpipe wrote. Errors as in `read_metadata`."""
     return split_metadata(read_metadata(source))[0]
 
 
@@ -142,21 +204,3 @@ def _opened(source: str | Path | Image.Image) -> Iterator[tuple[str, Image.Image
         raise ValueError(f"{quoted(source)} is not an image: give a PIL image, or the path of a file")
     with open_image(source) as image:
         yield str(source), image
-
-
-def _a1111_text(image: Image.Image) -> str | None:
-    """The text of a PNG under "parameters"; of JPEG and WebP the comment of their EXIF data."""
-    text = image.info.get("parameters")
-    if isinstance(text, str):
-        return text
-    comment = None
-    with image_errors("this image"), suppress(Exception):  # of damaged EXIF data nothing is read
-        comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
-    if not isinstance(comment, bytes):
-        return None
-    kind, data, encoding = comment[:8], comment[8:], "utf-8"
-    if kind == b"UNICODE\0":
-        # UTF-16, of which the standard does not say which half comes first: in most texts zeros tell.
-        encoding = "utf-16-le" if data[1::2].count(0) > data[::2].count(0) else "utf-16-be"
-    text = data.decode(encoding, "replace")
-    return text if "Steps:" in text else None  # cameras write comments too

@@ -33,6 +33,7 @@ _LOW |= {
     "seeds",
     "lora_tags",
     "fit",
+    "imprint",
 }
 _PIPELINE = _LOW | {"prompts", "judge", "pipeline"}
 _ALL = _PIPELINE | {"scenes", "vision"}
@@ -57,10 +58,11 @@ ALLOWED: dict[str, set[str]] = {
     "moved": set(),
     "sizes": {"request"},
     "png": set(),
-    "images": {"files", "moved", "png"},
+    "images": {"files", "moved", "png", "imprint"},
+    "imprint": set(),
     "filenames": {"images"},
-    "dialects": {"request", "fields", "sampling"},
-    "metadata": {"fields", "images", "request", "spec", "dialects"},
+    "dialects": {"request", "fields", "sampling", "sizes"},
+    "metadata": {"fields", "images", "imprint", "request", "spec", "dialects"},
     "hardware": set(),
     "embedded": set(),
     "checkpoints": {"models", "files", "request"},

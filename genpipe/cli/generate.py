@@ -57,8 +57,8 @@ def generate_command(parser: argparse.ArgumentParser) -> None:
            help="draw N for each image and keep the one that shows the prompt best (default: 1)")  # fmt: skip
     option(group, "--judge", metavar="NAME",
            help="a CLIP model to choose by, a folder or a hub id (default: the embedded model's own judge)")  # fmt: skip
-    option(group, "--from-image", metavar="PNG",
-           help="draw again what this file says made it; the other options change it")  # fmt: skip
+    option(group, "--from-image", metavar="FILE",
+           help="draw again what this file says made it, also one of A1111, ComfyUI or InvokeAI; the other options change it")  # fmt: skip
 
     group = parser.add_argument_group(FROM_IMAGE)
     add_fields(group, Request, [name for name in SETTINGS if described[name].group == FROM_IMAGE])
@@ -169,6 +169,9 @@ def _asked_for(args: argparse.Namespace) -> tuple[dict[str, Any], ModelSpec]:
 
         made = read_made(args.from_image)
         settings, model = {**made.request, **settings}, {**made.model, **model}
+        if made.program != "genpipe" and not args.quiet:
+            taken = listed(made.request, len(made.request), 200) or "nothing"
+            print(f"taken from {args.from_image} ({made.program}): {taken}", file=sys.stderr)
         if made.unread and not args.quiet:
             rest = listed(f"{key}: {value}" for key, value in made.unread.items())
             print(f"not taken from {args.from_image}: {one_line(rest)}", file=sys.stderr)

@@ -13,6 +13,8 @@ from genpipe.cli.generate import generate_command
 from genpipe.cli.info import info_command
 from genpipe.cli.models import models_command
 from genpipe.cli.render import render_command
+from genpipe.cli.show import show_command
+from genpipe.cli.tokens import tokens_command
 from genpipe.cli.train import train_command
 from genpipe.cli.vision import vision_command
 from genpipe.cli.vocabulary import vocabulary_command
@@ -25,6 +27,8 @@ COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "classify": classify_command,
     "train": train_command,
     "vision": vision_command,
+    "show": show_command,
+    "tokens": tokens_command,
     "info": info_command,
     "models": models_command,
     "convert": convert_command,

@@ -103,6 +103,7 @@ def labelled(images: Sequence[Image.Image], columns: Sequence[str], rows: Sequen
     top = 2 * _MARGIN + max(int(sizes[text][3]) for text in columns)
     wide = max(width, 2 * _MARGIN + max(int(sizes[text][2]) for text in columns))
     page = Image.new("RGB", (left + wide * len(columns), top + sheet.height), "white")
+    page.info |= sheet.info  # that a machine made it
     pen = ImageDraw.Draw(page)
     for number, text in enumerate(columns):
         x = left + number * wide

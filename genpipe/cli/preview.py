@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from genpipe.files import atomic_write
 from genpipe.images import check_suffix, encode_image, grid
+from genpipe.imprint import SOURCE, TRAINED
 
 if TYPE_CHECKING:
     from genpipe.pipeline.progress import Progress
@@ -27,6 +28,8 @@ class Preview:
 
     def __call__(self, progress: "Progress") -> None:
         """Write the file: what `Pipeline.__call__` calls after a step."""
-        data = encode_image(grid(progress.preview()), self._path.suffix)
+        sheet = grid(progress.preview())
+        sheet.info[SOURCE] = TRAINED
+        data = encode_image(sheet, self._path.suffix)
         with atomic_write(self._path) as part:
             part.write_bytes(data)

@@ -4,10 +4,10 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 import genpipe
-from genpipe.fields import settings_of
+from genpipe.dialects.parameters import Parameters, setting_value
 from genpipe.messages import quoted
 from genpipe.request import Request
 from genpipe.sampling.names import SOLVERS, SPACINGS, canonical_name, split_name
@@ -32,22 +32,6 @@ _BEGIN, _END = re.compile(r'\s*(["{\[])'), re.compile(r"\s*(,|$)")
 # What would not be read as it stands.
 _AWKWARD = re.compile(r'[,:"\0\r\n\[\]{}]|^\s|\s$')
 _KEY = re.compile(r"\w[\w /-]{0,63}")
-
-
-class Parameters(NamedTuple):
-    """What a text of A1111's says.
-
-    Attributes:
-        settings: of `Request`, those that the text gives.
-        model: the name of the checkpoint that drew the image, which says nothing of where it lies; None where the text
-            names none.
-        unread: what else stands there, by A1111's names: settings that genpipe does not have, and values that it cannot
-            take.
-    """
-
-    settings: dict[str, Any]
-    model: str | None
-    unread: dict[str, str]
 
 
 def parameters_text(request: Request, model: str) -> str:
@@ -119,17 +103,12 @@ def _setting(key: str, value: str) -> dict[str, Any]:
     """The settings of ours that one of A1111's is; ValueError if there is none, or not with this value."""
     if key == "Size":
         width, _, height = value.partition("x")
-        return {"width": _read("width", width), "height": _read("height", height)}
+        return {"width": setting_value("width", width), "height": setting_value("height", height)}
     if key == "Clip skip":
-        return {"clip_skip": max(0, _read("clip_skip", value) - 1)}
+        return {"clip_skip": max(0, setting_value("clip_skip", value) - 1)}
     if key not in _NAMES:
         raise ValueError(f"genpipe has no {quoted(key)}")
-    return {_NAMES[key]: _read(_NAMES[key], value)}
-
-
-def _read(name: str, text: str) -> Any:
-    kind = settings_of(Request)[name].kind
-    return kind.check(name, kind.read(name, text))
+    return {_NAMES[key]: setting_value(_NAMES[key], value)}
 
 
 def _sampler(said: dict[str, str], unread: dict[str, str]) -> dict[str, str]:

@@ -167,6 +167,23 @@ class Tokenizer:
             raise ValueError(f"the prompt {quoted(text)} is not text that can be encoded as UTF-8") from None
         return encoding.ids, [start for start, _ in encoding.offsets]
 
+    def texts(self, ids: Iterable[int]) -> list[str]:
+        """Give what each token stands for; a piece of a word that goes on has "…" behind it.
+
+        Of characters of several bytes a token may be a part, which is shown as U+FFFD.
+        """
+        return [self._text(index) for index in ids]
+
+    def _text(self, index: int) -> str:
+        for word, own in self._words.items():
+            if index in own:
+                return word if len(own) == 1 else f"{word} ({index - own.start + 1} of {len(own)})"
+        token = self._backend.id_to_token(index) or ""
+        if index in (self.bos_id, self.eos_id):
+            return token
+        word = decoders.ByteLevel().decode([token.removesuffix(_SUFFIX)])
+        return word if token.endswith(_SUFFIX) else f"{word}…"
+
     def row(self, ids: Sequence[int]) -> list[int]:
         """Put ids, at most `length` - 2, between the begin and the end mark, padded to `length`."""
         return [self.bos_id, *ids, self.eos_id, *[self.pad_id] * (self.length - 2 - len(ids))]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genpipe.checkpoints import Checkpoint
+from genpipe.checkpoints import Checkpoint, load_checkpoint
 from genpipe.checkpoints.embeddings import load_embeddings
 from genpipe.checkpoints.lora import load_lora
 from genpipe.embedded import EMBEDDED
@@ -162,6 +162,27 @@ class Loaded:
         made = Loaded(checkpoint, self.spec, device=self.device, dtype=self.dtype, name=self.name, loras=tuple(loras))
         made.networks.prepare_all(unchanged=tuple(self.checkpoint.networks.values()))
         return made
+
+
+def checkpoint_of(spec: ModelSpec, *, unet_dtype: torch.dtype | None = None) -> Checkpoint:
+    """Load the checkpoint that a spec names, with the parts that it gives in place of the checkpoint's own.
+
+    Args:
+        unet_dtype: what the denoiser's weights are kept in; None is their file's.
+
+    Raises:
+        CheckpointError: it is not there, not whole or not one that genpipe can run.
+    """
+    return load_checkpoint(
+        EMBEDDED if spec.model is None else spec.model,
+        revision=spec.revision,
+        variant=spec.variant,
+        model_dir=spec.model_dir,
+        vae=spec.vae,
+        text_encoder=None if spec.text_encoder is None else spec.text_encoder.split(","),
+        allow_pickle=spec.allow_pickle,
+        unet_dtype=unet_dtype,
+    )
 
 
 def check_refiner(base: Checkpoint, refiner: Checkpoint) -> None:

@@ -1,7 +1,6 @@
 """The pipeline: encode the prompt, denoise latents, decode them to an image."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor
 
 from genpipe.checkpoints import Checkpoint, load_checkpoint, load_tiny_vae
-from genpipe.embedded import EMBEDDED
 from genpipe.fields import refuse_unknown
 from genpipe.hardware import choose_device, choose_dtype, one_thread
 from genpipe.images import Picture, to_pil
@@ -23,7 +21,7 @@ from genpipe.pipeline.denoising import is_guided
 from genpipe.pipeline.draw_options import DrawOptions
 from genpipe.pipeline.drawing import BATCH, draw
 from genpipe.pipeline.groups import side_by_side
-from genpipe.pipeline.loaded import Loaded, check_refiner, name_of, usual_settings
+from genpipe.pipeline.loaded import Loaded, check_refiner, checkpoint_of, name_of, usual_settings
 from genpipe.pipeline.networks import check_drawable, prepare_process, stored_dtype
 from genpipe.pipeline.plan import Plan, make_plan
 from genpipe.pipeline.preview import LatentPreview
@@ -123,24 +121,18 @@ class Pipeline:
         dtype = choose_dtype(spec.dtype, device)
         unet_dtype = stored_dtype(spec.weights, dtype, int8=spec.int8)
         prepare_process(device, dtype, low_memory=spec.low_memory, int8=spec.int8)
-        load = partial(
-            load_checkpoint,
-            variant=spec.variant,
-            model_dir=spec.model_dir,
-            allow_pickle=spec.allow_pickle,
-            unet_dtype=unet_dtype,
-        )
-        checkpoint = load(
-            EMBEDDED if spec.model is None else spec.model,
-            revision=spec.revision,
-            vae=spec.vae,
-            text_encoder=None if spec.text_encoder is None else spec.text_encoder.split(","),
-        )
+        checkpoint = checkpoint_of(spec, unet_dtype=unet_dtype)
         tiny, refiner, config = None, None, checkpoint.vae.config
         if spec.tiny_vae is not None:
             tiny = load_tiny_vae(spec.tiny_vae, latent_channels=config.latent_channels, factor=config.factor)
         if spec.refiner is not None:
-            refiner = load(spec.refiner)
+            refiner = load_checkpoint(
+                spec.refiner,
+                variant=spec.variant,
+                model_dir=spec.model_dir,
+                allow_pickle=spec.allow_pickle,
+                unet_dtype=unet_dtype,
+            )
         pipeline = cls(checkpoint, device=device, dtype=dtype, spec=spec, tiny_vae=tiny, refiner=refiner)
         for loaded in filter(None, (pipeline, pipeline.refiner)):
             loaded.networks.prepare_all()

@@ -27,6 +27,14 @@ class Chunks(NamedTuple):
     cut: str
 
 
+def read_chunks(prompt: str, tokenizer: Tokenizer, *, syntax: str = "a1111") -> Chunks:
+    """Read a prompt as `syntax` says: "a1111" as `chunks_of` does, "plain" as one chunk of its words as they stand."""
+    if syntax == "a1111":
+        return chunks_of(prompt, tokenizer)
+    tokens = tokenizer([prompt])
+    return Chunks([Chunk(tokens.ids[0], [1.0] * tokenizer.length)], tokens.cut[0])
+
+
 def chunks_of(prompt: str, tokenizer: Tokenizer) -> Chunks:
     """Split a prompt in A1111's grammar of weights into chunks; BREAK begins a new one.
 

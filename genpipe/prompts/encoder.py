@@ -12,8 +12,7 @@ from genpipe.messages import quoted
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.finite import NonFiniteError, float32_copy
 from genpipe.models.text_encoder import TextEncoder, TextEncoding
-from genpipe.models.tokenizer import Tokenizer
-from genpipe.prompts.chunks import MAX_CHUNKS, Chunk, Chunks, chunks_of
+from genpipe.prompts.chunks import MAX_CHUNKS, Chunk, chunks_of, read_chunks
 from genpipe.prompts.embeddings import missing
 from genpipe.prompts.text_part import TextPart
 from genpipe.prompts.weighting import weighted
@@ -43,6 +42,7 @@ class PromptEncoder:
             others there are. By default 1 on a CPU, and `GPU_ROWS` on a GPU, which takes about as long for them as for one.
 
     Attributes:
+        parts: the text encoders.
         seconds: spent on encoding so far.
     """
 
@@ -56,7 +56,7 @@ class PromptEncoder:
         kept_bytes: int = KEPT_BYTES,
         rows: int | None = None,
     ) -> None:
-        self._parts, self._pooled, self._device, self._model = tuple(parts), pooled, device, model
+        self.parts, self._pooled, self._device, self._model = tuple(parts), pooled, device, model
         self._kept_bytes = kept_bytes
         self._rows = rows if rows is not None else 1 if device.type == "cpu" else GPU_ROWS
         self._kept: dict[_Key, Conditioning] = {}  # of one row each, the least recently used first
@@ -103,9 +103,9 @@ class PromptEncoder:
     def lengths(self, prompts: Sequence[str], *, syntax: str = "a1111") -> list[int]:
         """Give how many vectors the context of each prompt has."""
         if syntax == "plain":
-            return [self._parts[0].tokenizer.length] * len(prompts)
+            return [self.parts[0].tokenizer.length] * len(prompts)
         return [
-            max(len(chunks_of(prompt, part.tokenizer).chunks) * part.tokenizer.length for part in self._parts)
+            max(len(chunks_of(prompt, part.tokenizer).chunks) * part.tokenizer.length for part in self.parts)
             for prompt in prompts
         ]
 
@@ -119,21 +119,23 @@ class PromptEncoder:
 
     def _encode(self, keys: Sequence[_Key]) -> list[Conditioning]:
         """A row for each prompt, read in its syntax, and the layers to leave out for it."""
-        for name in dict.fromkeys(missing([prompt for prompt, _, _ in keys], self._parts[0].tokenizer.words)):
+        for name in dict.fromkeys(missing([prompt for prompt, _, _ in keys], self.parts[0].tokenizer.words)):
             warnings.warn(
                 f"there is no textual inversion {quoted(name)}, and the prompt keeps it as words: give it with --embeddings",
                 stacklevel=4,
             )
-        found = [[_chunks(prompt, part.tokenizer, syntax) for prompt, _, syntax in keys] for part in self._parts]
+        found = [
+            [read_chunks(prompt, part.tokenizer, syntax=syntax) for prompt, _, syntax in keys] for part in self.parts
+        ]
         for cut in dict.fromkeys(each.cut for of_part in found for each in of_part if each.cut):
             left_out = cut if len(cut) <= 60 else f"{cut[:60]}…"
-            length = min(part.tokenizer.length for part in self._parts) - 2
+            length = min(part.tokenizer.length for part in self.parts) - 2
             length = length if all(syntax == "plain" for _, _, syntax in keys) else length * MAX_CHUNKS
             warnings.warn(f"the prompt is cut after {length} tokens, leaving out {left_out!r}", stacklevel=4)
         # Vocabularies may differ, and with them the number of chunks; the vectors of all encoders stand side by side.
         counts = [max(len(each.chunks) for each in of_prompt) for of_prompt in zip(*found, strict=True)]
         encodings = []
-        for part, of_part in zip(self._parts, found, strict=True):
+        for part, of_part in zip(self.parts, found, strict=True):
             empty = chunks_of("", part.tokenizer).chunks
             rows = [
                 each.chunks + empty * (count - len(each.chunks)) for each, count in zip(of_part, counts, strict=True)
@@ -193,10 +195,3 @@ class PromptEncoder:
             for encoding in encodings
         ]
         return torch.stack(checked).tolist()
-
-
-def _chunks(prompt: str, tokenizer: Tokenizer, syntax: str) -> Chunks:
-    if syntax == "a1111":
-        return chunks_of(prompt, tokenizer)
-    tokens = tokenizer([prompt])
-    return Chunks([Chunk(tokens.ids[0], [1.0] * tokenizer.length)], tokens.cut[0])
