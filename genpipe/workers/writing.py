@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from genpipe.images import Picture, encode_image
+from genpipe.imprint import SOURCE, saving_options
 from genpipe.workers.messages import THUMBNAIL, Drawn, Task, thumbnail_path
 from genpipe.workers.storage import Storage
 
@@ -53,5 +54,6 @@ def _small_copy(image: Image.Image) -> bytes:
     scale = THUMBNAIL / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     data = io.BytesIO()
-    image.resize(size, Image.Resampling.BILINEAR, reducing_gap=1.0).save(data, "JPEG", quality=85)
+    source = saving_options({key: image.info[key] for key in (SOURCE,) if key in image.info}, "JPEG")
+    image.resize(size, Image.Resampling.BILINEAR, reducing_gap=1.0).save(data, "JPEG", quality=85, **source)
     return data.getvalue()
