@@ -17,7 +17,6 @@ TILE, WARPS = 4096, 8
 PROGRAMS = 1056
 # Parts that the pixels of an image are summed in, at most, and how many partial sums are added at a time.
 PIECES, CHUNK = 128, 64
-_LAUNCH: dict[str, Any] = {"num_warps": WARPS}
 
 
 def group_norm(
@@ -46,7 +45,7 @@ def group_norm(
     x = x.contiguous(memory_format=torch.channels_last)
     batch, channels, height, width = x.shape
     rows, per_group = height * width, channels // groups
-    padded = triton.next_power_of_2(groups), triton.next_power_of_2(per_group)
+    padded = _power(groups), _power(per_group)
     tile = max(1, TILE // (padded[0] * padded[1]))
     wanted = min(_divided(PROGRAMS, batch), _divided(rows, tile))
     part = _divided(_divided(rows, wanted), tile) * tile
@@ -66,12 +65,12 @@ def group_norm(
         "W": padded[1],
     }
     before, shift = (weight if one is None else one for one in (before, shift))
-    with torch.cuda.device_of(x):
-        _moments[(pieces, batch)](x, before, shift, sums, rows, summed, stride, **constants, **_LAUNCH)
-        _normalise[(_divided(rows, part), batch)](
-            x, before, shift, sums, weight, bias, result, rows, part, pieces, stride, eps,
-            **constants, SILU=silu, CHUNK=CHUNK, **_LAUNCH,
-        )  # fmt: skip
+    grids = (pieces, batch), (_divided(rows, part), batch)
+    _launch(_moments, grids[0], x, before, shift, sums, rows, summed, stride, **constants)
+    constants |= {"SILU": silu, "CHUNK": CHUNK}
+    _launch(
+        _normalise, grids[1], x, before, shift, sums, weight, bias, result, rows, part, pieces, stride, eps, **constants
+    )
     return result
 
 
@@ -79,13 +78,11 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, before: T
     """LayerNorm ("Layer Normalization", 2016) of x + before, for x (..., C) and the others (C,)."""
     x = x.contiguous()
     channels = x.shape[-1]
-    count, padded = x.numel() // channels, triton.next_power_of_2(channels)
+    count, padded = x.numel() // channels, _power(channels)
     tile = max(1, TILE // padded)
     result = torch.empty_like(x)
-    with torch.cuda.device_of(x):
-        _layer_norm[(_divided(count, tile),)](
-            x, before, weight, bias, result, count, eps, CHANNELS=channels, TILE=tile, C=padded, **_LAUNCH
-        )
+    grid = (_divided(count, tile),)
+    _launch(_layer_norm, grid, x, before, weight, bias, result, count, eps, CHANNELS=channels, TILE=tile, C=padded)
     return result
 
 
@@ -95,10 +92,9 @@ def gated_gelu(x: Tensor) -> Tensor:
     channels = x.shape[-1] // 2
     count, block = x.numel() // (2 * channels), 256
     result = x.new_empty(*x.shape[:-1], channels)
-    with torch.cuda.device_of(x):
-        _gated_gelu[(_divided(count, TILE // block), _divided(channels, block))](
-            x, result, count, CHANNELS=channels, TILE=TILE // block, C=block, **_LAUNCH
-        )
+    tile = TILE // block
+    grid = _divided(count, tile), _divided(channels, block)
+    _launch(_gated_gelu, grid, x, result, count, CHANNELS=channels, TILE=tile, C=block)
     return result
 
 
@@ -107,16 +103,25 @@ def add(h: Tensor, x: Tensor, bias: Tensor) -> Tensor:
     h, x = (one.contiguous(memory_format=torch.channels_last) for one in (h, x))
     channels = h.shape[1]
     count, block = h.numel() // channels, 64
-    with torch.cuda.device_of(h):
-        _add[(_divided(count, TILE // block), _divided(channels, block))](
-            h, x, bias, count, CHANNELS=channels, TILE=TILE // block, C=block, **_LAUNCH
-        )
+    tile = TILE // block
+    grid = _divided(count, tile), _divided(channels, block)
+    _launch(_add, grid, h, x, bias, count, CHANNELS=channels, TILE=tile, C=block)
     return h
 
 
 def _divided(count: int, size: int) -> int:
     """How many parts of a size hold a count, the last perhaps in part."""
     return -(-count // size)
+
+
+def _power(count: int) -> int:
+    """The least power of two that is no less: blocks have such sides."""
+    return 1 << (count - 1).bit_length()
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], *given: Tensor | float, **constants: int) -> None:
+    with torch.cuda.device_of(given[0]):
+        kernel[grid](*given, **constants, num_warps=WARPS)
 
 
 @triton.jit
