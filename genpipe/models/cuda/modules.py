@@ -11,12 +11,18 @@ from torch.nn import functional as F
 from genpipe.blocks import ResidualBlock
 from genpipe.models.attention import GatedFeedForward, KeysValues, SpatialTransformer, TransformerBlock, repeat_rows
 from genpipe.models.cuda import kernels
+from genpipe.models.stored import StoredLayer
 
 
 def fuse(network: nn.Module) -> None:
-    """Put the modules below in the place of the plain ones, in a network whose weights have their device and dtype."""
+    """Put the modules below in the place of the plain ones, in a network whose weights have their device and dtype.
+
+    Blocks with weights that are stored in fewer bits stay as they are, but for their norms.
+    """
     for name, child in network.named_children():
-        if isinstance(child, ResidualBlock):
+        if any(isinstance(module, StoredLayer) for module in child.modules()):
+            fuse(child)
+        elif isinstance(child, ResidualBlock):
             network.register_module(name, FusedResidualBlock(child))
         elif isinstance(child, SpatialTransformer):
             network.register_module(name, FusedSpatialTransformer(child))

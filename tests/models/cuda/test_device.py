@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from genpipe.blocks import ResidualBlock
 from genpipe.models.attention import TransformerBlock
 from genpipe.models.cuda.forms import CHANNELS_LAST, KERNELS, NAMED, PLAIN, best_forms, evaluation, runs_kernels
 from genpipe.models.denoiser import UNetDenoiser
 from genpipe.models.finite import float32_copy
 from genpipe.models.prepare import prepare
+from genpipe.models.stored import StoredLayer
 from genpipe.models.tiny_vae import TinyVAE, TinyVAEConfig
 from genpipe.models.unet import UNet
 from genpipe.models.vae import VAE, VAEConfig
@@ -125,6 +127,23 @@ def test_fused_modules_compute_the_same(name: str, device: torch.device, unet_pa
     for unet, timestep in ((fused, TIMES[0]), (copied, [TIMES[1], TIMES[0]])):
         expected, output = (UNetDenoiser(each, TIMES, conditioning)(latents, timestep) for each in (plain, unet))
         assert (output - expected).abs().max() <= 2e-4 * expected.abs().max()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+@torch.inference_mode()
+def test_weights_in_fewer_bits_stay_so(device: torch.device, unet_pair: UNetPair) -> None:
+    exact, _ = unet_pair(**SMALL)
+    for module in list(exact.modules()):
+        if isinstance(module, ResidualBlock):
+            module.conv1 = StoredLayer(module.conv1, torch.int8)  # type: ignore[assignment]
+    conditioning, latents = unet_conditioning(exact, 2, device), torch.randn(1, 4, 4, 4, device=device)
+    plain, fused = (
+        prepare(copy.deepcopy(exact), device=device, dtype=torch.float32, forms=forms) for forms in (PLAIN, KERNELS)
+    )
+    expected, output = (UNetDenoiser(unet, TIMES, conditioning)(latents, TIMES[0]) for unet in (plain, fused))
+    assert (output - expected).abs().max() <= 2e-4 * expected.abs().max()
+    kinds = [type(module).__name__ for module in fused.modules()]
+    assert kinds.count("StoredLayer") == 8 and "FusedGroupNorm" in kinds and "FusedResidualBlock" not in kinds
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
