@@ -41,7 +41,7 @@ class ModelSpec:
     files of images take theirs from it. Paths, torch devices and torch dtypes are stored by their names.
 
     Attributes:
-        model: a `.safetensors` file, a folder in the diffusers layout, the name of one in `model_dir`, or a hub id such as
+        model: a `.safetensors` or `.gguf` file, a folder in the diffusers layout, the name of one in `model_dir`, or a hub id such as
             "owner/name"; None is the embedded model.
         model_dir: a folder of models, also of an A1111 or ComfyUI installation; None is what GENPIPE_MODELS says.
         revision: branch, tag or commit on the hub; None is its main one.
@@ -69,7 +69,7 @@ class ModelSpec:
 
     model: str | None = setting(
         _Named("NAME", empty=False),
-        "a .safetensors file, a folder in the diffusers layout, a name in --model-dir or a hub id "
+        "a .safetensors or .gguf file, a folder in the diffusers layout, a name in --model-dir or a hub id "
         "(default: the small one that comes with genpipe)",
         default=None,
         flags=("-m", "--model", "--ckpt"),

@@ -14,7 +14,7 @@ from genpipe.checkpoints.checkpoint import Checkpoint
 from genpipe.checkpoints.errors import CheckpointError
 from genpipe.checkpoints.families import FAMILIES
 from genpipe.checkpoints.recognition import EMBEDDING, LORA, describe, kind_of
-from genpipe.checkpoints.tensors import DTYPES, PICKLES, TensorFile, open_tensors, shapes_of
+from genpipe.checkpoints.tensors import PICKLES, TensorFile, open_tensors, shapes_of
 
 # The vectors of one word: (n, width) for each text encoder, in joining order.
 Vectors = tuple[Tensor, ...]
@@ -105,7 +105,7 @@ def _read(file: TensorFile) -> dict[str, list[Tensor]]:
 
 def _vectors(file: TensorFile, key: str) -> Tensor:
     entry = file.entries[key]
-    if entry.dtype not in DTYPES or len(entry.shape) not in (1, 2) or 0 in entry.shape:
+    if not entry.readable or len(entry.shape) not in (1, 2) or 0 in entry.shape:
         raise CheckpointError(
             f"{file.path}: {key} of shape {entry.shape} and type {entry.dtype} is no vectors of a word"
         )

@@ -10,7 +10,7 @@ from genpipe.checkpoints.errors import CheckpointError
 from genpipe.messages import listed, quoted
 
 VARIABLE = "GENPIPE_MODELS"  # folders of models, in the environment
-SUFFIXES = (".safetensors", ".ckpt")
+SUFFIXES = (".safetensors", ".gguf", ".ckpt")
 DEEPEST = 8  # folders within one another
 
 MODEL, LORA, EMBEDDING, VAE, TEXT_ENCODER = "model", "lora", "embedding", "vae", "text encoder"

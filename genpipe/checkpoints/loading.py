@@ -17,11 +17,11 @@ from genpipe.checkpoints.hub import Folder, open_source
 from genpipe.checkpoints.library import located
 from genpipe.checkpoints.parts import Part, TextPart, assemble
 from genpipe.checkpoints.single_file import file_parts, texts_in, vae_part
-from genpipe.checkpoints.tensors import PICKLES, open_tensors
+from genpipe.checkpoints.tensors import PICKLES, QUANTISED, open_tensors
 from genpipe.models.vae import VAEConfig
 
 PathLike = str | Path
-_FILES = (".safetensors", *PICKLES)
+_FILES = (".safetensors", QUANTISED, *PICKLES)
 
 
 def load_checkpoint(
@@ -40,7 +40,7 @@ def load_checkpoint(
     """Load a Stable Diffusion 1.x, 2.x or XL checkpoint; of the hub's files, only those needed are fetched.
 
     Args:
-        path_or_id: a single file (`.safetensors`), a folder in the diffusers layout, the name of one in `model_dir`, or a
+        path_or_id: a single file (`.safetensors`, `.gguf`), a folder in the diffusers layout, the name of one in `model_dir`, or a
             hub id "owner/name" (cached; HF_HUB_OFFLINE is obeyed).
         device: where the weights are to be.
         dtype: their type; None keeps each file's own.

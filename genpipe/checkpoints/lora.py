@@ -17,7 +17,7 @@ from genpipe.checkpoints.errors import CheckpointError
 from genpipe.checkpoints.families import FAMILIES, SD1, SD2, SDXL, Family
 from genpipe.checkpoints.lora_names import Modules, split
 from genpipe.checkpoints.recognition import LORA, describe, kind_of
-from genpipe.checkpoints.tensors import DTYPES, TensorFile, open_tensors, shapes_of
+from genpipe.checkpoints.tensors import TensorFile, open_tensors, shapes_of
 from genpipe.messages import listed, quoted
 
 MAX_STRENGTH = 100.0
@@ -200,7 +200,7 @@ def _changes(
         ValueError: the tensors do not go together, or do not fit the weight.
     """
     for key in keys.values():
-        if file.entries[key].dtype not in DTYPES:
+        if not file.entries[key].readable:
             raise ValueError(f"it is stored as {file.entries[key].dtype}")
     of_weight = {kind: key for kind, key in keys.items() if kind != "diff_b"}
     parts = {"weight": of_weight} if of_weight else {}

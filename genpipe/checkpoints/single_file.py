@@ -44,7 +44,7 @@ def file_parts(path: Path, *, allow_pickle: bool = False) -> Parts:
     """The parts of the checkpoint in one file; the autoencoder and the text encoders may be missing.
 
     Args:
-        path: a safetensors file, or with `allow_pickle` a `.ckpt`.
+        path: a safetensors file, a `.gguf`, or with `allow_pickle` a `.ckpt`.
         allow_pickle: read tensors from a pickle, by torch's reader that runs no code.
 
     Raises:

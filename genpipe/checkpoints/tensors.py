@@ -1,6 +1,8 @@
 """Tensors by name in a file of weights, mapped from it: nothing is read until it is used, and no code is ever run."""
 
+import importlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from genpipe.checkpoints.errors import CheckpointError
+from genpipe.checkpoints.gguf_header import Header
+from genpipe.messages import one_line
 
 DTYPES = {
     "F64": torch.float64,
@@ -23,6 +27,9 @@ DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+QUANTISED = ".gguf"
+# GGUF's types that are safetensors' too; others are blocks of few bits.
+_UNPACKED = {"F64", "F32", "F16", "BF16"}
 # What a file that is no safetensors begins with -> what it is.
 _OTHERS = {
     b"version https://git-lfs": "it is a Git LFS pointer, run `git lfs pull`",
@@ -36,10 +43,22 @@ _OTHERS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a file: its shape, and its type as the safetensors format calls it ("F16")."""
+    """One tensor of a file.
+
+    Attributes:
+        shape: its shape.
+        dtype: its type as the safetensors format calls it ("F16"), or as GGUF does ("Q8_0").
+        blocks: whether it is stored in blocks of few bits, which `TensorFile.tensor` widens.
+    """
 
     shape: tuple[int, ...]
     dtype: str
+    blocks: bool = False
+
+    @property
+    def readable(self) -> bool:
+        """Whether a network's weight may be stored so."""
+        return self.blocks or self.dtype in DTYPES
 
 
 class TensorFile(Protocol):
@@ -131,6 +150,60 @@ class Pickled:
         return tensor if third is None else tensor.chunk(3)[third].clone()
 
 
+class Gguf:
+    """A GGUF file, each of whose tensors is mapped on its own. What is stored in blocks (Q8_0, Q4_K, …) is read as fp16.
+
+    Raises:
+        CheckpointError: the file is truncated or corrupt, is in a form that the gguf package does not read, or the package
+            is not installed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._gguf = importlib.import_module("gguf")
+        except ImportError:
+            raise CheckpointError(
+                f"{path} is a GGUF file, which takes the gguf package: pip install 'genpipe[gguf]'"
+            ) from None
+        try:
+            header = Header(path, self._gguf.GGML_QUANT_SIZES)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} does not exist") from None
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} is truncated or corrupt: {one_line(str(error), 200)}") from error
+        self.metadata: Mapping[str, str] = {n: value for n, value in header.fields.items() if isinstance(value, str)}
+        self._places = header.places
+        entries: dict[str, Entry] = {}
+        for name, place in header.places.items():
+            # A convolution's kernels make no rows of whole blocks: they are stored in another shape, and their own is noted.
+            noted = header.fields.get(f"comfy.gguf.orig_shape.{name}", place.shape)
+            shape = tuple(side for side in noted if isinstance(side, int)) if isinstance(noted, list | tuple) else ()
+            if math.prod(shape) != math.prod(place.shape):
+                raise CheckpointError(f"{path} is truncated or corrupt: {name} of {place.shape} is to be {noted!r:.80}")
+            kind = self._gguf.GGMLQuantizationType(place.kind).name
+            entries[name] = Entry(shape, kind, blocks=kind not in _UNPACKED)
+        self.entries: Mapping[str, Entry] = entries
+
+    def tensor(self, key: str, third: int | None = None) -> Tensor:
+        """The tensor of that name; or of its rows the first, second or third third (0, 1, 2)."""
+        place, entry = self._places[key], self.entries[key]
+        if not place.size:
+            return torch.empty(entry.shape, dtype=torch.float16)
+        data = np.memmap(self.path, np.uint8, "c", offset=place.start, shape=(place.size,))
+        if entry.blocks:
+            rows = data.reshape(math.prod(place.shape[:-1]), -1)  # some of them are widened at a time
+            try:
+                wide = self._gguf.dequantize(rows, self._gguf.GGMLQuantizationType(place.kind))
+            except NotImplementedError:
+                raise CheckpointError(f"{self.path}: {key} is stored as {entry.dtype}, which cannot be read") from None
+            tensor = torch.from_numpy(wide).to(torch.float16)
+        else:
+            tensor = torch.from_numpy(data).view(DTYPES[entry.dtype])
+        tensor = tensor.reshape(entry.shape)
+        return tensor if third is None else tensor.chunk(3)[third].clone()
+
+
 def _unpickled(path: Path) -> Any:
     """What a pickle file holds. Files from before torch 1.6 cannot be mapped, and are read whole."""
     reason: Exception | None = None
@@ -171,12 +244,14 @@ def open_tensors(path: Path, *, allow_pickle: bool = False) -> TensorFile:
     """Open a file of weights.
 
     Args:
-        path: a safetensors file; or a `.ckpt`, `.pt`, `.pth` or `.bin`, all of which are pickles.
+        path: a safetensors file; a `.gguf`; or a `.ckpt`, `.pt`, `.pth` or `.bin`, all of which are pickles.
         allow_pickle: whether tensors may be read from a pickle, by torch's reader that runs no code.
 
     Raises:
         CheckpointError: the file is truncated, corrupt, something else, or a pickle that is not allowed.
     """
+    if path.suffix.lower() == QUANTISED:
+        return Gguf(path)
     if path.suffix.lower() not in PICKLES:
         return Safetensors(path)
     if not allow_pickle:

@@ -14,7 +14,7 @@ from genpipe.checkpoints.errors import CheckpointError
 from genpipe.checkpoints.hub import Source, read_json
 from genpipe.checkpoints.layout import Layout
 from genpipe.checkpoints.patches import Patch
-from genpipe.checkpoints.tensors import DTYPES, PICKLES, TensorFile, is_companion, scales
+from genpipe.checkpoints.tensors import PICKLES, TensorFile, is_companion, scales
 from genpipe.messages import listed, quoted
 from genpipe.models.stored import StoredLayer, can_store
 
@@ -133,7 +133,7 @@ def read_weights(
             held = [(name, "#C" if names.is_alias(key) else mark) for name, mark in held]
             found |= {name: _Place(file, key, mark, factors.get(key)) for name, mark in held}
             allowed = [_stored_shape(wanted[name], mark) for name, mark in held]
-            if entry.dtype not in DTYPES:
+            if not entry.readable:
                 wrong.append(f"{key} is stored as {entry.dtype}")
             elif any(entry.shape not in shapes for shapes in allowed):
                 wrong.append(f"{key} is {entry.shape}, not {allowed[0][0]}")
