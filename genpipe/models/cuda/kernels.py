@@ -1,7 +1,7 @@
-"""Triton kernels for what lies between the products: each reads and writes a tensor once, and sums in fp32.
+"""Triton kernels for what lies between the products: each reads and writes a tensor once, and computes in fp32.
 
 Maps are channels_last, so that a kernel sees a matrix of one row per pixel and one column per channel. Sizes of blocks are
-fixed: nothing is measured at run time, and the first call compiles one form of each kernel.
+fixed: nothing is measured at run time. Few numbers are constants of a kernel, so that few forms of it are compiled.
 """
 
 from typing import Any
@@ -54,23 +54,14 @@ def group_norm(
     sums = torch.empty(batch, pieces, 2, groups, dtype=torch.float32, device=x.device)
     result = torch.empty_like(x)
     stride = 0 if shift is None or len(shift) == 1 else shift.stride(0)
-    constants = {
-        "CHANNELS": channels,
-        "GROUPS": groups,
-        "PER_GROUP": per_group,
-        "BEFORE": before is not None,
-        "SHIFT": shift is not None,
-        "TILE": tile,
-        "G": padded[0],
-        "W": padded[1],
-    }
-    before, shift = (weight if one is None else one for one in (before, shift))
-    grids = (pieces, batch), (_divided(rows, part), batch)
-    _launch(_moments, grids[0], x, before, shift, sums, rows, summed, stride, **constants)
-    constants |= {"SILU": silu, "CHUNK": CHUNK}
-    _launch(
-        _normalise, grids[1], x, before, shift, sums, weight, bias, result, rows, part, pieces, stride, eps, **constants
-    )
+    given = x, weight if before is None else before, weight if shift is None else shift, sums
+    has = int(before is not None), int(shift is not None)
+    constants = {"CHANNELS": channels, "GROUPS": groups, "PER_GROUP": per_group}
+    constants |= {"TILE": tile, "G": padded[0], "W": padded[1]}
+    _launch(_moments, (pieces, batch), *given, rows, summed, stride, *has, **constants)
+    grid = _divided(rows, part), batch
+    numbers = rows, part, pieces, stride, eps, *has, int(silu)
+    _launch(_normalise, grid, *given, weight, bias, result, *numbers, **constants, CHUNK=CHUNK)
     return result
 
 
@@ -94,7 +85,7 @@ def gated_gelu(x: Tensor) -> Tensor:
     result = x.new_empty(*x.shape[:-1], channels)
     tile = TILE // block
     grid = _divided(count, tile), _divided(channels, block)
-    _launch(_gated_gelu, grid, x, result, count, CHANNELS=channels, TILE=tile, C=block)
+    _launch(_gated_gelu, grid, x, result, count, channels, TILE=tile, C=block)
     return result
 
 
@@ -105,7 +96,7 @@ def add(h: Tensor, x: Tensor, bias: Tensor) -> Tensor:
     count, block = h.numel() // channels, 64
     tile = TILE // block
     grid = _divided(count, tile), _divided(channels, block)
-    _launch(_add, grid, h, x, bias, count, CHANNELS=channels, TILE=tile, C=block)
+    _launch(_add, grid, h, x, bias, count, channels, TILE=tile, C=block)
     return h
 
 
@@ -125,31 +116,27 @@ def _launch(kernel: Any, grid: tuple[int, ...], *given: Tensor | float, **consta
 
 
 @triton.jit
-def _added(before, shift, offsets, mask, BEFORE: tl.constexpr, SHIFT: tl.constexpr):
+def _added(before, shift, offsets, mask, has_before, has_shift):
     """What is added to channels before they are normalised."""
-    value = tl.zeros(offsets.shape, tl.float32)
-    if BEFORE:
-        value += tl.load(before + offsets, mask=mask, other=0.0).to(tl.float32)
-    if SHIFT:
-        value += tl.load(shift + offsets, mask=mask, other=0.0).to(tl.float32)
-    return value
+    value = tl.load(before + offsets, mask=mask & (has_before > 0), other=0.0).to(tl.float32)
+    return value + tl.load(shift + offsets, mask=mask & (has_shift > 0), other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _pivot(x, before, shift, GROUPS: tl.constexpr, PER_GROUP: tl.constexpr, BEFORE: tl.constexpr, SHIFT: tl.constexpr,
-           G: tl.constexpr):  # fmt: skip
+def _pivot(
+    x, before, shift, has_before, has_shift, GROUPS: tl.constexpr, PER_GROUP: tl.constexpr, G: tl.constexpr
+):  # fmt: skip
     """A value of each group, which is subtracted before squares are summed: else they would cancel where means are large."""
     group = tl.arange(0, G)
     mask = group < GROUPS
     first = tl.load(x + group * PER_GROUP, mask=mask, other=0.0).to(tl.float32)
-    return first + _added(before, shift, group * PER_GROUP, mask, BEFORE, SHIFT)
+    return first + _added(before, shift, group * PER_GROUP, mask, has_before, has_shift)
 
 
-@triton.jit(do_not_specialize=["rows", "part", "stride"])
+@triton.jit(do_not_specialize=["rows", "part", "stride", "has_before", "has_shift"])
 def _moments(
-    x, before, shift, sums, rows, part, stride,
-    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, PER_GROUP: tl.constexpr, BEFORE: tl.constexpr, SHIFT: tl.constexpr,
-    TILE: tl.constexpr, G: tl.constexpr, W: tl.constexpr,
+    x, before, shift, sums, rows, part, stride, has_before, has_shift,
+    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, PER_GROUP: tl.constexpr, TILE: tl.constexpr, G: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """Sum each group, less its pivot, and its squares over one part of an image's pixels."""
     piece, image = tl.program_id(0), tl.program_id(1)
@@ -158,8 +145,8 @@ def _moments(
     group, channel = tl.arange(0, G), tl.arange(0, W)
     columns = group[:, None] * PER_GROUP + channel[None, :]  # (G, W)
     mask = (group[:, None] < GROUPS) & (channel[None, :] < PER_GROUP)
-    pivot = _pivot(x, before, shift, GROUPS, PER_GROUP, BEFORE, SHIFT, G)
-    added = _added(before, shift, columns, mask, BEFORE, SHIFT) - pivot[:, None]
+    pivot = _pivot(x, before, shift, has_before, has_shift, GROUPS, PER_GROUP, G)
+    added = _added(before, shift, columns, mask, has_before, has_shift) - pivot[:, None]
     total = tl.zeros((TILE, G, W), tl.float32)
     squares = tl.zeros((TILE, G, W), tl.float32)
     top = piece * part
@@ -178,11 +165,10 @@ def _moments(
     tl.store(sums + GROUPS, tl.sum(tl.sum(squares, 2), 0), mask=group < GROUPS)
 
 
-@triton.jit(do_not_specialize=["rows", "part", "pieces", "stride", "eps"])
+@triton.jit(do_not_specialize=["rows", "part", "pieces", "stride", "eps", "has_before", "has_shift", "silu"])
 def _normalise(
-    x, before, shift, sums, weight, bias, result, rows, part, pieces, stride, eps,
-    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, PER_GROUP: tl.constexpr, BEFORE: tl.constexpr, SHIFT: tl.constexpr,
-    TILE: tl.constexpr, G: tl.constexpr, W: tl.constexpr, SILU: tl.constexpr, CHUNK: tl.constexpr,
+    x, before, shift, sums, weight, bias, result, rows, part, pieces, stride, eps, has_before, has_shift, silu,
+    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, PER_GROUP: tl.constexpr, TILE: tl.constexpr, G: tl.constexpr, W: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Normalise one part of an image's pixels by the sums of all parts."""
     piece, image = tl.program_id(0), tl.program_id(1)
@@ -203,12 +189,12 @@ def _normalise(
     count = rows.to(tl.float32) * PER_GROUP
     mean = total / count
     variance = tl.maximum(squares / count - mean * mean, 0.0)
-    mean += _pivot(x, before, shift, GROUPS, PER_GROUP, BEFORE, SHIFT, G)
+    mean += _pivot(x, before, shift, has_before, has_shift, GROUPS, PER_GROUP, G)
 
     columns = group[:, None] * PER_GROUP + channel[None, :]  # (G, W)
     mask = (group[:, None] < GROUPS) & (channel[None, :] < PER_GROUP)
     scale = tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32) * tl.rsqrt(variance + eps)[:, None]
-    offset = (_added(before, shift, columns, mask, BEFORE, SHIFT) - mean[:, None]) * scale
+    offset = (_added(before, shift, columns, mask, has_before, has_shift) - mean[:, None]) * scale
     offset += tl.load(bias + columns, mask=mask, other=0.0).to(tl.float32)
     top = piece * part
     last = tl.minimum(top + part, rows)
@@ -217,8 +203,7 @@ def _normalise(
         inside = (row < last - top)[:, None, None] & mask[None, :, :]
         tile = top.to(tl.int64) * CHANNELS + (row * CHANNELS)[:, None, None] + columns[None, :, :]
         value = tl.load(x + tile, mask=inside, other=0.0).to(tl.float32) * scale[None, :, :] + offset[None, :, :]
-        if SILU:
-            value = value / (1.0 + tl.exp(-value))
+        value = tl.where(silu > 0, value / (1.0 + tl.exp(-value)), value)
         tl.store(result + tile, value.to(result.dtype.element_ty), mask=inside)
         top += TILE
 
@@ -243,26 +228,26 @@ def _layer_norm(
 
 
 @triton.jit(do_not_specialize=["count"])
-def _gated_gelu(x, result, count, CHANNELS: tl.constexpr, TILE: tl.constexpr, C: tl.constexpr):
+def _gated_gelu(x, result, count, channels, TILE: tl.constexpr, C: tl.constexpr):
     first = tl.program_id(0) * TILE
     row, column = tl.arange(0, TILE), tl.program_id(1) * C + tl.arange(0, C)
-    inside = (row < count - first)[:, None] & (column < CHANNELS)[None, :]
-    tile = (row * CHANNELS)[:, None] + column[None, :]
-    x += first.to(tl.int64) * 2 * CHANNELS
-    wide = (row * 2 * CHANNELS)[:, None] + column[None, :]
+    inside = (row < count - first)[:, None] & (column < channels)[None, :]
+    tile = (row * channels)[:, None] + column[None, :]
+    x += first.to(tl.int64) * 2 * channels
+    wide = (row * 2 * channels)[:, None] + column[None, :]
     value = tl.load(x + wide, mask=inside, other=0.0).to(tl.float32)
-    gate = tl.load(x + wide + CHANNELS, mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(x + wide + channels, mask=inside, other=0.0).to(tl.float32)
     value *= 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
-    tl.store(result + first.to(tl.int64) * CHANNELS + tile, value.to(result.dtype.element_ty), mask=inside)
+    tl.store(result + first.to(tl.int64) * channels + tile, value.to(result.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["count"])
-def _add(h, x, bias, count, CHANNELS: tl.constexpr, TILE: tl.constexpr, C: tl.constexpr):
+def _add(h, x, bias, count, channels, TILE: tl.constexpr, C: tl.constexpr):
     first = tl.program_id(0) * TILE
     row, column = tl.arange(0, TILE), tl.program_id(1) * C + tl.arange(0, C)
-    there = column < CHANNELS
+    there = column < channels
     inside = (row < count - first)[:, None] & there[None, :]
-    tile = first.to(tl.int64) * CHANNELS + (row * CHANNELS)[:, None] + column[None, :]
+    tile = first.to(tl.int64) * channels + (row * channels)[:, None] + column[None, :]
     value = tl.load(h + tile, mask=inside, other=0.0).to(tl.float32)
     value += tl.load(x + tile, mask=inside, other=0.0).to(tl.float32)
     value += tl.load(bias + column, mask=there, other=0.0).to(tl.float32)[None, :]
