@@ -8,7 +8,6 @@ own texts are read.
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,10 +51,7 @@ def annotate(
     made = {**request.to_dict(), **made_by, "version": genpipe.__version__}
     image.info[MADE] = json.dumps(made, ensure_ascii=False)
     image.info[SOURCE] = TRAINED if request.image is None else COMPOSITE
-    named = request if request.sampler else replace(request, sampler=sampler)
-    if prompts is not None:
-        named = replace(named, prompt=prompts[0], negative_prompt=prompts[1])
-    image.info[PARAMETERS] = parameters_text(named, made_by["model"])
+    image.info[PARAMETERS] = parameters_text(request, made_by["model"], sampler=sampler, prompts=prompts)
 
 
 def annotate_choice(image: Image.Image, scores: Sequence[Mapping[str, Any]]) -> None:

@@ -34,12 +34,20 @@ _AWKWARD = re.compile(r'[,:"\0\r\n\[\]{}]|^\s|\s$')
 _KEY = re.compile(r"\w[\w /-]{0,63}")
 
 
-def parameters_text(request: Request, model: str) -> str:
+def parameters_text(
+    request: Request, model: str, *, sampler: str | None = None, prompts: tuple[str, str] | None = None
+) -> str:
     """Write what made an image in the form that A1111's web UI writes and reads.
 
     The prompt keeps its line breaks; its NULs, which would end the text for many readers, become U+FFFD.
+
+    Args:
+        model: its name.
+        sampler: the one that ran, where the request leaves it to the checkpoint.
+        prompts: prompt and negative prompt that were drawn, where they are not quite the request's.
     """
-    prompt, negative = request.prompt, request.negative_prompt
+    prompt, negative = (request.prompt, request.negative_prompt) if prompts is None else prompts
+    sampler = request.sampler or sampler
     if request.prompt_syntax == "plain":  # A1111 reads every bracket that has no backslash
         prompt, negative = (re.sub(r"[()\[\]\\]", r"\\\g<0>", text) for text in (prompt, negative))
     lines = [prompt]
@@ -47,7 +55,7 @@ def parameters_text(request: Request, model: str) -> str:
         lines.append(f"{_NEGATIVE} {negative}")
     settings: dict[str, Any] = {
         "Steps": request.steps,
-        "Sampler": None if request.sampler is None else sampler_label(request.sampler),
+        "Sampler": None if sampler is None else sampler_label(sampler),
         "CFG scale": f"{request.guidance_scale:.12g}",
         "Guidance rescale": f"{request.guidance_rescale:.12g}" if request.guidance_rescale else None,
         "Seed": request.seed,

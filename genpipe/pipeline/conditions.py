@@ -67,7 +67,11 @@ def conditions(
         weights = torch.tensor(rows, dtype=torch.float32, device=device).T  # (parts, B)
     found: dict[tuple[str, ...], Conditioning] = {}
     turns = []
+    changes = {stage.steps.start for stages in read for stage in stages}
     for step in steps:
+        if turns and step not in changes:
+            turns.append(turns[-1])
+            continue
         now = [next(stage for stage in stages if step in stage.steps) for stages in read]
         texts = [[stage.negative for stage in now]] if guided else []
         texts += [list(parts) for parts in zip(*([part.text for part in stage.parts] for stage in now), strict=True)]
@@ -145,7 +149,7 @@ def condition(
     return conditioning
 
 
-def _stages(request: Request, steps: int) -> list[Stage]:
+def _stages(request: Request, steps: int) -> tuple[Stage, ...]:
     return read_prompts(
         request.prompt, request.negative_prompt, seed=request.seed, steps=steps, syntax=request.prompt_syntax
     )

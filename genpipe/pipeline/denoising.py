@@ -35,8 +35,9 @@ def is_guided(requests: Sequence[Request], *, distilled: bool) -> bool:
     if not requests:
         raise ValueError("a batch of [] has nothing to draw: give at least one request")
     first = requests[0]
+    key = first.batch_key(distilled=distilled)
     for request in requests:
-        if request.batch_key(distilled=distilled) == first.batch_key(distilled=distilled):
+        if request.batch_key(distilled=distilled) == key:
             continue
         if differing := [name for name in SHARED if getattr(request, name) != getattr(first, name)]:
             raise ValueError(f"a batch must agree in {', '.join(SHARED)}: it differs in {', '.join(differing)}")

@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from threading import Lock
 
 import torch
@@ -12,7 +13,7 @@ from genpipe.messages import quoted
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.finite import NonFiniteError, float32_copy
 from genpipe.models.text_encoder import TextEncoder, TextEncoding
-from genpipe.prompts.chunks import MAX_CHUNKS, Chunk, chunks_of, read_chunks
+from genpipe.prompts.chunks import MAX_CHUNKS, Chunk, read_chunks
 from genpipe.prompts.embeddings import missing
 from genpipe.prompts.text_part import TextPart
 from genpipe.prompts.weighting import weighted
@@ -23,6 +24,8 @@ __all__ = ["PromptEncoder", "TextPart"]
 KEPT_BYTES = 64 * 2**20
 # Chunks of prompts that are encoded at once on a GPU.
 GPU_ROWS = 16
+# Prompts whose tokens are kept.
+KEPT_READ = 2048
 
 # A prompt, the last layers to leave out for it, and the syntax that it is read in.
 _Key = tuple[str, int, str]
@@ -60,6 +63,8 @@ class PromptEncoder:
         self._kept_bytes = kept_bytes
         self._rows = rows if rows is not None else 1 if device.type == "cpu" else GPU_ROWS
         self._kept: dict[_Key, Conditioning] = {}  # of one row each, the least recently used first
+        # Prompts that are drawn are read twice, and many have the same negative prompt.
+        self._read = lru_cache(KEPT_READ)(read_chunks)
         self._lock = Lock()
         self.seconds = 0.0
 
@@ -105,7 +110,10 @@ class PromptEncoder:
         if syntax == "plain":
             return [self.parts[0].tokenizer.length] * len(prompts)
         return [
-            max(len(chunks_of(prompt, part.tokenizer).chunks) * part.tokenizer.length for part in self.parts)
+            max(
+                len(self._read(prompt, part.tokenizer, syntax=syntax).chunks) * part.tokenizer.length
+                for part in self.parts
+            )
             for prompt in prompts
         ]
 
@@ -125,7 +133,7 @@ class PromptEncoder:
                 stacklevel=4,
             )
         found = [
-            [read_chunks(prompt, part.tokenizer, syntax=syntax) for prompt, _, syntax in keys] for part in self.parts
+            [self._read(prompt, part.tokenizer, syntax=syntax) for prompt, _, syntax in keys] for part in self.parts
         ]
         for cut in dict.fromkeys(each.cut for of_part in found for each in of_part if each.cut):
             left_out = cut if len(cut) <= 60 else f"{cut[:60]}…"
@@ -136,7 +144,7 @@ class PromptEncoder:
         counts = [max(len(each.chunks) for each in of_prompt) for of_prompt in zip(*found, strict=True)]
         encodings = []
         for part, of_part in zip(self.parts, found, strict=True):
-            empty = chunks_of("", part.tokenizer).chunks
+            empty = self._read("", part.tokenizer, syntax="plain").chunks
             rows = [
                 each.chunks + empty * (count - len(each.chunks)) for each, count in zip(of_part, counts, strict=True)
             ]
@@ -185,13 +193,12 @@ class PromptEncoder:
                 found = encoder(
                     torch.tensor(ids, device=self._device), clip_skip=skip, penultimate=self._pooled, learned=learned
                 )
-                for row, index in enumerate(batch):
-                    encoded[index] = TextEncoding(found.context[[row]], found.pooled[[row]])
+                rows = zip(found.context.split(1), found.pooled.split(1), strict=True)
+                encoded |= {index: TextEncoding(*row) for index, row in zip(batch, rows, strict=False)}
         return [encoded[index] for index in range(len(chunks))]
 
     def _finite(self, encodings: Sequence[TextEncoding]) -> list[bool]:
-        checked = [
-            torch.stack([tensor.isfinite().all() for tensor in (encoding if self._pooled else encoding[:1])]).all()
-            for encoding in encodings
-        ]
-        return torch.stack(checked).tolist()
+        finite = torch.cat([each.context for each in encodings]).isfinite().all(dim=2).all(dim=1)  # (rows,)
+        if self._pooled:
+            finite &= torch.cat([each.pooled for each in encodings]).isfinite().all(dim=1)
+        return finite.tolist()

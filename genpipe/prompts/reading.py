@@ -1,10 +1,14 @@
 """What a prompt and its negative prompt say at each step of an image."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from genpipe.prompts.alternatives import choose
 from genpipe.prompts.schedule import conditionings
 from genpipe.prompts.syntax import Span, plain_text, sections
+
+# Readings that are kept: those of a large batch, which is grouped by what is read before it is drawn.
+KEPT = 2048
 
 
 @dataclass(frozen=True)
@@ -22,9 +26,10 @@ class Stage:
     negative: str
 
 
+@lru_cache(KEPT)
 def read_prompts(
     prompt: str, negative_prompt: str = "", *, seed: int, steps: int, syntax: str = "a1111"
-) -> list[Stage]:
+) -> tuple[Stage, ...]:
     """Read a prompt and a negative prompt, from the first step of their image to its last.
 
     Brackets of weights and BREAK stay in the texts, for the prompt encoder.
@@ -38,7 +43,7 @@ def read_prompts(
         ValueError: the prompt cannot be drawn as it is, see `genpipe.prompts.schedule`.
     """
     if syntax == "plain":
-        return [Stage(range(1, steps + 1), (Span(prompt, 1.0),), negative_prompt)]
+        return (Stage(range(1, steps + 1), (Span(prompt, 1.0),), negative_prompt),)
     prompt, negative_prompt = chosen(prompt, negative_prompt, seed=seed, syntax=syntax)
     positive = conditionings(prompt, steps)
     negative = conditionings(negative_prompt, steps, composed=False)
@@ -48,7 +53,7 @@ def read_prompts(
         (led_from,) = next(each.parts for each in negative if end in each.steps)
         found.append(Stage(range(first, end + 1), parts, led_from.text))
         first = end + 1
-    return found
+    return tuple(found)
 
 
 def chosen(prompt: str, negative_prompt: str, *, seed: int, syntax: str = "a1111") -> tuple[str, str]:
