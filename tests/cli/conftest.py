@@ -37,11 +37,11 @@ def command(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def draw(command: Run, tiny_checkpoint: Path) -> Run:
-    """Run the command on the tiny checkpoint, in two steps unless others are given."""
+    """Run the command on the tiny checkpoint and the CPU, in two steps unless others are given."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
         steps = [] if "--steps" in arguments else ["--steps", 2]
-        return command(*arguments, *steps, "--model", tiny_checkpoint)
+        return command(*arguments, *steps, "--model", tiny_checkpoint, "--device", "cpu")
 
     return run
 

@@ -59,7 +59,7 @@ def test_generate_is_the_default_and_the_seed_decides(draw):
 def test_the_command_draws_what_the_library_draws(draw, tiny_checkpoint):
     draw("ship", "--seed", 3, "-N", "fog", "--guidance-scale", 3, "--guidance-rescale", 0.5, "--sampler", "euler_a")
     settings = {"negative_prompt": "fog", "guidance_scale": 3.0, "guidance_rescale": 0.5, "sampler": "euler_a"}
-    image = Pipeline.from_pretrained(tiny_checkpoint)("ship", seed=3, steps=2, progress=False, **settings)
+    image = Pipeline.from_pretrained(tiny_checkpoint, device="cpu")("ship", seed=3, steps=2, progress=False, **settings)
     assert np.array_equal(np.asarray(image), pixels("ship.png"))
     assert image.info["genpipe"] == Image.open("ship.png").info["genpipe"]
 
@@ -113,7 +113,7 @@ def test_any_text_is_a_prompt(draw, prompt):
 
 @pytest.mark.parametrize("prompt", ["info", "--ship", "-h"])
 def test_what_follows_two_dashes_is_a_prompt(command, tiny_checkpoint, prompt):
-    status, out, _ = command("--steps", 1, "--model", tiny_checkpoint, "--", prompt)
+    status, out, _ = command("--steps", 1, "--model", tiny_checkpoint, "--device", "cpu", "--", prompt)
     assert (status, out) == (0, f"{prompt.strip('-')}.png\n")
 
 
@@ -128,21 +128,21 @@ def test_quiet_leaves_stderr_empty(draw):
 
 def test_a_picture_is_drawn_again_from_its_file(draw, command, tiny_checkpoint):
     draw("ship", "--seed", 11, "--sampler", "euler_a", "--negative-prompt", "fog")
-    assert command("--from-image", "ship.png")[:2] == (0, "ship-2.png\n")
+    assert command("--from-image", "ship.png", "--device", "cpu")[:2] == (0, "ship-2.png\n")
     assert np.array_equal(pixels("ship.png"), pixels("ship-2.png"))
     assert read_metadata("ship.png") == read_metadata("ship-2.png")
-    assert command("boat", "--from-image", "ship.png", "--seed", 12)[1] == "boat.png\n"
+    assert command("boat", "--from-image", "ship.png", "--device", "cpu", "--seed", 12)[1] == "boat.png\n"
     changed = {**read_metadata("ship.png"), "prompt": "boat", "seed": 12}
     assert read_metadata("boat.png") == changed and changed["model"] == str(tiny_checkpoint)
 
 
 @needs_int8
 def test_int8_is_asked_for_and_drawn_again_from_the_file(command, wide_checkpoint):
-    draw = partial(command, "ship", "--steps", 2, "--seed", 11, "--model", wide_checkpoint)
+    draw = partial(command, "ship", "--steps", 2, "--seed", 11, "--model", wide_checkpoint, "--device", "cpu")
     draw("--int8")
-    assert command("--from-image", "ship.png")[:2] == (0, "ship-2.png\n")
+    assert command("--from-image", "ship.png", "--device", "cpu")[:2] == (0, "ship-2.png\n")
     assert np.array_equal(pixels("ship.png"), pixels("ship-2.png"))
-    assert command("--from-image", "ship.png", "--no-int8")[:2] == (0, "ship-3.png\n")
+    assert command("--from-image", "ship.png", "--device", "cpu", "--no-int8")[:2] == (0, "ship-3.png\n")
     assert not np.array_equal(pixels("ship.png"), pixels("ship-3.png"))
     assert [read_metadata(name).get("int8") for name in ("ship.png", "ship-2.png", "ship-3.png")] == [True, True, None]
     status, out, err = draw("--int8", "--dtype", "fp32")
@@ -254,8 +254,9 @@ def test_a_mistake_is_a_line_and_status_2_before_any_model_is_loaded(command, ar
     ],
 )
 def test_what_only_the_model_knows_is_a_line_and_status_2_too(command, tiny_checkpoint, arguments, says):
-    model = [] if "--model" in arguments else ["--model", tiny_checkpoint]
-    status, out, err = command("ship", "--seed", 1, "--quiet", *arguments, *model)
+    usual = {"--model": tiny_checkpoint, "--device": "cpu"}
+    others = [part for option in usual.items() if option[0] not in arguments for part in option]
+    status, out, err = command("ship", "--seed", 1, "--quiet", *arguments, *others)
     assert (status, out) == (2, "") and err.startswith(GIVEN) and says in err and err.count("\n") == 1
     assert not files()
 
@@ -320,7 +321,7 @@ def test_a_bug_shows_its_traceback(command, monkeypatch):
 
 
 def test_a_reader_that_has_gone_loses_no_picture(tiny_checkpoint):
-    arguments = ["ship", "-n", "2", "--steps", "1", "--model", str(tiny_checkpoint), "--quiet"]
+    arguments = ["ship", "-n", "2", "--steps", "1", "--model", str(tiny_checkpoint), "--device", "cpu", "--quiet"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "genpipe", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment

@@ -41,7 +41,7 @@ def test_a_grid_of_one_given_name_stands_beside_it(draw: Run) -> None:
 def test_a_plot_shows_the_images_of_its_settings_under_labels(
     command: Run, tiny_checkpoint: Path, pipe: Pipeline
 ) -> None:
-    given = ["a cat", "--seed", 3, "--size", 64, "--model", tiny_checkpoint]
+    given = ["a cat", "--seed", 3, "--size", 64, "--model", tiny_checkpoint, "--device", "cpu"]
     status, out, _ = command(*given, "--plot", "steps=2,3", "sampler=ddim,euler_a,heun")
     assert (status, out) == (0, "a-cat-plot.png\n")
     sheet, told = pixels("a-cat-plot.png"), json.loads(Path("a-cat-plot.json").read_text())

@@ -36,7 +36,7 @@ def run(arguments: list[str], before: str = "", **environment: str) -> tuple[int
 @pytest.mark.parametrize("closed", ["<&-", "<&- >&-", "<&- 2>&-", "<&- >&- 2>&-"])
 def test_closed_streams_are_no_error(tiny_checkpoint, tmp_path, closed):
     command = f'"$@" {closed}'
-    arguments = ["ship", "--steps", "1", "--seed", "1", "--model", str(tiny_checkpoint), "-q"]
+    arguments = ["ship", "--steps", "1", "--seed", "1", "--model", str(tiny_checkpoint), "--device", "cpu", "-q"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         ["sh", "-c", command, "sh", sys.executable, "-m", "genpipe", *arguments],
@@ -63,7 +63,9 @@ def test_a_signal_during_the_imports_ends_in_a_line_and_status_130(number, when,
 
 
 def test_sigterm_ends_a_drawing_as_ctrl_c_does(tiny_checkpoint, tmp_path):
-    process = start(["ship", "--steps", "900", "-n", "100", "--model", str(tiny_checkpoint)], here=tmp_path)
+    process = start(
+        ["ship", "--steps", "900", "-n", "100", "--model", str(tiny_checkpoint), "--device", "cpu"], here=tmp_path
+    )
     assert process.stderr is not None and process.stderr.readline().startswith("seed")
     time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
@@ -72,7 +74,18 @@ def test_sigterm_ends_a_drawing_as_ctrl_c_does(tiny_checkpoint, tmp_path):
 
 
 def test_warnings_as_errors_are_still_lines(tiny_checkpoint, tmp_path):
-    arguments = ["ship " * 500, "--steps", "1", "--model", str(tiny_checkpoint), "--outdir", str(tmp_path), "-q"]
+    arguments = [
+        "ship " * 500,
+        "--steps",
+        "1",
+        "--model",
+        str(tiny_checkpoint),
+        "--device",
+        "cpu",
+        "--outdir",
+        str(tmp_path),
+        "-q",
+    ]
     status, out, err = run(arguments, PYTHONWARNINGS="error")
     assert status == 0 and out and err.startswith("genpipe: warning: the prompt is cut") and err.count("\n") == 1
 
@@ -95,7 +108,19 @@ def test_a_cached_model_draws_without_a_network_and_quietly(tiny_checkpoint, tmp
     (model / "refs").mkdir()
     (model / "refs" / "main").write_text(commit)
     nowhere = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    arguments = ["ship", "--steps", "1", "--seed", "1", "--model", "owner/tiny", "--outdir", str(tmp_path)]
+    arguments = [
+        "ship",
+        "--steps",
+        "1",
+        "--seed",
+        "1",
+        "--model",
+        "owner/tiny",
+        "--device",
+        "cpu",
+        "--outdir",
+        str(tmp_path),
+    ]
     start = time.monotonic()
     assert run([*arguments, "--quiet"], **nowhere) == (0, f"{tmp_path}/ship.png\n", "")
     assert time.monotonic() - start < 20

@@ -43,7 +43,7 @@ def test_an_image_of_ours_says_all_that_is_not_usual(draw: Run, command: Run, su
 def test_images_are_drawn_again_from_every_kind_of_file(draw: Run, command: Run, suffix: str) -> None:
     draw("a cat", "--seed", 3, "-o", "x.png")
     draw("a cat", "--seed", 3, "-o", f"x{suffix}")
-    assert command("--from-image", f"x{suffix}", "-o", "again.png")[0] == 0
+    assert command("--from-image", f"x{suffix}", "--device", "cpu", "-o", "again.png")[0] == 0
     assert np.array_equal(pixels("again.png"), pixels("x.png"))
 
 
@@ -54,7 +54,7 @@ def test_a_file_is_shown_though_what_it_was_made_from_is_gone(draw: Run, command
     status, out, _ = command("show", "x.png")
     assert status == 0 and rows(out)["image"].endswith("first.png")
     assert rows(out)["source"] == "compositeWithTrainedAlgorithmicMedia"
-    status, _, err = command("--from-image", "x.png")
+    status, _, err = command("--from-image", "x.png", "--device", "cpu")
     assert status == 2 and "first.png' cannot be read: No such file" in err
 
 
@@ -92,10 +92,10 @@ def test_what_other_programs_wrote_is_shown_and_drawn(command: Run, tiny_checkpo
     status, out, _ = command("show", path)
     assert status == 0 and rows(out)["made by"] == plain and rows(out)["prompt"] == "a red cat"
     assert any(key.startswith("not read: Model") for key in rows(out))
-    status, out, err = command("--from-image", path, "--model", tiny_checkpoint, "-o", "theirs.png")
+    status, out, err = command("--from-image", path, "--model", tiny_checkpoint, "--device", "cpu", "-o", "theirs.png")
     assert status == 0 and f"taken from {path} ({plain}): " in err and f"not taken from {path}: Model: " in err
     given = ["a red cat", "--no", "fog", "--seed", 5, "--steps", 2, "--scale", 8, "--sampler", "euler_a", "--size", 32]
-    assert command(*given, "--model", tiny_checkpoint, "-o", "ours.png")[0] == 0
+    assert command(*given, "--model", tiny_checkpoint, "--device", "cpu", "-o", "ours.png")[0] == 0
     assert np.array_equal(pixels("theirs.png"), pixels("ours.png"))
 
 
