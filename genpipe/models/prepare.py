@@ -52,7 +52,7 @@ def prepare(network: Network, *, device: torch.device, dtype: torch.dtype, forms
     """
     cuda = None
     if isinstance(forms, CudaForms):
-        cuda, forms = forms, PLAIN
+        cuda, forms = forms, replace(PLAIN, phases=forms.phases)
     sides = {id(module): side for module, side in _sides(network)}
     fewest = forms.winograd_from_in_vae if isinstance(network, VAE) else forms.winograd_from
     _prepare(network.eval().requires_grad_(False), _Target(device, dtype, forms, sides, fewest), USUAL_SIDE)
@@ -68,7 +68,7 @@ def prepare(network: Network, *, device: torch.device, dtype: torch.dtype, forms
 def _channels_last(network: nn.Module) -> None:
     """Reorder the weights of convolutions one by one; their outputs are then in that order, whatever their inputs are."""
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             weight = module.weight.detach().contiguous(memory_format=torch.channels_last)
             module.weight = nn.Parameter(weight, requires_grad=False)
         elif isinstance(module, StoredLayer) and module.weight.ndim == 4:

@@ -1,7 +1,7 @@
 """The forms in which a CUDA device runs the networks fastest: channels_last, Triton kernels, CUDA graphs.
 
-To compare them, name one of `forms.NAMED` ("plain", "channels_last", "kernels", "graphs"; each has what those before it
-have) and evaluate a U-Net, with its weights and not yet prepared, as a `Pipeline` does:
+To compare them, name one of `forms.NAMED` ("plain", "channels_last", "kernels", "graphs", …) and evaluate a U-Net, with its
+weights and not yet prepared, as a `Pipeline` does:
 
     form = NAMED["graphs"]
     unet = prepare(unet, device=device, dtype=dtype, forms=form)

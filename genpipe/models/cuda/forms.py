@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genpipe.models.cuda.graphs import Graphs
-from genpipe.models.denoiser import Evaluate, evaluate
+from genpipe.models.denoiser import Evaluate, Inputs, evaluate
 from genpipe.models.unet import UNet
 
 # The oldest compute capability that the kernels are for (Ampere: the first with bf16).
@@ -23,22 +25,31 @@ class CudaForms:
         channels_last: keep the channels of a pixel side by side, as tensor cores read them.
         kernels: fuse what lies between the products (`genpipe.models.cuda.modules`); it needs `channels_last`.
         graphs: replay the U-Net's evaluations as CUDA graphs (`genpipe.models.cuda.graphs`).
+        cudnn: let cuDNN compute the U-Net's attention where it can, before torch's own kernels.
+        phases: compute an upsampling and its convolution as one transposed convolution (`PhaseUpsample`).
     """
 
     channels_last: bool = False
     kernels: bool = False
     graphs: bool = False
+    cudnn: bool = False
+    phases: bool = False
 
 
 PLAIN = CudaForms()
 CHANNELS_LAST = replace(PLAIN, channels_last=True)
 KERNELS = replace(CHANNELS_LAST, kernels=True)
+GRAPHS = replace(KERNELS, graphs=True)
 NAMED = {
     "plain": PLAIN,
     "channels_last": CHANNELS_LAST,
     "kernels": KERNELS,
-    "graphs": replace(KERNELS, graphs=True),
+    "graphs": GRAPHS,
+    "cudnn": replace(GRAPHS, cudnn=True),
+    "phases": replace(GRAPHS, phases=True),
 }
+# In this order, where each takes what it is given.
+_ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def best_forms(device: torch.device, dtype: torch.dtype) -> CudaForms:
@@ -72,4 +83,10 @@ def _add_ones(device: torch.device) -> bool:
 
 def evaluation(unet: UNet, forms: CudaForms, device: torch.device) -> Evaluate:
     """Give what evaluates a prepared U-Net: graphs of it, or itself."""
-    return Graphs(unet, device=device) if forms.graphs else evaluate
+    run = _by_cudnn if forms.cudnn else evaluate
+    return Graphs(unet, device=device, evaluate=run) if forms.graphs else run
+
+
+def _by_cudnn(unet: UNet, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+    with sdpa_kernel(_ATTENTION, set_priority=True):
+        return evaluate(unet, inputs)
