@@ -13,6 +13,7 @@ from genpipe.checkpoints.families import SD1, Family
 from genpipe.checkpoints.patches import Patch
 from genpipe.checkpoints.tensors import TensorFile, open_tensors
 from genpipe.checkpoints.weights import Network, read_weights, skeleton
+from genpipe.models.controlnet import ControlNet
 from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.tokenizer import Tokenizer
 from genpipe.models.unet import UNet
@@ -53,6 +54,7 @@ class Checkpoint:
         family: its row in the table of families.
         zero_empty_negative: whether no negative prompt at all means vectors of zeros (`force_zeros_for_empty_prompt`).
         patches: what changed the weights as they were read.
+        controls: control networks beside the model, in the order of a request's control images.
         stored: where the weights of each network are, by its name in `networks`; empty if they were not read from files.
         unet_dtype: what the denoiser's weights are stored in, as `StoredLayer`s; None for plain layers.
     """
@@ -68,6 +70,7 @@ class Checkpoint:
     zero_empty_negative: bool = False
     stored: Mapping[str, Stored] = field(default_factory=dict)
     patches: tuple[Patch, ...] = ()
+    controls: tuple[ControlNet, ...] = ()
     unet_dtype: torch.dtype | None = None
 
     @property

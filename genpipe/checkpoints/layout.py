@@ -155,6 +155,19 @@ UNET = Layout(
     ),
 )
 
+CONTROLNET = Layout(
+    folder="controlnet",
+    stem="diffusion_pytorch_model",
+    names=(
+        *UNET.names,
+        ("image_embedding.conv_in.{}", "controlnet_cond_embedding.conv_in.{}"),
+        ("image_embedding.convs.{}.{}", "controlnet_cond_embedding.blocks.{}.{}"),
+        ("image_embedding.conv_out.{}", "controlnet_cond_embedding.conv_out.{}"),
+        ("zero_skips.{}.{}", "controlnet_down_blocks.{}.{}"),
+        ("zero_bottom.{}", "controlnet_mid_block.{}"),
+    ),
+)
+
 _MIDDLE: Names = (
     *under("residuals.{}", "resnets.{}", _RESIDUAL),
     ("attentions.{}.norm.{}", "attentions.{}.group_norm.{}"),

@@ -6,11 +6,13 @@ These files number the blocks of the U-Net through all levels, so that its table
 
 from dataclasses import replace
 
-from genpipe.checkpoints.layout import TEXT_ENCODER, TRANSFORMER, UNET, VAE, Layout, Names, under
+from genpipe.checkpoints.layout import CONTROLNET, TEXT_ENCODER, TRANSFORMER, UNET, VAE, Layout, Names, under
+from genpipe.models.controlnet import ControlNetConfig
 from genpipe.models.unet_config import UNetConfig
 
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
+CONTROL_PREFIX = "control_model."
 # Where the text encoders are, and whether as transformers or as OpenCLIP calls their tensors.
 SD1_TEXT, SD2_TEXT = "cond_stage_model.transformer.", "cond_stage_model.model."
 FIRST_TEXT, SECOND_TEXT = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
@@ -62,6 +64,21 @@ def unet(config: UNetConfig, prefix: str = UNET_PREFIX) -> Layout:
             place = 2 if config.attention_up[level] else 1
             rows.append((f"up.{up}.resample.conv.{{}}", f"output_blocks.{block - 1}.{place}.conv.{{}}"))
     return replace(UNET, names=tuple(rows), prefix=prefix)
+
+
+def controlnet(config: ControlNetConfig, prefix: str = CONTROL_PREFIX) -> Layout:
+    """The table of a ControlNet of that config."""
+    convs = 2 * (len(config.image_channels) - 1)
+    rows = [
+        *unet(config).names,
+        ("image_embedding.conv_in.{}", "input_hint_block.0.{}"),
+        # Activations have odd numbers.
+        *((f"image_embedding.convs.{conv}.{{}}", f"input_hint_block.{2 * conv + 2}.{{}}") for conv in range(convs)),
+        ("image_embedding.conv_out.{}", f"input_hint_block.{2 * convs + 2}.{{}}"),
+        ("zero_skips.{}.{}", "zero_convs.{}.0.{}"),
+        ("zero_bottom.{}", "middle_block_out.0.{}"),
+    ]
+    return replace(CONTROLNET, names=tuple(rows), prefix=prefix)
 
 
 _VAE_RESIDUAL: Names = (

@@ -10,6 +10,7 @@ import torch
 
 from genpipe.checkpoints import layout
 from genpipe.checkpoints.checkpoint import Checkpoint
+from genpipe.checkpoints.controls import load_control
 from genpipe.checkpoints.diffusers_layout import folder_parts, text_encoder_in, vae_in
 from genpipe.checkpoints.errors import CheckpointError
 from genpipe.checkpoints.families import TEXT_ENCODERS, Family, TextForm, tokenizer_of
@@ -36,6 +37,7 @@ def load_checkpoint(
     allow_pickle: bool = False,
     model_dir: PathLike | None = None,
     unet_dtype: torch.dtype | None = None,
+    controls: Sequence[PathLike] = (),
 ) -> Checkpoint:
     """Load a Stable Diffusion 1.x, 2.x or XL checkpoint; of the hub's files, only those needed are fetched.
 
@@ -53,6 +55,7 @@ def load_checkpoint(
         model_dir: where models are found by their names (see `library`); None is what GENPIPE_MODELS says.
         unet_dtype: keep the weights of the denoiser's layers in this type (fp8 as `torch.float8_e4m3fn`, int8 or bf16),
             and widen each layer as it runs: see `genpipe.models.stored`.
+        controls: control networks beside it, each a file or a folder.
 
     Raises:
         CheckpointError: the checkpoint is not there, not whole, or not one that genpipe can run.
@@ -73,7 +76,9 @@ def load_checkpoint(
     if text_encoder is not None:
         given = [text_encoder] if isinstance(text_encoder, str | Path) else text_encoder
         parts = replace(parts, texts=find_texts(given, parts.family, allow_pickle=allow_pickle))
-    return assemble(parts, device=device, dtype=dtype, store=unet_dtype)
+    checkpoint = assemble(parts, device=device, dtype=dtype, store=unet_dtype)
+    found = [load_control(each, checkpoint, variant=variant, allow_pickle=allow_pickle) for each in controls]
+    return replace(checkpoint, controls=tuple(found))
 
 
 def find_vae(path: PathLike, family: Family, *, allow_pickle: bool = False) -> Part[VAEConfig]:

@@ -4,26 +4,27 @@ import re
 
 from genpipe.checkpoints.shapes import Shapes
 
-CHECKPOINT, UNET, VAE, TEXT_ENCODER, LORA, EMBEDDING = (
+CHECKPOINT, UNET, VAE, TEXT_ENCODER, LORA, EMBEDDING, CONTROLNET = (
     "checkpoint",
     "U-Net",
     "VAE",
     "text encoder",
     "LoRA",
     "textual inversion",
+    "ControlNet",
 )
 
 # What a name of this form says of the file that it is in; the first row that fits any name decides.
 _FORMS: tuple[tuple[str, str], ...] = (
     ("Control-LoRA", r"lora_controlnet(\..*)?"),
-    ("ControlNet", r"control_model\..*"),
+    (CONTROLNET, r"control_model\..*"),
     (CHECKPOINT, r"model\.diffusion_model\.input_blocks\..*"),
     (LORA, r".*\.(lora_(down|up|mid|A|B)|lora\.(down|up)|lora_linear_layer|to_(q|k|v|out)_lora)(\..*)?"),
     (LORA, r".*\.(hada_w1_a|lokr_w[12](_a)?|dora_scale|oft_blocks|on_input)"),
     (LORA, r"lora_(unet|te\d?|transformer|prior)_.*\.(diff|diff_b|alpha|w_norm|b_norm|weight)"),
     ("IP-Adapter", r"(ip_adapter|image_proj)\..*"),
     ("AnimateDiff motion module", r".*motion_modules\..*"),
-    ("ControlNet", r"(input_hint_block|controlnet_cond_embedding|zero_convs)\..*"),
+    (CONTROLNET, r"(input_hint_block|controlnet_cond_embedding|zero_convs)\..*"),
     ("T2I-Adapter", r"(adapter\.)?body\.\d+\.(resnets|block1|in_conv)\..*"),
     ("model of the FLUX family", r"(.*\.)?(double_blocks|single_transformer_blocks)\..*"),
     ("model of Stable Diffusion 3", r"(.*\.)?joint_blocks\..*"),

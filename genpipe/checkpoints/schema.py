@@ -10,7 +10,7 @@ from typing import Any
 
 from genpipe.checks import FLAG, NULL, Kind, Kinds, check, list_of, map_of, number, one_of, text, whole
 from genpipe.messages import quoted
-from genpipe.models import tiny_vae, unet_config
+from genpipe.models import controlnet, tiny_vae, unet_config
 from genpipe.request import MAX_GUIDANCE, MAX_SIDE, MAX_STEPS
 
 _LEVELS = 8  # of a U-Net or an autoencoder
@@ -61,6 +61,13 @@ _UNET_HARMLESS = {
     "dropout",
     # Of the moving average that some training scripts save.
     *("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"),
+}
+
+CONTROLNET: Kinds = {
+    **{key: kind for key, kind in UNET.items() if key not in ("up_block_types", "out_channels", "sample_size")},
+    **{key: one_of(*values) for key, values in controlnet.IMPLEMENTED.items()},
+    "conditioning_embedding_out_channels": list_of(_CHANNELS, 1, _LEVELS) | NULL,
+    "global_pool_conditions": FLAG,
 }
 
 VAE: Kinds = {
@@ -191,5 +198,7 @@ def check_config(name: str, content: Mapping[str, Any]) -> None:
         if named != kind:
             raise ValueError(f"genpipe cannot run {quoted(named)} (only {kind})")
         check(content, kinds, harmless=harmless)
-    elif content.get("_class_name") == "AutoencoderTiny":  # in a folder of any name
+    elif content.get("_class_name") == "ControlNetModel":  # in a folder of any name
+        check(content, CONTROLNET, harmless=_UNET_HARMLESS)
+    elif content.get("_class_name") == "AutoencoderTiny":
         check(content, TINY_VAE, harmless=_TINY_VAE_HARMLESS)

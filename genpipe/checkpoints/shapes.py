@@ -1,8 +1,10 @@
 """The shape of a network from the names and shapes of its tensors in a single file, which comes without a config."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from genpipe.models.controlnet import ControlNetConfig
 from genpipe.models.text_encoder import TextEncoderConfig
 from genpipe.models.unet_config import UNetConfig
 from genpipe.models.vae import VAEConfig
@@ -103,6 +105,60 @@ def unet_config(shapes: Shapes, *, heads: int | None, sample_size: int, upcast: 
             f"its U-Net has {bottom} transformer blocks in the middle, and {depth[-1]} on the coarsest level"
         )
     return config
+
+
+def controlnet_config(shapes: Shapes, unet: UNetConfig) -> ControlNetConfig:
+    """The config of a ControlNet by the names of CompVis, or by those of diffusers.
+
+    Args:
+        shapes: of its tensors, without a prefix.
+        unet: that it is to control: what the tensors do not tell, as the number of heads, is as there.
+
+    Raises:
+        KeyError: a tensor that every ControlNet has is missing.
+    """
+    compvis = _COMPVIS.conv_in in shapes
+    names = _COMPVIS if compvis else _DIFFUSERS
+    down = _compvis_levels(shapes)[0] if compvis else _levels(shapes, "down_blocks")
+    residual, transformer = names.middle
+    bottom = count(shapes, transformer)
+    attention = tuple(level[0][1] > 0 for level in down)
+    contexts = {shape[1] for key, shape in shapes.items() if key.endswith("attn2.to_k.weight")}
+    flat = {len(shape) for key, shape in shapes.items() if key.endswith("proj_in.weight")} == {2}
+    heads = unet.heads if len(unet.heads) == len(down) else tuple(max(1, level[0][0] // HEAD) for level in down)
+    before = "input_hint_block." if compvis else "controlnet_cond_embedding."
+    image = [key for key in shapes if key.startswith(before) and key.endswith(".weight")]
+    widths = [shapes[key][0] for key in sorted(image, key=_place)[:-1]]
+    return ControlNetConfig(
+        sample_size=unet.sample_size,
+        in_channels=shapes[names.conv_in][1],
+        channels=tuple(level[0][0] for level in down),
+        attention=attention,
+        attention_up=attention,  # it has no way up
+        layers=tuple(len(level) for level in down),
+        depth=tuple(_depth(level, bottom if level is down[-1] and bottom else 1) for level in down),
+        depth_up=(1,) * len(down),
+        middle="attention" if bottom else "residual" if any(key.startswith(residual) for key in shapes) else None,
+        heads=heads,
+        only_cross=(False,) * len(down),
+        context_channels=contexts.pop() if len(contexts) == 1 else unet.context_channels,
+        linear_projection=flat,
+        upcast_attention=unet.upcast_attention,
+        added_time_channels=unet.added_time_channels if names.added in shapes else None,
+        added_channels=shapes[names.added][1] if names.added in shapes else None,
+        image_channels=tuple(widths[::2]),
+        norm_groups=unet.norm_groups,
+        norm_eps=unet.norm_eps,
+        downsample_padding=unet.downsample_padding,
+        flip_sin_to_cos=unet.flip_sin_to_cos,
+        freq_shift=unet.freq_shift,
+    )
+
+
+def _place(key: str) -> int:
+    """Where a convolution that sees a ControlNet's image comes in their order, by either naming."""
+    number = re.search(r"\.(\d+)\.", key)
+    return int(number[1]) if number else -1 if ".conv_in." in key else 1000
 
 
 def _depth(level: list[tuple[int, int]], otherwise: int | tuple[int, ...]) -> int | tuple[int, ...]:

@@ -17,7 +17,17 @@ from genpipe.checkpoints.clip_tokenizer import clip_tokenizer
 from genpipe.checkpoints.errors import CheckpointError
 from genpipe.checkpoints.families import FAMILIES, SD1, SD2, SDXL, SDXL_REFINER, Family, TextForm
 from genpipe.checkpoints.parts import Part, Parts, TextPart
-from genpipe.checkpoints.recognition import CHECKPOINT, EMBEDDING, LORA, TEXT_ENCODER, UNET, VAE, describe, kind_of
+from genpipe.checkpoints.recognition import (
+    CHECKPOINT,
+    CONTROLNET,
+    EMBEDDING,
+    LORA,
+    TEXT_ENCODER,
+    UNET,
+    VAE,
+    describe,
+    kind_of,
+)
 from genpipe.checkpoints.shapes import Shapes, open_clip_config, part, transformers_config, unet_config, vae_config
 from genpipe.checkpoints.tensors import TensorFile, is_companion, open_tensors, shapes_of
 from genpipe.messages import listed
@@ -31,6 +41,7 @@ _HARMLESS = re.compile(
 )
 _HINTS = {
     LORA: "give it with loras= (--lora)",
+    CONTROLNET: "give it with control_model= (--control-model), beside a model",
     VAE: "give it with vae= (--vae), beside a model",
     TEXT_ENCODER: "give it with text_encoder= (--text-encoder), beside a model",
     EMBEDDING: "give it with embeddings= (--embeddings), beside a model",

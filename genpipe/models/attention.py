@@ -120,6 +120,12 @@ def repeat_rows(x: Tensor, rows: int) -> Tensor:
     return x if len(x) == rows else torch.cat([x] * (rows // len(x)))  # unlike `repeat`, `cat` keeps channels_last
 
 
+def add_rows(x: Tensor, y: Tensor) -> Tensor:
+    """Add two tensors, of which one may have a row per image and the other one per prompt."""
+    rows = max(len(x), len(y))
+    return repeat_rows(x, rows) + repeat_rows(y, rows)
+
+
 def _tokens(x: Tensor) -> Tensor:
     """Map (B, C, H, W) to (B, H·W, C)."""
     return x.flatten(2).transpose(1, 2)

@@ -10,6 +10,7 @@ from torch import Tensor
 from genpipe.blocks import Network, ResidualBlock
 from genpipe.models.attention import KeysValues, repeat_rows
 from genpipe.models.conditioning import Conditioning
+from genpipe.models.shifts import ShiftTable, by_block
 from genpipe.models.unet import UNet
 
 
@@ -47,6 +48,7 @@ class Inputs:
         extra: (rows, C', h, w), channels that follow the latents' own; at each step of a batch the same tensor.
         deep: the deep features of an earlier evaluation of the same batch, in place of computing them.
         keeps: whether the deep features will be wanted.
+        residuals: what ControlNets add to each skip, and last to what the bottom gives, each of B or `rows` rows.
     """
 
     latents: Tensor
@@ -56,6 +58,7 @@ class Inputs:
     extra: Tensor | None = None
     deep: Tensor | None = None
     keeps: bool = False
+    residuals: tuple[Tensor, ...] | None = None
 
     @property
     def rows(self) -> int:
@@ -70,14 +73,23 @@ def evaluate(unet: UNet, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         latents = torch.cat([repeat_rows(latents, rows), inputs.extra], dim=1)
     elif len(inputs.shifts) > len(latents):
         latents = repeat_rows(latents, rows)  # from the first layer on, the prompts of an image share nothing
-    parts = inputs.shifts.split(list(inputs.widths.values()), dim=1)
-    shifts = dict(zip(inputs.widths, parts, strict=True))
-    output, deep = unet.denoise(latents, shifts, inputs.prompts, inputs.deep)
+    shifts = by_block(inputs.shifts, inputs.widths)
+    output, deep = unet.denoise(latents, shifts, inputs.prompts, inputs.deep, inputs.residuals)
     return output, deep if inputs.keeps else None
 
 
 # `evaluate`, or what computes the same: `genpipe.models.cuda.graphs.Graphs`.
 Evaluate = Callable[[UNet, Inputs], tuple[Tensor, Tensor | None]]
+
+
+class Control(Protocol):
+    """What control networks add to one evaluation of a U-Net."""
+
+    def __call__(
+        self, latents: Tensor, timestep: float | Sequence[float], *, last: bool = False
+    ) -> tuple[Tensor, ...] | None:
+        """Give the residuals of `Inputs`, or None where nothing is added; arguments as of a `Denoiser`."""
+        ...
 
 
 class UNetDenoiser:
@@ -93,6 +105,8 @@ class UNetDenoiser:
         refresh: compute the deep features at one of so many of the timesteps, and keep them for those that follow
             ("DeepCache: Accelerating Diffusion Models for Free", 2023).
         evaluate: evaluates the network.
+        control: gives the residuals of ControlNets for latents and a timestep, as `genpipe.models.control.Controls` does;
+            while deep features are kept, so are the residuals.
     """
 
     def __init__(
@@ -103,11 +117,10 @@ class UNetDenoiser:
         *,
         refresh: int = 1,
         evaluate: Evaluate = evaluate,
+        control: Control | None = None,
     ) -> None:
-        distinct = list(dict.fromkeys(timesteps))
-        self._unet, self._evaluate = unet, evaluate
-        self._steps = {timestep: step for step, timestep in enumerate(distinct)}
-        self._shifts, self._widths = _shift_table(unet, distinct, conditioning)
+        self._unet, self._evaluate, self._control = unet, evaluate, control
+        self._shifts = ShiftTable(unet, timesteps, conditioning)
         self._prompts = unet.keys_values(conditioning.context)
         self._extra = conditioning.extra_channels
         told = (conditioning.guidance_scale, conditioning.pooled, conditioning.time_ids)
@@ -115,22 +128,32 @@ class UNetDenoiser:
         self._last: tuple[KeysValues, Tensor | None] | None = None
         self._refresh = refresh
         self._kept: Tensor | None = None
+        self._residuals: tuple[Tensor, ...] | None = None
 
     def __call__(self, latents: Tensor, timestep: float | Sequence[float], *, last: bool = False) -> Tensor:
         """As `Denoiser` says."""
         images = len(latents)
         prompts, extra = self._last_alone(images) if last else (self._prompts, self._extra)
         rows = len(next(iter(prompts.values()))[0])
-        steps = [self._steps[t] for t in ([timestep] if isinstance(timestep, int | float) else timestep)]
         kept = self._kept
-        if any(step % self._refresh == 0 for step in steps):
+        if any(step % self._refresh == 0 for step in self._shifts.numbers(timestep)):
             kept = None
         elif kept is not None and last:
             kept = kept[-images:]
         elif kept is not None and len(kept) != rows:
             kept = None  # they are those of the last prompts alone
-        shifts = _of_steps(self._shifts, steps, rows)
-        inputs = Inputs(latents, shifts, self._widths, prompts, extra, deep=kept, keeps=self._refresh > 1)
+        if self._control is not None and kept is None:
+            self._residuals = self._control(latents, timestep, last=last)
+        inputs = Inputs(
+            latents,
+            self._shifts.at(timestep, rows),
+            self._shifts.widths,
+            prompts,
+            extra,
+            deep=kept,
+            keeps=self._refresh > 1,
+            residuals=self._residuals if self._residuals is None else tuple(r[-rows:] for r in self._residuals),
+        )
         output, self._kept = self._evaluate(self._unet, inputs)
         return output
 
@@ -158,7 +181,7 @@ class JoinedDenoiser:
 
     def __init__(self, parts: Sequence[UNetDenoiser]) -> None:
         first = parts[0]
-        self._unet, self._evaluate, self._widths = first._unet, first._evaluate, first._widths
+        self._unet, self._evaluate, self._widths = first._unet, first._evaluate, first._shifts.widths
         self._prompts = {
             reader: (
                 _interleaved([part._prompts[reader][0] for part in parts]),
@@ -169,14 +192,15 @@ class JoinedDenoiser:
         extras = [part._extra for part in parts if part._extra is not None]
         self._extra = _interleaved(extras) if extras else None
         self._per_image = len(next(iter(first._prompts.values()))[0])
-        columns = max(part._shifts.shape[1] for part in parts)
-        self._table = torch.cat([part._shifts.expand(-1, columns, -1) for part in parts])
+        tables = [part._shifts.table for part in parts]
+        columns = max(table.shape[1] for table in tables)
+        self._table = torch.cat([table.expand(-1, columns, -1) for table in tables])
         self._by_time_alone = all(part._by_time_alone for part in parts)
         self._steps: list[dict[float, int]] = []
         before = 0
         for part in parts:
-            self._steps.append({timestep: before + step for timestep, step in part._steps.items()})
-            before += len(part._shifts)
+            self._steps.append({timestep: before + step for timestep, step in part._shifts.steps.items()})
+            before += len(part._shifts.table)
 
     def __call__(self, latents: Tensor, timesteps: Sequence[float]) -> Tensor:
         """Evaluate the network once.
@@ -203,35 +227,3 @@ class JoinedDenoiser:
 def _interleaved(parts: Sequence[Tensor]) -> Tensor:
     """Join the rows of several images, (k, ...) each, to (k · images, ...): the first row of every image comes first."""
     return torch.stack(list(parts), dim=1).flatten(0, 1)
-
-
-def _shift_table(
-    unet: UNet, timesteps: Sequence[float], conditioning: Conditioning
-) -> tuple[Tensor, dict[ResidualBlock, int]]:
-    """What timesteps and prompts add in all residual blocks, (timesteps, 1 or prompts, sum of C_out), and each C_out."""
-    times = torch.tensor(timesteps, dtype=torch.float32, device=conditioning.context.device)
-    embedded = (conditioning.guidance_scale, conditioning.pooled, conditioning.time_ids)
-    # Prompts that agree in all that is embedded share a row: layers then add it before they round (`AddingLayer`).
-    same = all(tensor is None or bool((tensor == tensor[:1]).all()) for tensor in embedded)
-    count = 1 if same else len(conditioning)
-
-    def repeated(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else torch.cat([tensor[:count]] * len(timesteps))
-
-    guidance, pooled, time_ids = (repeated(tensor) for tensor in embedded)
-    embedding = unet.embed(times.repeat_interleave(count), guidance=guidance, pooled=pooled, time_ids=time_ids)
-    shifts = unet.shifts(embedding)
-    table = torch.cat(list(shifts.values()), dim=1).unflatten(0, (-1, count))
-    return table, {block: shift.shape[1] for block, shift in shifts.items()}
-
-
-def _of_steps(table: Tensor, steps: Sequence[int], rows: int) -> Tensor:
-    """The rows of a table (timesteps, 1 or prompts, C_out) for `rows` prompts, (1 or rows, C_out).
-
-    `steps` are one for all images or one per image; fewer rows than prompts are those of the last prompts.
-    """
-    if len(set(steps)) == 1:
-        return table[steps[0], -rows:]
-    by_row = list(steps) * (rows // len(steps))
-    first = table.shape[1] - rows
-    return table[by_row, [0] * rows if table.shape[1] == 1 else list(range(first, first + rows))]

@@ -9,6 +9,7 @@ from torch import nn
 
 from genpipe.blocks import Network, PhaseUpsample, Upsample
 from genpipe.models.attention import Attention, FusedSelfAttention, GatedFeedForward, SpatialAttention, TransformerBlock
+from genpipe.models.contracting import ContractingPath
 from genpipe.models.cpu.forms import PLAIN, Forms
 from genpipe.models.cpu.packed import USUAL_SIDE, PackedGatedFeedForward, can_pack, kind_of, pack
 from genpipe.models.cpu.quantised import QuantisedGatedFeedForward, quantise, worth_quantising
@@ -77,10 +78,11 @@ def _channels_last(network: nn.Module) -> None:
 
 def _sides(network: nn.Module) -> Iterator[tuple[nn.Module, int]]:
     """Yield parts of a network with the side of their maps at the size that it was trained on."""
-    if isinstance(network, UNet):
+    if isinstance(network, ContractingPath):
         size = max(network.config.sample_shape)
         yield network, size
-        levels = [(network.down, network.up, network.middle, size)]
+        up = network.up if isinstance(network, UNet) else ()
+        levels = [(network.down, up, network.middle, size)]
     elif isinstance(network, VAE):
         size = network.config.sample_size
         latent = size // network.config.factor

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from genpipe.models.attention import Attention
 from genpipe.models.conditioning import Conditioning
+from genpipe.models.contracting import TimeEmbedding
 from genpipe.models.cpu.forms import PACKABLE, Forms
 from genpipe.models.cpu.winograd import WinogradConv
 from genpipe.models.denoiser import JoinedDenoiser, UNetDenoiser
 from genpipe.models.prepare import prepare
-from genpipe.models.unet import TimeEmbedding
 from tests.models.conftest import BOTH, SDXL_UNET, UNET_FAMILIES, UNetPair, their_inputs, unet_conditioning
 
 CPU, FP32 = torch.device("cpu"), torch.float32

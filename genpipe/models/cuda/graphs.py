@@ -105,8 +105,8 @@ class CudaCapture:
 class Graphs:
     """`evaluate` of one U-Net by recordings, one per shape of its inputs, which outlive the batch.
 
-    A recording reads tensors of its own: latents and shifts are copied there at each call, prompts and extra channels at the
-    first of a batch. Where none can be made, the network is evaluated plainly, with one warning.
+    A recording reads tensors of its own: latents, shifts and residuals are copied there at each call, prompts and extra
+    channels at the first of a batch. Where none can be made, the network is evaluated plainly, with one warning.
 
     Args:
         unet: whose weights stay where they are; another network is evaluated plainly.
@@ -212,6 +212,7 @@ def _changing(inputs: Inputs) -> Iterator[Tensor]:
     yield from (inputs.latents, inputs.shifts)
     if inputs.deep is not None:
         yield inputs.deep
+    yield from inputs.residuals or ()
 
 
 def _constant(inputs: Inputs) -> Iterator[Tensor]:
@@ -224,7 +225,7 @@ def _constant(inputs: Inputs) -> Iterator[Tensor]:
 
 def _shape(inputs: Inputs) -> Hashable:
     """What inputs must agree in to be read by the same recording."""
-    tensors = (inputs.latents, inputs.shifts, inputs.deep, inputs.extra)
+    tensors = (inputs.latents, inputs.shifts, inputs.deep, inputs.extra, *(inputs.residuals or ()))
     # The keys of all attentions have the same rows and tokens.
     keys, _ = next(iter(inputs.prompts.values()))
     described = tuple(None if tensor is None else (tuple(tensor.shape), tensor.dtype) for tensor in tensors)
@@ -247,4 +248,5 @@ def _copied(inputs: Inputs) -> Inputs:
         },
         extra=like(inputs.extra),
         deep=like(inputs.deep),
+        residuals=None if inputs.residuals is None else tuple(map(torch.empty_like, inputs.residuals)),
     )
