@@ -3,17 +3,20 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from genpipe.inputs import InputImage
+from genpipe.inputs import ControlList, InputImage
 from genpipe.request import Request
 
 
-def ignored(requests: Sequence[Request], *, distilled: bool, sizes: int = 6, refines: bool = True) -> list[str]:
+def ignored(
+    requests: Sequence[Request], *, distilled: bool, sizes: int = 6, refines: bool = True, controls: int = 0
+) -> list[str]:
     """Name the settings of requests that have no effect, one line each.
 
     Args:
         distilled: whether the network takes the scale of guidance as an input, and is never led away from a prompt.
         sizes: how many numbers the network takes of sizes and crops: 6 (SDXL), 5 without the target's (its refiner), or 0.
         refines: whether there is a refiner.
+        controls: how many control networks there are.
     """
     lines = {}
     unread = {6: (), 5: ("target_size",)}.get(sizes, ("original_size", "crop", "target_size"))
@@ -24,6 +27,12 @@ def ignored(requests: Sequence[Request], *, distilled: bool, sizes: int = 6, ref
             lines["refiner_start"] = (
                 "refiner_start has no effect without a refiner: give one with --refiner, or leave it out"
             )
+        if controls and not request.control:
+            lines["control_model"] = (
+                "control_model has no effect without control: give an image for it, or leave it out"
+            )
+        if request.guess and not request.control:
+            lines["guess"] = "guess has no effect without control: give an image, or leave it out"
         for name in unread:
             if getattr(request, name) is not None:
                 lines[name] = f"{name} has no effect (this model is told no such thing): leave it out"
@@ -38,13 +47,29 @@ def ignored(requests: Sequence[Request], *, distilled: bool, sizes: int = 6, ref
     return list(lines.values())
 
 
+def check_controls(request: Request, networks: int) -> None:
+    """Raise ValueError if a request has control images, and not one for each of a model's control networks."""
+    images = len(request.control)
+    if images and images != networks:
+        fix = "give a control_model for each (--control-model)" if images > networks else "give an image for each"
+        raise ValueError(f"control is {images} image(s), and the model has {networks} control model(s): {fix}")
+
+
 def size_of_image(settings: Mapping[str, Any], factor: int) -> dict[str, int]:
-    """Give the size that an image to begin from asks for, where settings say no size: its own, in multiples of `factor`.
+    """Give the size that an image to begin from, or else the first to control with, asks for where settings say no size.
+
+    It is the image's own, in multiples of `factor`.
 
     Raises:
         ValueError: the image cannot be used.
     """
-    if settings.get("image") is None or not settings.get("height") is settings.get("width") is None:
+    if not settings.get("height") is settings.get("width") is None:
         return {}
-    width, height = InputImage.of("image", settings["image"]).open().size
+    if settings.get("image") is not None:
+        image = InputImage.of("image", settings["image"])
+    elif settings.get("control"):
+        image = ControlList().check("control", settings["control"])[0].image
+    else:
+        return {}
+    width, height = image.open().size
     return {"height": max(factor, height // factor * factor), "width": max(factor, width // factor * factor)}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from genpipe.fields import (
     Choice,
+    Flag,
     Number,
     Pair,
     Text,
@@ -20,7 +21,7 @@ from genpipe.fields import (
     setting,
     settings_of,
 )
-from genpipe.inputs import ImageInput, InputImage, Lora, LoraList
+from genpipe.inputs import Control, ControlList, ImageInput, InputImage, Lora, LoraList
 from genpipe.sampling.names import canonical_name
 from genpipe.sampling.speed import SPEEDS
 
@@ -82,6 +83,9 @@ class Request:
         strength: share of the schedule that changes it, above 0 … 1; None is 0.8 where there is an image.
         mask: white where the image is to change; None is where the image is transparent, or all of it.
         loras: changes of the model's weights, each a file, or "FILE:STRENGTH".
+        control: images for the control models, one for each, in their order: a file, "FILE:SCALE:START:END", a PIL image,
+            or a `Control`. All of a batch have as many, which act over the same parts of the schedule.
+        guess: let control models see no negative prompt, and add less the finer the layer (ControlNet's guess mode).
         mask_blur: over how many pixels, inside of the mask, the change fades in.
 
     Raises:
@@ -205,6 +209,20 @@ class Request:
         default=4,
         group=FROM_IMAGE,
     )
+    control: tuple[Control, ...] = setting(
+        ControlList(),
+        "what --control-model is shown, X times as strongly as it was trained (FILE:X:START:END: over a part of the schedule); "
+        "FILE:canny, :edges, :lines or :tile takes these from it first; may be repeated",
+        default=(),
+        group=FROM_IMAGE,
+    )
+    guess: bool = setting(
+        Flag(),
+        "follow the control images more than the prompts, which may then be empty (default: no)",
+        default=False,
+        group=FROM_IMAGE,
+        shared=True,
+    )
 
     loras: tuple[Lora, ...] = setting(
         LoraList(),
@@ -228,8 +246,12 @@ class Request:
         Args:
             distilled: whether the network takes the scale of guidance as an input, and never a second, unprompted half.
         """
-        inputs = (self.image is not None, self.mask is not None)
-        return (*(getattr(self, name) for name in SHARED), *inputs, distilled or self.guidance_scale > 1)
+        return (*(getattr(self, name) for name in SHARED), self.inputs_key, distilled or self.guidance_scale > 1)
+
+    @property
+    def inputs_key(self) -> tuple[Any, ...]:
+        """What of their images a batch must agree in: which there are, and when those to control with act."""
+        return self.image is not None, self.mask is not None, *((one.start, one.end) for one in self.control)
 
     def to_dict(self) -> dict[str, Any]:
         """Give the attributes by name, ready for JSON."""
@@ -263,11 +285,10 @@ class Request:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, InputImage | Lora):
+    if isinstance(value, InputImage | Lora | Control):
         return value.to_dict()
-    return (
-        [_plain(one) for one in value] if isinstance(value, tuple) and value and isinstance(value[0], Lora) else value
-    )
+    several = isinstance(value, tuple) and value and isinstance(value[0], Lora | Control)
+    return [_plain(one) for one in value] if several else value
 
 
 _STAND_INS = {"prompt": "", "seed": 0, "steps": 1, "guidance_scale": 1.0, "height": 8, "width": 8}
@@ -298,6 +319,8 @@ class Settings(TypedDict, total=False):
     strength: float | None
     mask: "str | Path | Image.Image | InputImage | None"
     mask_blur: int
+    control: "str | Path | Image.Image | Mapping[str, Any] | Control | Sequence[Any]"
+    guess: bool
     loras: "Sequence[str | Path | tuple[str | Path, float] | Lora]"
 
 

@@ -1,6 +1,6 @@
 """What determines a loaded model: its files, and the form in which it runs. Imports no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -22,6 +22,21 @@ class _Named(Text):
     def check(self, name: str, value: Any) -> str:
         known = isinstance(value, Path) or type(value).__module__ == "torch"
         return super().check(name, str(value) if known else value)
+
+
+@dataclass(frozen=True)
+class _Several(_Named):
+    """Several of them, as a tuple; one alone stands for a list of one, and in a text commas part them."""
+
+    def check(self, name: str, value: Any) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        given = value if isinstance(value, tuple | list) else [value]
+        return tuple(super(_Several, self).check(name, one) for one in given)
+
+    def read(self, name: str, text: str) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+
+    def write(self, value: Any) -> str:
+        return ",".join(value)
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,7 @@ class ModelSpec:
         weights: keep the denoiser's weights in memory as "fp8", "int8" or "bf16", and widen them layer by layer as they
             run: less memory, slower, and not quite the same images. Not to be mixed up with `int8`, which multiplies in it.
         refiner: SDXL's refiner, a file or a folder, which draws the last part of the schedule (`Request.refiner_start`).
+        control_model: ControlNets, each a file or a folder; a request's `control` holds an image for each.
         embeddings: a file, or a folder of files, of textual inversions; prompts use them by the file's name.
         lora_dir: the only folder that LoRAs are taken from which prompts name.
         allow_pickle: read `.ckpt` files, by torch's reader that runs no code; safetensors alone otherwise.
@@ -120,6 +136,11 @@ class ModelSpec:
         _Named("NAME", empty=False),
         "SDXL's refiner, which draws the last part of the schedule: a file or a folder",
         default=None,
+    )
+    control_model: tuple[str, ...] = setting(
+        _Several("NAME", empty=False),
+        "a ControlNet that --control holds the image for, a file or a folder; may be repeated",
+        default=(),
     )
     embeddings: str | None = setting(
         _Named("NAME", empty=False),
@@ -185,6 +206,7 @@ class ModelOptions(TypedDict, total=False):
     int8: bool
     weights: str | None
     refiner: "str | Path | None"
+    control_model: "str | Path | Sequence[str | Path]"
     embeddings: "str | Path | None"
     lora_dir: "str | Path | None"
     allow_pickle: bool

@@ -47,6 +47,8 @@ TEXTS = {
     "strength": "0.5",
     "mask": IMAGE_FILE,
     "mask_blur": "2",
+    "control": f"{IMAGE_FILE}:tile:0.5:0.25:0.75",
+    "guess": None,
     "loras": f"{IMAGE_FILE}:0.5",
 }
 MODEL_TEXTS = {
@@ -63,6 +65,7 @@ MODEL_TEXTS = {
     "int8": None,
     "weights": "fp8",
     "refiner": "refiner",
+    "control_model": "canny.safetensors",
     "embeddings": "embeddings",
     "lora_dir": "loras",
     "allow_pickle": None,
@@ -119,10 +122,18 @@ def test_rows_of_a_manifest_take_every_setting(tmp_path: Path, suffix: str) -> N
     wanted = {name: value_of(Request, name, text) for name, text in TEXTS.items()}
     path = tmp_path / f"rows{suffix}"
     if suffix == ".csv":
-        path.write_text(",".join(["prompt", *TEXTS]) + "\n" + ",".join(["a", *TEXTS.values()]) + "\n")
+        row = ["a", *("true" if text is None else text for text in TEXTS.values())]
+        path.write_text(",".join(["prompt", *TEXTS]) + "\n" + ",".join(row) + "\n")
     else:
         path.write_text(
-            json.dumps({"prompt": "a", **wanted, "image": IMAGE_FILE, "mask": IMAGE_FILE, "loras": [TEXTS["loras"]]})
+            json.dumps(
+                {
+                    "prompt": "a",
+                    **wanted,
+                    **{name: TEXTS[name] for name in ("image", "mask", "control")},
+                    "loras": [TEXTS["loras"]],
+                }
+            )
             + "\n"
         )
     (row,) = read_rows(path)
@@ -165,14 +176,14 @@ def test_what_a_batch_shares_is_part_of_its_key() -> None:
         begun = dataclasses.replace(base, image=image) if name == "mask" else base
         other = dataclasses.replace(begun, **{name: value_of(Request, name, TEXTS[name])})
         # Whether there are images to begin from is shared, and not which.
-        assert (other.batch_key() != begun.batch_key()) == (name in (*SHARED, "image", "mask")), name
+        assert (other.batch_key() != begun.batch_key()) == (name in (*SHARED, "image", "mask", "control")), name
 
 
 def test_every_field_that_images_depend_on_changes_their_ids(tmp_path: Path) -> None:
     def ids(**values: Any) -> set[str]:
         class Plan(Inline):
             def open(self, job: Any) -> Any:
-                return MODEL
+                return dataclasses.replace(MODEL, controls=1)
 
         from genpipe.render.run import Run
 

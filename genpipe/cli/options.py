@@ -4,8 +4,7 @@ import argparse
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from genpipe.fields import Choice, Flag, Kind, settings_of
-from genpipe.inputs import LoraList
+from genpipe.fields import Choice, Flag, Kind, defaults_of, settings_of
 from genpipe.sizes import parse_ratio, parse_size
 
 
@@ -27,7 +26,7 @@ def add_fields(group: Any, kind: type, names: Iterable[str]) -> None:
         field = described[name]
         flags = field.flags or (f"--{name.replace('_', '-')}",)
         more: dict[str, Any] = {"metavar": field.kind.metavar, "type": reader(name, field.kind)}
-        if isinstance(field.kind, LoraList):
+        if defaults_of(kind).get(name) == ():
             more |= {"action": "extend"}
         elif isinstance(field.kind, Flag):
             more = {"action": argparse.BooleanOptionalAction}

@@ -41,6 +41,11 @@ def is_guided(requests: Sequence[Request], *, distilled: bool) -> bool:
             continue
         if differing := [name for name in SHARED if getattr(request, name) != getattr(first, name)]:
             raise ValueError(f"a batch must agree in {', '.join(SHARED)}: it differs in {', '.join(differing)}")
+        if request.inputs_key != first.inputs_key:
+            raise ValueError(
+                "a batch must agree in whether there is an image to begin from and a mask, and in how many control images "
+                "there are and when they act: draw these apart"
+            )
         scales = [request.guidance_scale for request in requests]
         raise ValueError(f"a batch must agree in whether it is guided, or be split: it has the scales {scales}")
     return first.guidance_scale > 1 and not distilled

@@ -14,8 +14,10 @@ from genpipe.checkpoints.lora import load_lora
 from genpipe.embedded import EMBEDDED
 from genpipe.inputs import Lora
 from genpipe.models.conditioning import Conditioning
+from genpipe.models.control import Controlled
 from genpipe.models.denoiser import UNetDenoiser
 from genpipe.pipeline.conditions import Conditions, alike, condition, conditions
+from genpipe.pipeline.control import controlled_by, shown
 from genpipe.pipeline.denoising import denoise, is_guided
 from genpipe.pipeline.networks import Networks
 from genpipe.pipeline.run import Run
@@ -52,7 +54,7 @@ class Loaded:
     ) -> None:
         self.checkpoint, self.spec, self.loras = checkpoint, spec, loras
         self.device, self.dtype, self.name = device, dtype, name
-        for network in checkpoint.networks.values():
+        for network in (*checkpoint.networks.values(), *checkpoint.controls):
             network.eval().requires_grad_(False)
         if checkpoint.defaults.get("prompt") == "scenes":
             from genpipe.scenes.normalise import plain_words
@@ -109,9 +111,13 @@ class Loaded:
         guidance = self._conditions(requests, schedule, before, total)
         # Deep features that are kept are those of one prompt.
         refresh = SPEEDS[first.speed].refresh if len(guidance.conditionings) == 1 else 1
-        return denoise(
-            self.checkpoint.unet,
-            partial(UNetDenoiser, refresh=refresh, evaluate=self.networks.evaluate),
+        unet, controls = self.checkpoint.unet, self.checkpoint.controls
+        make = partial(UNetDenoiser, refresh=refresh, evaluate=self.networks.evaluate)
+        run = partial(denoise, unet, make)
+        if controls and first.control:
+            images = shown(requests, schedule, before=before, total=total, device=self.device)
+            run = partial(denoise, Controlled(unet, controls), controlled_by(images, make, guess=first.guess))
+        return run(
             guidance,
             requests,
             sampler=sampler,
@@ -160,12 +166,12 @@ class Loaded:
         patches = [load_lora(one.path, self.checkpoint, one.strength, allow_pickle=allow) for one in loras]
         checkpoint = self.checkpoint.with_patches(patches)
         made = Loaded(checkpoint, self.spec, device=self.device, dtype=self.dtype, name=self.name, loras=tuple(loras))
-        made.networks.prepare_all(unchanged=tuple(self.checkpoint.networks.values()))
+        made.networks.prepare_all(unchanged=(*self.checkpoint.networks.values(), *self.checkpoint.controls))
         return made
 
 
 def checkpoint_of(spec: ModelSpec, *, unet_dtype: torch.dtype | None = None) -> Checkpoint:
-    """Load the checkpoint that a spec names, with the parts that it gives in place of the checkpoint's own.
+    """Load the checkpoint that a spec names, with the parts that it gives in place of the checkpoint's own, and what controls it.
 
     Args:
         unet_dtype: what the denoiser's weights are kept in; None is their file's.
@@ -182,6 +188,7 @@ def checkpoint_of(spec: ModelSpec, *, unet_dtype: torch.dtype | None = None) -> 
         text_encoder=None if spec.text_encoder is None else spec.text_encoder.split(","),
         allow_pickle=spec.allow_pickle,
         unet_dtype=unet_dtype,
+        controls=spec.control_model,
     )
 
 
@@ -198,6 +205,18 @@ def name_of(source: str) -> str:
     if source == str(EMBEDDED):
         return "embedded"
     return str(Path(source).resolve()) if Path(source).exists() else source
+
+
+def recorded_options(spec: ModelSpec) -> dict[str, Any]:
+    """Give the options that images depend on for their metadata: files by their full paths."""
+    files = ("vae", "tiny_vae", "refiner", "embeddings", "control_model")
+
+    def resolved(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [resolved(each) for each in value]
+        return str(Path(value).resolve()) if Path(value).exists() else value
+
+    return {name: resolved(value) if name in files else value for name, value in spec.drawn_by().items()}
 
 
 def usual_settings(checkpoint: Checkpoint, sampler: str) -> dict[str, Any]:

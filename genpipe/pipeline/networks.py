@@ -51,7 +51,7 @@ class Networks:
             self.evaluate = evaluation(checkpoint.unet, self._forms, device)
 
     def prepare_all(self, *, unchanged: tuple[nn.Module, ...] = ()) -> None:
-        """Prepare what is to stay in memory: the denoiser, and unless memory is to be saved the other networks.
+        """Prepare what is to stay in memory: the denoiser with what controls it, and unless memory is to be saved the other networks.
 
         Args:
             unchanged: those that are prepared already.
@@ -59,7 +59,7 @@ class Networks:
         Raises:
             ValueError: int8 was asked for, and the denoiser's layers are too narrow for it.
         """
-        kept = (self.checkpoint.unet,)
+        kept = (self.checkpoint.unet, *self.checkpoint.controls)
         if not self._low_memory:
             kept = (*kept, *self.checkpoint.text_encoders, self.checkpoint.vae)
         for network in kept:

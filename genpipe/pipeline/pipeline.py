@@ -21,7 +21,7 @@ from genpipe.pipeline.denoising import is_guided
 from genpipe.pipeline.draw_options import DrawOptions
 from genpipe.pipeline.drawing import BATCH, draw
 from genpipe.pipeline.groups import side_by_side
-from genpipe.pipeline.loaded import Loaded, check_refiner, checkpoint_of, name_of, usual_settings
+from genpipe.pipeline.loaded import Loaded, check_refiner, checkpoint_of, name_of, recorded_options, usual_settings
 from genpipe.pipeline.networks import check_drawable, prepare_process, stored_dtype
 from genpipe.pipeline.plan import Plan, make_plan
 from genpipe.pipeline.preview import LatentPreview
@@ -148,12 +148,7 @@ class Pipeline:
     @property
     def made_by(self) -> dict[str, Any]:
         """What the images' metadata says of how the model was loaded: the fields of `ModelSpec` that they depend on."""
-        files = ("vae", "tiny_vae", "refiner", "embeddings")
-        drawn_by = {
-            name: str(Path(value).resolve()) if name in files and Path(value).exists() else value
-            for name, value in self.spec.drawn_by().items()
-        }
-        return {"model": self.name, "dtype": str(self.dtype).removeprefix("torch."), **drawn_by}
+        return {"model": self.name, "dtype": str(self.dtype).removeprefix("torch."), **recorded_options(self.spec)}
 
     @overload
     def __call__(
@@ -294,13 +289,13 @@ class Pipeline:
 
         Returns:
             Its run, for `genpipe.pipeline.run.Together`; None where `stream` alone can draw it: at a speed that leaves
-            evaluations out, or with a refiner.
+            evaluations out, with a refiner, or with control images.
 
         Raises:
             ValueError: it cannot be drawn as it is.
         """
         plan = self._plan([request])
-        if len(plan.stages) != 1 or request.speed != "exact":
+        if len(plan.stages) != 1 or request.speed != "exact" or request.control:
             return None
         model, schedule = plan.stages[0]
         return model.begin(request, plan.sampler, schedule, plan.start)

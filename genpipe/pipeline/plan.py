@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from genpipe.fit import check_controls
 from genpipe.pipeline.loaded import Loaded
 from genpipe.pipeline.start import Originals, Start, choose_start
 from genpipe.request import REFINER_START, STRENGTH, Request
@@ -40,11 +41,12 @@ def make_plan(requests: Sequence[Request], sampler: Sampler, model: Loaded, refi
         refiner: draws the last part of the schedule, where there is one.
 
     Raises:
-        ValueError: no step is left to take, or an image or a mask cannot be used or is missing.
+        ValueError: no step is left to take, or an image, a mask or a control network cannot be used or is missing.
         OSError: a file cannot be read.
         NonFiniteError: the encoding of an image is not finite, in fp32 either.
     """
     first, (unet, vae) = requests[0], (model.checkpoint.unet, model.checkpoint.vae)
+    check_controls(first, len(model.checkpoint.controls))
     originals = Originals.of(requests)
     strength = 1.0 if originals is None else STRENGTH if first.strength is None else first.strength
     split = 1.0 if refiner is None else REFINER_START if first.refiner_start is None else first.refiner_start

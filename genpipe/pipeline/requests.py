@@ -7,7 +7,7 @@ from typing import Any
 
 from genpipe.checkpoints import Checkpoint
 from genpipe.fields import refuse_unknown
-from genpipe.fit import ignored, size_of_image
+from genpipe.fit import check_controls, ignored, size_of_image
 from genpipe.lora_tags import named_in
 from genpipe.request import Request, check_size
 from genpipe.seeds import expand
@@ -49,11 +49,18 @@ def make_requests(
     for text, own in images:
         plain, named = named_in(text, lora_dir)
         requests.append(Request(prompt=plain, seed=own, **{**given, "loras": (*given.get("loras", ()), *named)}))
+    check_controls(requests[0], len(checkpoint.controls))
     layers = min(len(each.layers) for each in checkpoint.text_encoders)
     if requests[0].clip_skip >= layers:
         raise ValueError(f"clip_skip {requests[0].clip_skip} is out of range: 0 to {layers - 1} for this model")
     distilled = checkpoint.unet.config.guidance_channels is not None
-    for line in ignored(requests, distilled=distilled, sizes=checkpoint.family.added_numbers, refines=refines):
+    for line in ignored(
+        requests,
+        distilled=distilled,
+        sizes=checkpoint.family.added_numbers,
+        refines=refines,
+        controls=len(checkpoint.controls),
+    ):
         warnings.warn(line, stacklevel=stacklevel)
     if seed is None and seeds is None:
         print(f"seed {requests[0].seed}", file=sys.stderr)

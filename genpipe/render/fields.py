@@ -8,7 +8,7 @@ from typing import Any
 
 from genpipe.dialects.spellings import CLIP_SKIP, OURS, UNAVAILABLE, asks_for_nothing, setting_name
 from genpipe.fields import Flag, Number, Pair, Whole, settings_of
-from genpipe.inputs import ImageInput, InputImage, LoraList
+from genpipe.inputs import Control, ControlList, ImageInput, InputImage, LoraList
 from genpipe.messages import quoted
 from genpipe.request import MAX_PICTURES, Request
 from genpipe.sizes import parse_size
@@ -19,7 +19,7 @@ WHOLE = {name for name, kind in _KINDS.items() if isinstance(kind, Whole)} | {"n
 FRACTIONS = {name for name, kind in _KINDS.items() if isinstance(kind, Number)}
 # What is neither a number nor a text, but may be written as one.
 _WRITTEN = {name: kind for name, kind in _KINDS.items() if isinstance(kind, Pair | Flag)}
-_FILES = {name: kind for name, kind in _KINDS.items() if isinstance(kind, ImageInput | LoraList)}
+_FILES = {name: kind for name, kind in _KINDS.items() if isinstance(kind, ImageInput | LoraList | ControlList)}
 # Fields that are read together with others.
 _COMBINED = {"batch_size", "size", "scheduler", "sampler_index", CLIP_SKIP}
 # Past this, numbers with a decimal point no longer hold every whole number.
@@ -143,10 +143,11 @@ def _is_missing(value: Any) -> bool:
 
 
 def _files(name: str, value: Any) -> Any:
-    """An image or LoRAs, which other processes have to find again."""
+    """Images or LoRAs, which other processes have to find again."""
     kind = _FILES[name]
     made = kind.read(name, value) if type(value) is str else kind.check(name, value)
-    if isinstance(made, InputImage) and made.path is None:
+    images = [made] if isinstance(made, InputImage) else [one.image for one in made if isinstance(one, Control)]
+    if any(image.path is None for image in images):
         raise ValueError(f"{name} must be a file that every worker can read, not an image in memory: save it first")
     return made
 

@@ -121,6 +121,7 @@ class RenderOptions(Settings, total=False):
     int8: bool
     weights: str | None
     refiner: "str | Path | None"
+    control_model: "str | Path | Sequence[str | Path]"
     embeddings: "str | Path | None"
     lora_dir: "str | Path | None"
     allow_pickle: bool

@@ -92,5 +92,6 @@ def shape_of(settings: dict[str, Any], distilled: bool = False) -> str:
     """Write what the images of one batch must share as a text that sorts by size first."""
     shared = {name: settings[name] for name in SHARED} | {"guided": distilled or settings["guidance_scale"] > 1}
     shared |= {name: True for name in IMAGES if settings[name] is not None}
+    shared["control"] = [(one["start"], one["end"]) for one in settings.get("control", ())] or None
     size = f"{shared.pop('height'):05}x{shared.pop('width'):05}"
     return " ".join([size, *(f"{key}={value}" for key, value in sorted(shared.items()) if value is not None)])

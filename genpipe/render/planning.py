@@ -8,7 +8,7 @@ from typing import Any
 
 from genpipe.fields import settings_of
 from genpipe.filenames import safe_name
-from genpipe.fit import ignored, size_of_image
+from genpipe.fit import check_controls, ignored, size_of_image
 from genpipe.inputs import LoraList
 from genpipe.lora_tags import named_in
 from genpipe.messages import one_line, quoted
@@ -169,7 +169,9 @@ def resolve_settings(settings: dict[str, Any], model: Model) -> dict[str, Any]:
     sampler = Request.check_settings(settings).sampler
     settings = size_of_image(settings, model.factor) | settings
     defaults = model.defaults.get(sampler or "", model.defaults[""])
-    complete = Request("", seed=0, **{**defaults, **settings}).to_dict()
+    request = Request("", seed=0, **{**defaults, **settings})
+    check_controls(request, model.controls)
+    complete = request.to_dict()
     check_size(complete["height"], complete["width"], model.factor)
     if complete["clip_skip"] >= model.layers:
         raise ValueError(f"clip_skip {complete['clip_skip']} is out of range: 0 to {model.layers - 1} for this model")

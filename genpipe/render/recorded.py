@@ -3,13 +3,16 @@
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from genpipe.fields import settings_of
-from genpipe.inputs import ImageInput, InputImage, Lora, LoraList
+from genpipe.inputs import Control, ControlList, ImageInput, InputImage, Lora, LoraList
 from genpipe.request import Request
 
-_INPUTS = [name for name, one in settings_of(Request).items() if isinstance(one.kind, ImageInput | LoraList)]
+_INPUTS = [
+    name for name, one in settings_of(Request).items() if isinstance(one.kind, ImageInput | LoraList | ControlList)
+]
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -29,6 +32,8 @@ def recorded_request(settings: Mapping[str, Any], prompt: str = "", seed: int = 
             values[name] = _image(name, value)
         elif isinstance(described.kind, LoraList) and value:
             values[name] = tuple(_lora(name, one) for one in value) if isinstance(value, list) else value
+        elif isinstance(described.kind, ControlList) and value:
+            values[name] = tuple(_control(name, one) for one in value) if isinstance(value, list) else value
     return Request.from_dict({**values, "prompt": prompt, "seed": seed})
 
 
@@ -48,6 +53,14 @@ def _image(name: str, value: Any) -> InputImage:
     if not known:
         raise ValueError(f"{name} is not the record of an image")
     return InputImage(value["sha256"], value["path"])
+
+
+def _control(name: str, value: Any) -> Control:
+    others = {one.name for one in fields(Control)} - {"image"}
+    if not isinstance(value, dict) or not others <= value.keys():
+        raise ValueError(f"{name} is not the record of an image to control with")
+    image = _image(name, {key: item for key, item in value.items() if key not in others})
+    return Control.of({"image": image, **{key: value[key] for key in others}})
 
 
 def _lora(name: str, value: Any) -> Lora:

@@ -50,6 +50,7 @@ class Model:
         layers: of the text encoder.
         distilled: whether the scale of guidance is an input of its network, so that a batch must share it.
         depth: batches that a worker has at a time, those that it prepares and writes among them.
+        controls: how many control networks it has.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Model:
     layers: int
     distilled: bool = False
     depth: int = 2
+    controls: int = 0
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ class Renderer:
             layers=min(len(each.layers) for each in pipeline.text_encoders),
             distilled=pipeline.distilled,
             depth=GPU_DEPTH if self._cuda else DEPTH,
+            controls=len(pipeline.checkpoint.controls),
         )
 
     def _model_fingerprint(self) -> str:
@@ -98,7 +99,10 @@ class Renderer:
                 EMBEDDED if spec.model is None else spec.model,
                 spec.revision,
                 model_dir=spec.model_dir,
-                parts={name: getattr(spec, name) for name in ("vae", "text_encoder", "embeddings", "refiner")},
+                parts={
+                    **{name: getattr(spec, name) for name in ("vae", "text_encoder", "embeddings", "refiner")},
+                    **{f"control_model{k}": path for k, path in enumerate(spec.control_model)},
+                },
             )
             self._fingerprint = fingerprint(files)
         return self._fingerprint
