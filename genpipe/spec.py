@@ -56,13 +56,14 @@ class ModelSpec:
     files of images take theirs from it. Paths, torch devices and torch dtypes are stored by their names.
 
     Attributes:
-        model: a `.safetensors` or `.gguf` file, a folder in the diffusers layout, the name of one in `model_dir`, or a hub id such as
-            "owner/name"; None is the embedded model.
+        model: a `.safetensors` or `.gguf` file, a folder in the diffusers layout, the name of one in `model_dir`, or a hub
+            id such as "owner/name"; None is the embedded model.
         model_dir: a folder of models, also of an A1111 or ComfyUI installation; None is what GENPIPE_MODELS says.
         revision: branch, tag or commit on the hub; None is its main one.
         variant: "fp16" reads the files of that name.
-        vae, text_encoder: parts in place of the checkpoint's, or where a single file has none: a file or a folder; for
-            SDXL's two text encoders, two with a comma between them.
+        file: the one that the model is in, of a hub repository or a folder that holds several.
+        vae, text_encoder: parts in place of the checkpoint's, or where a single file has none: a file, a folder or a hub
+            id; for SDXL's two text encoders, two with a comma between them.
         tiny_vae: folder of a tiny autoencoder (TAESD) for these latents, which then makes previews and drafts.
         device: "cuda", "cuda:1", "mps" or "cpu"; None takes the best there is.
         dtype: "fp32", "bf16" or "fp16"; None takes what is fast on the device.
@@ -98,9 +99,14 @@ class ModelSpec:
     )
     revision: str | None = setting(_Named("NAME"), "branch, tag or commit on the hub", default=None)
     variant: str | None = setting(_Named("NAME"), "fp16 reads the files of that name", default=None)
+    file: str | None = setting(
+        _Named("NAME", empty=False),
+        "the model's file, of a hub repository or a folder that holds several",
+        default=None,
+    )
     vae: str | None = setting(
         _Named("NAME", empty=False),
-        "an autoencoder in place of the model's, or where it has none: a file or folder",
+        "an autoencoder in place of the model's, or where it has none: a file, folder or hub id",
         default=None,
     )
     text_encoder: str | None = setting(
@@ -197,6 +203,7 @@ class ModelOptions(TypedDict, total=False):
     model_dir: "str | Path | None"
     revision: str | None
     variant: str | None
+    file: str | None
     vae: "str | Path | None"
     text_encoder: "str | Path | None"
     tiny_vae: "str | Path | None"

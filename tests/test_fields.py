@@ -56,6 +56,7 @@ MODEL_TEXTS = {
     "model_dir": "models",
     "revision": "main",
     "variant": "fp16",
+    "file": "model.safetensors",
     "vae": "vae.safetensors",
     "text_encoder": "clip.safetensors",
     "tiny_vae": "taesd",

@@ -12,12 +12,12 @@ from genpipe.checkpoints.diffusers_layout import folder_parts
 from genpipe.checkpoints.errors import CheckpointError
 from genpipe.checkpoints.families import FAMILIES
 from genpipe.checkpoints.fingerprint import data_sha256, file_sha256
-from genpipe.checkpoints.hub import Folder
 from genpipe.checkpoints.lora import lora_family
 from genpipe.checkpoints.lora_names import split
 from genpipe.checkpoints.parts import Parts
 from genpipe.checkpoints.recognition import CHECKPOINT, EMBEDDING, LORA, UNET, describe, kind_of
 from genpipe.checkpoints.single_file import file_parts
+from genpipe.checkpoints.source import Folder
 from genpipe.checkpoints.tensors import TensorFile, open_tensors, shapes_of
 from genpipe.messages import one_line
 

@@ -7,8 +7,8 @@ from genpipe.checkpoints import layout
 from genpipe.checkpoints.checkpoint import Stored
 from genpipe.checkpoints.errors import CheckpointError
 from genpipe.checkpoints.families import family_of, text_encoders_in, tokenizer_of
-from genpipe.checkpoints.hub import Folder, Source, read_json
 from genpipe.checkpoints.parts import Part, Parts, TextPart, built
+from genpipe.checkpoints.source import Folder, Source, read_json
 from genpipe.checkpoints.tensors import Safetensors
 from genpipe.checkpoints.weights import find_weights, read_weights, weights_in
 from genpipe.models.text_encoder import TextEncoderConfig

@@ -17,27 +17,31 @@ def checkpoint_files(
     path_or_id: str | Path,
     revision: str | None,
     *,
+    file: str | None = None,
     model_dir: str | Path | None = None,
     parts: Mapping[str, str | None] | None = None,
 ) -> list[tuple[str, Path]]:
     """(name, path) of the files that a checkpoint is made of, those on this machine.
 
     Args:
-        path_or_id, revision, model_dir: as `load_checkpoint` takes them.
+        path_or_id, revision, file, model_dir: as `load_checkpoint` takes them.
         parts: files and folders given beside it, by what they are for, several with commas between them.
     """
     beside = [
-        (f"{part}/{file.name}", file)
+        (f"{part}/{each.name}", each)
         for part, paths in (parts or {}).items()
         for path in (paths or "").split(",")
         if path
-        for file in _files_of(Path(os.path.expanduser(path)))
+        for each in _files_of(Path(os.path.expanduser(path)))
     ]
     path_or_id = located(path_or_id, model_dir)
-    file = Path(os.path.expanduser(str(path_or_id)))
-    if file.is_file():
-        return [("checkpoint", file), *beside]
-    source = open_source(path_or_id, revision)
+    path = Path(os.path.expanduser(str(path_or_id)))
+    if path.is_file():
+        return [("checkpoint", path), *beside]
+    source = open_source(path_or_id, revision, file=file)
+    if source.single is not None:
+        only = source.find(source.single)
+        return [*([] if only is None else [("checkpoint", only)]), *beside]
     names = [
         f"{folder}/{name}"
         for folder in PARTS

@@ -3,104 +3,108 @@
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from genpipe.checkpoints.errors import CheckpointError
-from genpipe.checkpoints.schema import check_config
-from genpipe.checks import read_object
-from genpipe.messages import one_line, quoted
-
-T = TypeVar("T")
+from genpipe.checkpoints.source import Folder, Source
+from genpipe.checkpoints.tensors import QUANTISED
+from genpipe.messages import listed, one_line, quoted
 
 _LOG = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
+_FILE = re.compile(r"(?!.*\.\.)[^/\\][^\\]{0,250}[^/\\]")
 _REVISION = re.compile(r"(?!.*\.\.)[^\s/\\:?*\[\]~^-][^\s\\:?*\[\]~^]{0,200}")
 _PATIENCE = 3.0  # seconds in which the hub has to answer, where the cache could do without it
+_INDEX = "model_index.json"
 _DEFAULTS = "genpipe.json"
-
-
-class Source(Protocol):
-    """A tree of files; `str(source)` is what messages call it."""
-
-    def find(self, name: str, *, optional: bool = False) -> Path | None:
-        """Find the local path of the file `name` ("unet/config.json"), fetching it first if need be.
-
-        Args:
-            name: of the file in the tree.
-            optional: the checkpoint is whole without it: what is wholly in the hub's cache is not looked for elsewhere.
-
-        Returns:
-            The path, None if there is no such file.
-        """
-        ...
-
-    def lacks(self, name: str) -> str:
-        """Say that there is no file `name`, and why it may be missing."""
-        ...
-
-    def listing(self, folder: str) -> list[str]:
-        """List the names of the files in a folder, for error messages: [] where they cannot be known."""
-        ...
-
-
-class Folder:
-    """A checkpoint's folder on this machine."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def __str__(self) -> str:
-        return str(self.root)
-
-    def find(self, name: str, *, optional: bool = False) -> Path | None:
-        path = self.root / name
-        return path if path.is_file() else None
-
-    def lacks(self, name: str) -> str:
-        return f"{self} lacks {name}"
-
-    def listing(self, folder: str) -> list[str]:
-        path = self.root / folder
-        return sorted(os.listdir(path)) if path.is_dir() else []
+_WEIGHTS = (".safetensors", QUANTISED)
 
 
 class Repository:
-    """A repository on the hub, all of whose files are read at the commit that its `model_index.json` was found at.
+    """A repository on the hub, all of whose files are read at the commit that the first one was found at.
 
     Files that the cache holds at that commit are taken from it. The hub is asked once, for a few seconds, which commit a
     branch is at; if it does not answer, what the cache holds is used.
 
+    Args:
+        name: "owner/name".
+        revision: branch, tag or commit; None is its main branch.
+        file: the one that the whole model is in; None for a repository in the diffusers layout, or one with a single file.
+        indexes: the files of which one is there in any repository of the kind that is sought.
+
+    Attributes:
+        index: which of `indexes` it has; None if it has single files.
+        single: the single file, None if it has an index.
+
     Raises:
-        CheckpointError: there is no such repository or revision, or neither a cached one nor an answer.
+        CheckpointError: there is no such repository, revision or file, several files could be meant, or there is neither a
+            cached one nor an answer.
     """
 
-    def __init__(self, name: str, revision: str | None) -> None:
+    def __init__(
+        self, name: str, revision: str | None, *, file: str | None = None, indexes: Sequence[str] = (_INDEX,)
+    ) -> None:
         from huggingface_hub import constants
 
         self.name = name
         self.reachable = not constants.HF_HUB_OFFLINE
         self._has_defaults = False
         self._status: int | None = None  # of an answer that is no answer
-        index = self._cached("model_index.json", revision)
+        sought = indexes if file is None else (file,)
+        found = _first(sought, lambda each: self._cached(each, revision))
         # A commit never changes, a branch may.
-        if self.reachable and (index is None or index.parent.name != revision):
+        if self.reachable and (found is None or _root(*found).name != revision):
             commit = self._ask(revision)
-            if index is not None and not self.reachable:
+            if found is not None and not self.reachable:
                 _LOG.warning("%s: the hub does not answer, so the files in its cache are used", self.name)
-            elif index is None or index.parent.name != commit:
-                index = self._fetch("model_index.json", revision) if self.reachable else None
-                if index is None and self.reachable:
-                    raise CheckpointError(
-                        f"{self}: the repository has no model_index.json, so it is not in the diffusers layout"
-                    )
-        if index is None:
-            raise CheckpointError(f"{self} is not a folder here, nor in the hub's cache, and {self._why}")
-        self.root = index.parent
+            elif found is None or _root(*found).name != commit:
+                found = _first(sought, lambda each: self._fetch(each, revision) if self.reachable else None)
+        if found is None:
+            found = self._only(revision, lacks=sought[0], given=file is not None)
+        self.index = found[0] if found[0] in indexes else None
+        self.single = None if self.index else found[0]
+        self.root = _root(*found)
         self.commit = self.root.name
         # Another program may have fetched it, which knows nothing of our own files.
-        self._complete = any(file.endswith(".safetensors") for file in Folder(self.root).listing("unet"))
+        self._complete = any(each.endswith(".safetensors") for each in Folder(self.root).listing("unet"))
+
+    def _only(self, revision: str | None, *, lacks: str, given: bool) -> tuple[str, Path]:
+        """Find the only file of weights that lies in the repository itself, and not in a folder of it."""
+        names = [each for each in self._names(revision) if each.endswith(_WEIGHTS)]
+        if given or not names:
+            if not self.reachable:
+                missing = (
+                    f": the hub's cache has no {lacks}" if given else " is not a folder here, nor in the hub's cache"
+                )
+                raise CheckpointError(f"{self}{missing}, and {self._why}")
+            holds = f": it holds {listed(names)}" if names else ", so it is not in the diffusers layout"
+            raise CheckpointError(f"{self}: the repository has no {lacks}{holds}")
+        if len(names) > 1:
+            raise CheckpointError(
+                f"{self} holds {listed(names)}: say which with file= (--file), or download one and give its path"
+            )
+        path = self._fetch(names[0], revision) if self.reachable else self._cached(names[0], revision)
+        if path is None:
+            raise CheckpointError(self.lacks(names[0]))
+        return names[0], path
+
+    def _names(self, revision: str | None) -> list[str]:
+        """Names of the files that lie in the repository itself; in the cache where the hub is not asked."""
+        from huggingface_hub import HfApi, constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        if self.reachable:
+            try:
+                return [entry.path for entry in HfApi().list_repo_tree(self.name, revision=revision)]
+            except Exception as error:  # the HTTP client's own errors change with the hub library's version
+                reason = one_line(str(error), 200) or type(error).__name__
+                raise CheckpointError(f"{self}: its files cannot be listed: {reason}") from error
+        folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.name, repo_type="model")
+        branch = folder / "refs" / (revision or "main")
+        commit = branch.read_text().strip() if branch.is_file() else revision or ""
+        return sorted(os.listdir(folder / "snapshots" / commit)) if (folder / "snapshots" / commit).is_dir() else []
 
     def __str__(self) -> str:
         return self.name
@@ -203,12 +207,19 @@ class Repository:
             raise CheckpointError(f"{self}: {name} could not be fetched from the hub: {reason}") from error
 
 
-def open_source(path_or_id: str | Path, revision: str | None = None) -> Source:
+def open_source(
+    path_or_id: str | Path,
+    revision: str | None = None,
+    *,
+    file: str | None = None,
+    indexes: Sequence[str] = (_INDEX,),
+) -> Source:
     """Open the folder at a path, or else the repository of a hub id "owner/name".
 
     Args:
         path_or_id: the path or the id.
         revision: branch, tag or commit of a repository; None is its main branch.
+        file, indexes: as `Repository` takes them; of a folder, `file` is a file in it.
 
     Raises:
         CheckpointError: there is neither, or a revision is given for a folder.
@@ -217,34 +228,30 @@ def open_source(path_or_id: str | Path, revision: str | None = None) -> Source:
     path = os.path.expanduser(text)
     if revision is not None and not _is_revision(revision):
         raise CheckpointError(f"revision {quoted(revision)} is not one: give a branch, a tag or a commit of the hub")
+    if file is not None and not _FILE.fullmatch(file):
+        raise CheckpointError(f"file {quoted(file)} is not one: give the name of a file in {quoted(text)}")
     if text and os.path.isdir(path):
         if revision is not None:
             raise CheckpointError(f"{text} is a folder here, which has no revision {quoted(revision)}: leave it out")
-        return Folder(Path(path))
+        if file is not None and not (Path(path) / file).is_file():
+            raise CheckpointError(f"the folder {text} has no file {quoted(file)}")
+        return Folder(Path(path), single=file)
     if text and os.path.exists(path):
         raise CheckpointError(f"{text} is a file: give the folder of a checkpoint in the diffusers layout")
     if isinstance(path_or_id, Path) or not _HUB_ID.fullmatch(text):
         raise CheckpointError(f"the folder {quoted(text)} does not exist (and a hub id would look like 'owner/name')")
-    return Repository(text, revision)
+    return Repository(text, revision, file=file, indexes=indexes)
+
+
+def _first(names: Sequence[str], find: Callable[[str], Path | None]) -> tuple[str, Path] | None:
+    """The first of some names that is found, and its path."""
+    return next(((name, path) for name in names if (path := find(name)) is not None), None)
+
+
+def _root(name: str, path: Path) -> Path:
+    """The folder of a commit in the cache, of a file in it."""
+    return path.parents[name.count("/")]
 
 
 def _is_revision(value: Any) -> bool:
     return isinstance(value, str) and value.isprintable() and _REVISION.fullmatch(value) is not None
-
-
-def read_json(source: Source, name: str, read: Callable[[dict[str, Any]], T]) -> T:
-    """Read the JSON object in the file `name`, hold it to its table in `schema`, and return what `read` makes of it.
-
-    Raises:
-        CheckpointError: there is no such file, it is not a JSON object, a value is not allowed, or `read` refuses it;
-            names the file, the key and the value.
-    """
-    path = source.find(name)
-    if path is None:
-        raise CheckpointError(source.lacks(name))
-    try:
-        content = read_object(path)
-        check_config(name, content)
-        return read(content)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
-        raise CheckpointError(f"{source}/{name} cannot be used: {one_line(str(error), 300)}") from error

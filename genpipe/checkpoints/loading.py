@@ -14,10 +14,11 @@ from genpipe.checkpoints.controls import load_control
 from genpipe.checkpoints.diffusers_layout import folder_parts, text_encoder_in, vae_in
 from genpipe.checkpoints.errors import CheckpointError
 from genpipe.checkpoints.families import TEXT_ENCODERS, Family, TextForm, tokenizer_of
-from genpipe.checkpoints.hub import Folder, open_source
+from genpipe.checkpoints.hub import open_source
 from genpipe.checkpoints.library import located
 from genpipe.checkpoints.parts import Part, TextPart, assemble
 from genpipe.checkpoints.single_file import file_parts, texts_in, vae_part
+from genpipe.checkpoints.source import Folder, Inner, Source
 from genpipe.checkpoints.tensors import PICKLES, QUANTISED, open_tensors
 from genpipe.models.vae import VAEConfig
 
@@ -32,6 +33,7 @@ def load_checkpoint(
     dtype: torch.dtype | None = None,
     revision: str | None = None,
     variant: str | None = None,
+    file: str | None = None,
     vae: PathLike | None = None,
     text_encoder: PathLike | Sequence[PathLike] | None = None,
     allow_pickle: bool = False,
@@ -48,8 +50,9 @@ def load_checkpoint(
         dtype: their type; None keeps each file's own.
         revision: branch, tag or commit on the hub.
         variant: "fp16" reads the files of that name of a folder; a network that has none is read from its plain file.
+        file: the one that the model is in, of a repository or a folder that holds several.
         vae: an autoencoder in place of the checkpoint's, or where it has none: a file (its own, or a checkpoint's), an
-            autoencoder's folder, or a checkpoint's.
+            autoencoder's folder or hub id, or a checkpoint's.
         text_encoder: text encoders likewise; for Stable Diffusion XL one checkpoint that holds both, or two.
         allow_pickle: read `.ckpt` files too: their tensors alone, by torch's reader that runs no code.
         model_dir: where models are found by their names (see `library`); None is what GENPIPE_MODELS says.
@@ -63,14 +66,17 @@ def load_checkpoint(
     path_or_id = located(path_or_id, model_dir)
     path = Path(os.path.expanduser(str(path_or_id)))
     if path.is_file():
-        for name, value in (("revision", revision), ("variant", variant)):
-            if value is not None:
-                raise CheckpointError(f"{name} {value!r} goes with a hub id or a folder, not with the file {path}")
+        _refuse(str(path), revision=revision, variant=variant, file=file)
         parts = file_parts(path, allow_pickle=allow_pickle)
     elif path.suffix.lower() in _FILES and not path.is_dir():
         raise CheckpointError(f"the file {str(path_or_id)!r} does not exist")
     else:
-        parts = folder_parts(open_source(path_or_id, revision), variant=variant)
+        source = open_source(path_or_id, revision, file=file)
+        if source.single is None:
+            parts = folder_parts(source, variant=variant)
+        else:
+            _refuse(source.single, variant=variant)
+            parts = replace(file_parts(_single(source), allow_pickle=allow_pickle), source=str(source))
     if vae is not None:
         parts = replace(parts, vae=find_vae(vae, parts.family, allow_pickle=allow_pickle))
     if text_encoder is not None:
@@ -92,19 +98,19 @@ def find_vae(path: PathLike, family: Family, *, allow_pickle: bool = False) -> P
         CheckpointError: it is not there, or no autoencoder that genpipe can run.
     """
     file = Path(os.path.expanduser(str(path)))
-    if file.is_file():
-        try:
-            return vae_part(
-                open_tensors(file, allow_pickle=allow_pickle),
-                family,
-                size=8 * family.sample_size,
-                allow_pickle=allow_pickle,
-            )
-        except KeyError as error:
-            raise CheckpointError(f"{file} lacks the tensor {error.args[0]}, or is no VAE") from error
     if (file / "config.json").is_file():
         return vae_in(Folder(file.absolute().parent), file.absolute().name)
-    return vae_in(open_source(path), layout.VAE.folder)
+    if not file.is_file():
+        source = open_source(path, indexes=("model_index.json", "config.json"))
+        if source.single is None:
+            alone = source.find("config.json", optional=True) is not None
+            return vae_in(Inner(source, layout.VAE.folder) if alone else source, layout.VAE.folder)
+        file = _single(source)
+    held, size = open_tensors(file, allow_pickle=allow_pickle), 8 * family.sample_size
+    try:
+        return vae_part(held, family, size=size, allow_pickle=allow_pickle)
+    except KeyError as error:
+        raise CheckpointError(f"{file} lacks the tensor {error.args[0]}, or is no VAE") from error
 
 
 def find_texts(paths: Sequence[PathLike], family: Family, *, allow_pickle: bool = False) -> tuple[TextPart, ...]:
@@ -119,16 +125,19 @@ def find_texts(paths: Sequence[PathLike], family: Family, *, allow_pickle: bool 
     """
     found: list[tuple[int, Callable[[TextForm], TextPart]]] = []  # its width, and what it is in the place of a form
     for path in paths:
-        file = Path(os.path.expanduser(str(path)))
-        if file.is_file():
+        file, folders = Path(os.path.expanduser(str(path))), None
+        if (file / "config.json").is_file():
+            source, folders = Folder(file.absolute().parent), [file.absolute().name]
+        elif not file.is_file():
+            source = open_source(path)
+            if source.single is not None:
+                file = _single(source)
+            else:
+                folders = [name for name in TEXT_ENCODERS if source.find(f"{name}/config.json") is not None]
+        if folders is None:
             held = texts_in(open_tensors(file, allow_pickle=allow_pickle), allow_pickle=allow_pickle)
             found += [(text.width, text.part) for text in held]
             continue
-        if (file / "config.json").is_file():
-            source, folders = Folder(file.absolute().parent), [file.absolute().name]
-        else:
-            source = open_source(path)
-            folders = [name for name in TEXT_ENCODERS if source.find(f"{name}/config.json") is not None]
         for name in folders:
             text = text_encoder_in(source, name, tokenizer_of(name))
             found.append((text.config.hidden_size, partial(_in_place, text)))
@@ -142,6 +151,22 @@ def find_texts(paths: Sequence[PathLike], family: Family, *, allow_pickle: bool 
         return tuple(make(form) for (_, make), form in zip(found, family.texts, strict=True))
     except KeyError as error:
         raise CheckpointError(f"{', '.join(map(str, paths))}: the tensor {error.args[0]} is missing") from error
+
+
+def _refuse(path: str, **options: str | None) -> None:
+    """Raise CheckpointError if one of the options is given, none of which goes with a file."""
+    for name, value in options.items():
+        if value is not None:
+            raise CheckpointError(f"{name} {value!r} goes with a hub id or a folder, not with the file {path}")
+
+
+def _single(source: Source) -> Path:
+    """The path of the single file that a source is."""
+    assert source.single is not None
+    path = source.find(source.single)
+    if path is None:
+        raise CheckpointError(source.lacks(source.single))
+    return path
 
 
 def _in_place(text: TextPart, form: TextForm) -> TextPart:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from genpipe.checkpoints.errors import CheckpointError
-from genpipe.checkpoints.hub import Source, read_json
 from genpipe.checkpoints.layout import Layout
 from genpipe.checkpoints.patches import Patch
+from genpipe.checkpoints.source import Source, read_json
 from genpipe.checkpoints.tensors import PICKLES, TensorFile, is_companion, scales
 from genpipe.messages import listed, quoted
 from genpipe.models.stored import StoredLayer, can_store

@@ -22,6 +22,7 @@ def convert_command(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--lora", action="append", default=[], metavar="FILE[:X]", help="merge it in at strength X (repeatable)"
     )
+    group.add_argument("--file", metavar="NAME", help="the model's file, of a hub repository that holds several")
     group.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="of the stored weights (default: as they are)")
     group.add_argument("--vae", metavar="FILE_OR_DIR", help="this autoencoder in place of the model's")
     group.add_argument(
@@ -46,6 +47,7 @@ def _convert(args: argparse.Namespace) -> int:
 
     checkpoint = load_checkpoint(
         args.source,
+        file=args.file,
         vae=args.vae,
         text_encoder=args.text_encoder,
         allow_pickle=args.allow_pickle,

@@ -182,6 +182,7 @@ def checkpoint_of(spec: ModelSpec, *, unet_dtype: torch.dtype | None = None) -> 
     return load_checkpoint(
         EMBEDDED if spec.model is None else spec.model,
         revision=spec.revision,
+        file=spec.file,
         variant=spec.variant,
         model_dir=spec.model_dir,
         vae=spec.vae,

@@ -113,6 +113,7 @@ class RenderOptions(Settings, total=False):
     model_dir: "str | Path | None"
     revision: str | None
     variant: str | None
+    file: str | None
     vae: "str | Path | None"
     text_encoder: "str | Path | None"
     tiny_vae: "str | Path | None"

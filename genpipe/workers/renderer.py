@@ -98,6 +98,7 @@ class Renderer:
             files = checkpoint_files(
                 EMBEDDED if spec.model is None else spec.model,
                 spec.revision,
+                file=spec.file,
                 model_dir=spec.model_dir,
                 parts={
                     **{name: getattr(spec, name) for name in ("vae", "text_encoder", "embeddings", "refiner")},

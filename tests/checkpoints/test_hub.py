@@ -1,6 +1,5 @@
 """Checkpoints from the hub, played by a server on this machine, and from its cache, with no network at all."""
 
-import json
 import os
 import shutil
 import socket
@@ -8,9 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -20,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from genpipe.checkpoints import Checkpoint, CheckpointError, load_checkpoint
+from tests.checkpoints.loopback_hub import COMMIT, ID, Hub, point_at
 
-ID, COMMIT, OTHER = "owner/tiny", "0" * 39 + "1", "0" * 39 + "2"
+OTHER = "0" * 39 + "2"
 NEEDED = {
     "model_index.json",
     "scheduler/scheduler_config.json",
@@ -53,70 +51,6 @@ Tensors = Callable[[Checkpoint], dict[str, Tensor]]
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-
-
-class Hub:
-    """A hub with one repository; `sent` lists the files that were fetched, `asked` counts all requests."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.sent, self.asked = root, [], 0
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_HEAD(self) -> None:
-                self.answer(body=False)
-
-            def do_GET(self) -> None:
-                self.answer(body=True)
-
-            def answer(self, *, body: bool) -> None:
-                hub.asked += 1
-                if self.path.startswith("/api/models/"):
-                    return self.reply(hub.tree(self.path.partition("?")[0].rpartition("/")[2]))
-                repository, _, rest = self.path[1:].partition("/resolve/")
-                revision, _, name = rest.partition("/")
-                if repository != ID:
-                    return self.reply(error="RepoNotFound")
-                if revision not in ("main", COMMIT):
-                    return self.reply(error="RevisionNotFound")
-                if not (hub.root / name).is_file():
-                    return self.reply(error="EntryNotFound")
-                if body:
-                    hub.sent.append(name)
-                self.reply((hub.root / name).read_bytes(), body=body)
-
-            def reply(self, content: bytes = b"", *, body: bool = True, error: str | None = None) -> None:
-                self.send_response(404 if error else 200)
-                headers = {"X-Repo-Commit": COMMIT, "Content-Length": str(len(content))}
-                headers |= {"X-Error-Code": error} if error else {"ETag": f'"{hash(content) & 0xFFFFFFFF:08x}"'}
-                for key, value in headers.items():
-                    self.send_header(key, value)
-                self.end_headers()
-                self.wfile.write(content if body else b"")
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_port}"
-        Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def tree(self, folder: str) -> bytes:
-        files = [path for path in (self.root / folder).iterdir() if path.is_file()]
-        return json.dumps(
-            [{"type": "file", "path": f"{folder}/{f.name}", "size": 1, "oid": "0"} for f in files]
-        ).encode()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-
-
-def point_at(address: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
 
 @pytest.fixture
