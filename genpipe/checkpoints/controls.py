@@ -7,10 +7,10 @@ from genpipe.checkpoints import layout, ldm_layout
 from genpipe.checkpoints.checkpoint import Checkpoint
 from genpipe.checkpoints.errors import CheckpointError
 from genpipe.checkpoints.families import FAMILIES
-from genpipe.checkpoints.hub import Folder, read_json
 from genpipe.checkpoints.parts import built
 from genpipe.checkpoints.recognition import CONTROLNET, describe, kind_of
 from genpipe.checkpoints.shapes import controlnet_config, part
+from genpipe.checkpoints.source import Folder, read_json
 from genpipe.checkpoints.tensors import Safetensors, open_tensors, shapes_of
 from genpipe.checkpoints.weights import read_weights, weights_in
 from genpipe.models.controlnet import ControlNet, ControlNetConfig

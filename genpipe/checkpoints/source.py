@@ -68,7 +68,8 @@ class Inner:
     """A tree whose files are those of one folder of another, which may not have it: `vae/x` is the other's `x`."""
 
     def __init__(self, source: Source, folder: str) -> None:
-        self._source, self._folder, self.single = source, f"{folder}/", None
+        self.single: str | None = None
+        self._source, self._folder = source, f"{folder}/"
 
     def __str__(self) -> str:
         return str(self._source)

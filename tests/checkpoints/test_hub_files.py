@@ -90,12 +90,13 @@ def test_images_say_which_file_and_are_drawn_again(hub: Hub, tmp_path: Path) -> 
 
 def test_a_file_in_a_folder_here_is_named_likewise(hub: Hub, whole: Path) -> None:
     assert same(weights(hub.root, file="model.safetensors"), weights(whole))
-    for path, options, message in (
+    cases: list[tuple[Path, dict[str, Any], str]] = [
         (hub.root, {"file": "gone.safetensors"}, "the folder .* has no file 'gone.safetensors'"),
         (whole, {"file": "model.safetensors"}, "goes with a hub id or a folder, not with the file"),
         (hub.root, {"file": "../model.safetensors"}, "is not one: give the name of a file in"),
         (hub.root, {"file": "model.safetensors", "variant": "fp16"}, "variant 'fp16' goes with a hub id or a folder"),
-    ):
+    ]
+    for path, options, message in cases:
         with pytest.raises(CheckpointError, match=message) as caught:
             load_checkpoint(path, **options)
         assert "\n" not in str(caught.value)
