@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 import torch
 
 from genpipe.messages import quoted
+from genpipe.processors import processors
 
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -140,6 +141,19 @@ def device_name(device: torch.device) -> str:
     with suppress(OSError, ValueError), open("/proc/cpuinfo", encoding="utf-8") as file:
         name = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), name)
     return f"{name}, {instruction_set()}, {torch.get_num_threads()} threads"
+
+
+def obey_quota(allowed: int | None = None) -> None:
+    """Run torch on no more threads than the process may use; by default torch counts those of the whole machine.
+
+    Where OMP_NUM_THREADS says how many, nothing is changed.
+
+    Args:
+        allowed: threads; by default what the container allows.
+    """
+    allowed = processors() if allowed is None else allowed
+    if "OMP_NUM_THREADS" not in os.environ and allowed < torch.get_num_threads():
+        torch.set_num_threads(allowed)
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -23,6 +23,7 @@ HEAVY = {"torch", "diffusers", "transformers", "accelerate"}
 _LOW = {"blocks", "png", "models", "sampling", "request", "files", "images", "filenames", "metadata", "dialects"}
 _LOW |= {
     "hardware",
+    "processors",
     "checkpoints",
     "embedded",
     "sizes",
@@ -63,7 +64,8 @@ ALLOWED: dict[str, set[str]] = {
     "filenames": {"images"},
     "dialects": {"request", "fields", "sampling", "sizes"},
     "metadata": {"fields", "images", "imprint", "request", "spec", "dialects"},
-    "hardware": set(),
+    "hardware": {"processors"},
+    "processors": set(),
     "embedded": set(),
     "checkpoints": {"models", "files", "request"},
     "scenes": {"images"},

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from genpipe import hardware
-from genpipe.hardware import choose_device, choose_dtype, instruction_set, one_thread
+from genpipe.hardware import choose_device, choose_dtype, instruction_set, obey_quota, one_thread
 
 CPU = torch.device("cpu")
 
@@ -78,3 +78,19 @@ def test_the_thread_count_comes_back_whatever_happens(error: type[Exception] | N
         torch.set_num_threads(1)
     assert torch.get_num_threads() == 1  # left alone: not the business of a call that asked for nothing
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("named", "allowed", "expected"), [(None, 2, 2), (None, 64, 4), ("4", 2, 4)])
+def test_threads_are_no_more_than_the_process_may_use(
+    monkeypatch: pytest.MonkeyPatch, named: str | None, allowed: int, expected: int
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if named is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", named)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        obey_quota(allowed)
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(threads)

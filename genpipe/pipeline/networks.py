@@ -9,7 +9,7 @@ from torch import nn
 
 from genpipe.blocks import Network
 from genpipe.checkpoints import Checkpoint
-from genpipe.hardware import instruction_set, keep_freed_memory, use_huge_pages, without_overflow
+from genpipe.hardware import instruction_set, keep_freed_memory, obey_quota, use_huge_pages, without_overflow
 from genpipe.models.cpu.forms import PLAIN, Forms, forms_for
 from genpipe.models.cpu.quantised import QuantisedLayer, can_quantise
 from genpipe.models.cuda.forms import CudaForms, best_forms, evaluation
@@ -91,6 +91,8 @@ def prepare_process(device: torch.device, dtype: torch.dtype, *, low_memory: boo
         ValueError: int8 cannot run on this device, in this dtype or on this processor.
     """
     use_huge_pages()
+    if device.type == "cpu":
+        obey_quota()
     if int8:
         check_int8(device, dtype, native=instruction_set() != "other" and can_quantise())
     if device.type == "cpu" and not low_memory:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from genpipe.embedded import EMBEDDED
+from genpipe.processors import processors
 from genpipe.workers.messages import Job, Model, Result, Task
 
 # Workers that die one after the other before any of them is ready.
@@ -225,11 +226,6 @@ def parse_devices(text: str) -> list[str]:
     if not devices or len(devices) > 256:
         raise ValueError(f"devices {text!r} are {len(devices)} workers: give 1 to 256")
     return devices
-
-
-def processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_workers(model: str | None) -> int:

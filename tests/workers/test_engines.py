@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from genpipe.processors import processors
 from genpipe.render import LocalEngine, Options, Run
-from genpipe.workers.engines import cpu_workers, parse_devices, processors
+from genpipe.workers.engines import cpu_workers, parse_devices
 
 ROOT = Path(__file__).parents[2]
 COUNT = 24
@@ -90,7 +91,7 @@ def test_killed_five_times_and_nothing_is_lost(command, tmp_path, tiny_checkpoin
 
 def test_ctrl_c_finishes_the_batch_and_says_how_to_go_on(command, tmp_path):
     out = tmp_path / "stopped"
-    process = command(out)
+    process = command(out, "--steps", "40")  # slow enough that it cannot be done before it is told to stop
     wait_for(lambda: pictures(out) >= 2, process)
     process.send_signal(signal.SIGINT)
     printed, complaints = process.communicate(timeout=60)
