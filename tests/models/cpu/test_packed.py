@@ -27,6 +27,7 @@ LAYERS = {
     "strided 1 × 1 convolution": (lambda: nn.Conv2d(16, 24, 1, stride=2), (2, 16, 5, 4)),
     "strided convolution": (lambda: nn.Conv2d(16, 24, 3, stride=2, padding=1), (2, 16, 9, 6)),
     "unpadded convolution": (lambda: nn.Conv2d(16, 16, 3, stride=2), (1, 16, 9, 7)),
+    "convolution to one pixel": (lambda: nn.Conv2d(16, 16, 3, padding=1), (2, 16, 1, 1)),
     "transposed convolution": (lambda: nn.ConvTranspose2d(16, 24, 4, stride=2, padding=1), (2, 16, 5, 6)),
 }
 
