@@ -74,8 +74,9 @@ ALLOWED: dict[str, set[str]] = {
     "training": _ALL,
     "workers": _PIPELINE,
     "render": _LOW | {"workers"},
-    "cli": _ALL | {"training", "workers", "render"},
-    "scripts": _ALL | {"training", "workers", "render", "cli"},
+    "server": _PIPELINE | {"workers"},
+    "cli": _ALL | {"training", "workers", "render", "server"},
+    "scripts": _ALL | {"training", "workers", "render", "server", "cli"},
 }
 # The areas of the package that may import these; scripts and tests may import all of them.
 GUESTS: dict[str, set[str]] = {"diffusers": {"sampling"}, "transformers": {"judge"}, "accelerate": {"training"}}

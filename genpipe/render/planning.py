@@ -8,7 +8,6 @@ from typing import Any
 
 from genpipe.fields import settings_of
 from genpipe.filenames import safe_name
-from genpipe.fit import check_controls, ignored, size_of_image
 from genpipe.inputs import LoraList
 from genpipe.lora_tags import named_in
 from genpipe.messages import one_line, quoted
@@ -16,8 +15,9 @@ from genpipe.render.identity import DERIVED_SEEDS, Identity, Ordinals, canonical
 from genpipe.render.journal import Journal, Planned
 from genpipe.render.options import identity_settings
 from genpipe.render.rows import Row
-from genpipe.request import COUNT, MAX_PICTURES, MAX_SEED, SETTINGS, Request, check_size
+from genpipe.request import COUNT, MAX_PICTURES, MAX_SEED, SETTINGS, Request
 from genpipe.workers.messages import Model
+from genpipe.workers.settings import complete, unheeded
 
 _OWN = {"prompt", "seed", "n", "file_name", *SETTINGS}
 # A row, checked: line, prompt, settings, identity, seeds, n, the hash its seeds come from (None: they are given), file
@@ -143,8 +143,9 @@ class Planner:
     def _check(self, given: dict[str, Any], key: str) -> tuple[int, Identity]:
         """The settings of a row, complete: checked once for all rows that give the same."""
         settings = {name: value for name, value in {**self._settings, **given}.items() if value is not None}
-        checked = resolve_settings(settings, self.model)
-        for line in ignored([Request("", seed=0, **checked)], distilled=self.model.distilled):
+        request = complete(settings, self.model)
+        checked = {name: value for name, value in request.to_dict().items() if name in SETTINGS}
+        for line in unheeded([request], self.model):
             if line not in self._warned:
                 self._warned.add(line)
                 warnings.warn(line, stacklevel=2)
@@ -158,25 +159,6 @@ class Planner:
         if self._strict:
             raise ValueError(f"line {row.line}: {reason}")
         self.journal.reject(row.line, one_line(reason), (row.text or _as_it_stands(row.fields))[:200])
-
-
-def resolve_settings(settings: dict[str, Any], model: Model) -> dict[str, Any]:
-    """Complete the settings of a request to this model, prompt and seed aside, from those that are given.
-
-    Raises:
-        ValueError: one is out of its range, or not for this model.
-    """
-    sampler = Request.check_settings(settings).sampler
-    settings = size_of_image(settings, model.factor) | settings
-    defaults = model.defaults.get(sampler or "", model.defaults[""])
-    request = Request("", seed=0, **{**defaults, **settings})
-    check_controls(request, model.controls)
-    complete = request.to_dict()
-    check_size(complete["height"], complete["width"], model.factor)
-    if complete["clip_skip"] >= model.layers:
-        raise ValueError(f"clip_skip {complete['clip_skip']} is out of range: 0 to {model.layers - 1} for this model")
-    del complete["prompt"], complete["seed"]
-    return complete
 
 
 def _carried(fields: dict[str, Any]) -> str:

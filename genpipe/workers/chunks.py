@@ -50,7 +50,7 @@ def in_chunks(
         except Exception as error:
             if is_lost(error):
                 raise
-            reason, short = _reason(error), is_out_of_memory(error)
+            reason, short = reason_of(error), is_out_of_memory(error)
         # Out here the failed attempt's tensors are gone.
         if short and not (retried and len(chunk) == 1):
             free_unused()
@@ -87,7 +87,8 @@ def free_unused() -> None:
         torch.cuda.empty_cache()
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Say in one line why an image was not drawn."""
     if is_out_of_memory(error):
         return "out of memory, with one image at a time too: make it smaller"
     text = " ".join(str(error).split())

@@ -43,7 +43,7 @@ class Model:
 
     Attributes:
         name: for people.
-        fingerprint: SHA-256 of its files.
+        fingerprint: SHA-256 of its files; "" where nobody asks for it.
         dtype: of the networks.
         defaults: settings where a row gives none; those for the sampler "lcm" under its name, all others' under "".
         factor: pixels a side of one latent pixel.
@@ -51,6 +51,8 @@ class Model:
         distilled: whether the scale of guidance is an input of its network, so that a batch must share it.
         depth: batches that a worker has at a time, those that it prepares and writes among them.
         controls: how many control networks it has.
+        sizes: how many numbers its network takes of sizes and crops, see `genpipe.fit.ignored`.
+        refines: whether there is a refiner.
     """
 
     name: str
@@ -62,6 +64,8 @@ class Model:
     distilled: bool = False
     depth: int = 2
     controls: int = 0
+    sizes: int = 0
+    refines: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from genpipe.request import Request
 from genpipe.workers.batch_size import Memory
 from genpipe.workers.busy import Busy
 from genpipe.workers.chunks import Failure, in_chunks, is_lost
+from genpipe.workers.described import describe
 from genpipe.workers.kept_sizes import KeptSizes
 from genpipe.workers.measuring import device_memory, measured_size
 from genpipe.workers.messages import Job, Model, Result, Task
@@ -79,18 +80,8 @@ class Renderer:
 
     def model(self) -> Model:
         """Say what the coordinator must know to plan."""
-        pipeline = self.pipeline
-        return Model(
-            name=pipeline.name,
-            fingerprint=self._model_fingerprint(),
-            dtype=str(pipeline.dtype).removeprefix("torch."),
-            defaults={"": pipeline.defaults(), "lcm": pipeline.defaults("lcm")},
-            factor=pipeline.vae.config.factor,
-            layers=min(len(each.layers) for each in pipeline.text_encoders),
-            distilled=pipeline.distilled,
-            depth=GPU_DEPTH if self._cuda else DEPTH,
-            controls=len(pipeline.checkpoint.controls),
-        )
+        depth = GPU_DEPTH if self._cuda else DEPTH
+        return describe(self.pipeline, fingerprint=self._model_fingerprint(), depth=depth)
 
     def _model_fingerprint(self) -> str:
         if self._fingerprint is None:

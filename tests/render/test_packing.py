@@ -8,8 +8,9 @@ from PIL import Image
 
 from genpipe.render.journal import Journal
 from genpipe.render.packing import Packer, shape_of
-from genpipe.render.planning import Planner, resolve_settings
+from genpipe.render.planning import Planner
 from genpipe.render.rows import read_rows
+from genpipe.workers.settings import complete
 from tests.render.conftest import MODEL
 
 
@@ -105,6 +106,6 @@ def test_the_size_is_asked_anew(journal):
 
 
 def test_sizes_sort_as_numbers():
-    settings = resolve_settings({}, MODEL)
+    settings = complete({}, MODEL).to_dict()
     small, large = shape_of({**settings, "height": 512}), shape_of({**settings, "height": 1024})
     assert small < large

@@ -1,0 +1,325 @@
+"""The engine: hands the jobs that wait to workers, and tells those who asked what becomes of them."""
+
+import contextlib
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from multiprocessing import Pipe
+from multiprocessing.connection import wait
+from typing import Any
+
+from genpipe.server.jobs import Drawn, Failed, Job, News, Stepped
+from genpipe.server.metrics import Metrics
+from genpipe.server.processes import Process, spawn
+from genpipe.server.queue import FairQueue, QueueFull
+from genpipe.server.worker import Cancel, Opened, Refused, Start, Told
+from genpipe.spec import ModelSpec
+from genpipe.workers.engines import parse_devices
+from genpipe.workers.messages import Model
+
+# Times that a job is begun before its worker's death is taken for its fault; from the second death on it is drawn alone.
+ATTEMPTS = 4
+# Workers that die one after the other before any of them is ready.
+DEATHS = 3
+
+Listener = Callable[[News], None]
+
+
+class Closing(Exception):
+    """The engine takes no more jobs."""
+
+
+@dataclass(eq=False)
+class _Worker:
+    name: str
+    device: str | None
+    process: Process
+    ready: bool = False
+    jobs: dict[str, Job] = field(default_factory=dict)  # those that it has, the cancelled ones among them
+
+
+@dataclass(eq=False)
+class _Asked:
+    job: Job
+    listener: Listener
+    since: float
+    deaths: int = 0
+    begun: bool = False
+
+
+class Engine:
+    """Draws jobs with the models that its workers hold, many at a time.
+
+    Listeners are called by the engine's own thread, and have to return at once.
+
+    Args:
+        specs: the models, by name.
+        devices: of the workers, see `genpipe.workers.engines.parse_devices`.
+        most: images that a worker draws at a time.
+        deterministic: images are bitwise the same whatever else is drawn; each is drawn alone.
+        waiting: jobs that may wait.
+        clock: tells the time in seconds, for deadlines.
+        launch: starts a worker's process.
+    """
+
+    def __init__(
+        self,
+        specs: Mapping[str, ModelSpec],
+        *,
+        devices: str = "auto",
+        most: int = 8,
+        deterministic: bool = False,
+        waiting: int = 256,
+        clock: Callable[[], float] = time.monotonic,
+        launch: Callable[[], Process] = spawn,
+    ) -> None:
+        self.metrics, self.models = Metrics(), dict[str, Model]()
+        self._start, self._devices = Start(dict(specs), None, most, deterministic), parse_devices(devices)
+        self._most = 1 if deterministic else most
+        self._clock, self._launch = clock, launch
+        self._queue = FairQueue(waiting)
+        self._asked: dict[str, _Asked] = {}
+        self._workers: list[_Worker] = []
+        self._lock = threading.Condition()
+        self._told: list[tuple[Listener, News]] = []
+        self._wake, self._woken = Pipe()
+        self._finished: deque[float] = deque(maxlen=32)
+        self._deaths = 0
+        self._broken: Refused | None = None
+        self._closing = self._closed = False
+        self.metrics.waiting.set_function(lambda: len(self._queue))
+        self.metrics.running.set_function(lambda: sum(len(worker.jobs) for worker in self._workers))
+        self._thread = threading.Thread(target=self._run, name="genpipe-engine", daemon=True)
+
+    def open(self) -> None:
+        """Start the first worker; the others follow when it knows what devices there are. Returns at once."""
+        self._add_worker(self._devices[0] if self._devices else None)
+        self._thread.start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether jobs are drawn now."""
+        return any(worker.ready for worker in self._workers) and not self._closing
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is no job."""
+        return not self._asked
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until jobs are drawn; False where the time was too short.
+
+        Raises:
+            ValueError: the models cannot be loaded as they were asked for.
+            RuntimeError: the workers cannot run.
+        """
+        with self._lock:
+            self._lock.wait_for(lambda: self.ready or self._broken is not None or self._closed, timeout)
+        if self._broken is not None:
+            raise (ValueError if self._broken.usage else RuntimeError)(self._broken.reason)
+        return self.ready
+
+    def submit(self, jobs: list[Job], listener: Listener) -> None:
+        """Have jobs drawn: all of them, or none.
+
+        Raises:
+            QueueFull: there is no room for them now; see `retry_after`.
+            Closing: the engine ends, or cannot run.
+        """
+        with self._lock:
+            if self._closing or self._broken is not None:
+                raise Closing("the server is shutting down" if self._closing else "the server's workers cannot run")
+            try:
+                self._queue.put(jobs)
+            except QueueFull:
+                self.metrics.full.inc()
+                raise
+            now = self._clock()
+            self._asked |= {job.id: _Asked(job, listener, now) for job in jobs}
+        self._wake.send_bytes(b".")
+
+    def cancel(self, identifier: str) -> bool:
+        """Let go of a job within a step; False where it is done already, or was never asked for."""
+        with self._lock:
+            if identifier not in self._asked:
+                return False
+            self._give_up(identifier, "it was cancelled", "cancelled")
+        self._wake.send_bytes(b".")
+        return True
+
+    def retry_after(self) -> int:
+        """Say in how many seconds there should be room again, by how fast images were drawn lately."""
+        finished = list(self._finished)
+        if len(finished) < 2 or finished[-1] == finished[0]:
+            return 5
+        rate = (len(finished) - 1) / (finished[-1] - finished[0])
+        return min(600, max(1, math.ceil(len(self._queue) / rate / 4)))
+
+    def close(self, drain: float = 0.0) -> bool:
+        """Take no more jobs, wait up to `drain` seconds for those that were taken, and end the workers.
+
+        Returns:
+            Whether all jobs were finished.
+        """
+        with self._lock:
+            self._closing = True
+            self._lock.wait_for(lambda: self.idle or self._broken is not None, drain)
+            drained = self.idle
+            for identifier in list(self._asked):
+                self._give_up(identifier, "the server was shut down", "failed")
+            self._closed = True
+            self._lock.notify_all()
+        self._wake.send_bytes(b".")
+        if self._thread.is_alive():
+            self._thread.join()
+        return drained
+
+    def _run(self) -> None:
+        while not self._closed:
+            with self._lock:
+                connections: list[Any] = [worker.process.connection for worker in self._workers]
+                until = self._until_deadline()
+            ready = wait([self._woken, *connections], until)
+            with self._lock:
+                if self._woken in ready:
+                    while self._woken.poll():
+                        self._woken.recv_bytes()
+                for worker in [one for one in self._workers if one.process.connection in ready]:
+                    self._hear(worker)
+                self._expire()
+                self._assign()
+                told, self._told = self._told, []
+                self._lock.notify_all()
+            for listener, news in told:
+                listener(news)
+        for listener, news in self._told:
+            listener(news)
+        for worker in self._workers:
+            worker.process.kill()
+
+    def _until_deadline(self) -> float | None:
+        ends = [asked.job.deadline for asked in self._asked.values() if asked.job.deadline is not None]
+        return max(0.0, min(ends) - self._clock()) if ends else None
+
+    def _add_worker(self, device: str | None) -> None:
+        names = {worker.name for worker in self._workers}
+        name = next(each for k in range(len(names) + 1) if (each := f"worker-{k}") not in names)
+        worker = _Worker(name, device, self._launch())
+        self._workers.append(worker)
+        self.metrics.watch(name, lambda: worker.process.pid)
+        with contextlib.suppress(OSError):  # it is dead, of which its connection will tell
+            worker.process.connection.send(replace(self._start, device=device))
+
+    def _hear(self, worker: _Worker) -> None:
+        try:
+            message = worker.process.connection.recv()
+        except (EOFError, OSError):
+            self._bury(worker)
+            return
+        if isinstance(message, Told):
+            if message.images:
+                self.metrics.fill.observe(message.images)
+            for identifier in message.gone:
+                worker.jobs.pop(identifier, None)
+            for news in message.news:
+                self._tell(worker, news)
+        elif isinstance(message, Opened):
+            self._opened(worker, message)
+        elif isinstance(message, Refused):
+            self._break(message)
+
+    def _opened(self, worker: _Worker, opened: Opened) -> None:
+        worker.ready, self._deaths = True, 0
+        if self.models:
+            return
+        self.models = dict(opened.models)
+        others = self._devices[1:]
+        if opened.device.startswith("cuda") and self._devices in ([], ["cuda"]):
+            worker.device, *others = [f"cuda:{k}" for k in range(max(1, opened.cards))]
+        for device in others:
+            self._add_worker(device)
+
+    def _tell(self, worker: _Worker, news: News) -> None:
+        asked = self._asked.get(news.id)
+        if isinstance(news, Stepped):
+            self.metrics.steps.inc()
+            if asked is not None and not asked.begun:
+                asked.begun = True
+                self.metrics.waited.observe(self._clock() - asked.since)
+        else:
+            worker.jobs.pop(news.id, None)
+        if asked is None:  # cancelled
+            return
+        self._told.append((asked.listener, news))
+        if isinstance(news, Stepped):
+            return
+        del self._asked[news.id]
+        if isinstance(news, Drawn):
+            now = self._clock()
+            self._finished.append(now)
+            self.metrics.drawn.inc()
+            self.metrics.took.observe(now - asked.since)
+        else:
+            self.metrics.failed.labels(news.kind).inc()
+
+    def _give_up(self, identifier: str, reason: str, kind: str) -> None:
+        asked = self._asked.pop(identifier)
+        self._told.append((asked.listener, Failed(identifier, reason, kind)))
+        self.metrics.failed.labels(kind).inc()
+        if self._queue.remove(identifier) is None:
+            for worker in self._workers:
+                if identifier in worker.jobs:
+                    with contextlib.suppress(OSError):
+                        worker.process.connection.send(Cancel(identifier))
+
+    def _expire(self) -> None:
+        now = self._clock()
+        for identifier, asked in list(self._asked.items()):
+            if asked.job.deadline is not None and asked.job.deadline <= now:
+                self._give_up(identifier, f"it was not done within {asked.job.deadline - asked.since:.3g} s", "late")
+
+    def _assign(self) -> None:
+        while (job := self._queue.first()) is not None:
+            able = [worker for worker in self._workers if worker.ready and self._fits(worker, job)]
+            if not able:
+                return
+            worker = min(able, key=lambda worker: len(worker.jobs))
+            self._queue.take()
+            worker.jobs[job.id] = job
+            with contextlib.suppress(OSError):
+                worker.process.connection.send(job)
+
+    def _fits(self, worker: _Worker, job: Job) -> bool:
+        """Whether a worker has room for a job: with one set of LoRAs at a time, and alone if its workers died twice."""
+        jobs = list(worker.jobs.values())
+        alone = [one for one in (*jobs, job) if one.id in self._asked and self._asked[one.id].deaths > 1]
+        others = any(one.model == job.model and one.request.loras != job.request.loras for one in jobs)
+        return len(jobs) < self._most and not others and not (jobs and alone)
+
+    def _bury(self, worker: _Worker) -> None:
+        how = worker.process.kill()
+        self._workers.remove(worker)
+        self.metrics.deaths.inc()
+        for identifier, job in worker.jobs.items():
+            asked = self._asked.get(identifier)
+            if asked is None:
+                continue
+            asked.deaths += 1
+            if asked.deaths < ATTEMPTS:
+                self._queue.put_back(job)
+            else:
+                self._give_up(identifier, f"its worker died {asked.deaths} times ({how})", "failed")
+        if not worker.ready:
+            self._deaths += 1
+            if self._deaths >= DEATHS:
+                self._break(Refused(f"workers die while they load the models ({how}): is there memory enough?", False))
+                return
+        self._add_worker(worker.device)
+
+    def _break(self, refused: Refused) -> None:
+        self._broken = refused
+        for identifier in list(self._asked):
+            self._give_up(identifier, refused.reason, "failed")

@@ -1,0 +1,21 @@
+"""What a worker says of the model that it holds."""
+
+from genpipe.pipeline import Pipeline
+from genpipe.workers.messages import Model
+
+
+def describe(pipeline: Pipeline, *, fingerprint: str = "", depth: int = 1) -> Model:
+    """Say of a model what those must know who plan its images without loading it; for the arguments see `Model`."""
+    return Model(
+        name=pipeline.name,
+        fingerprint=fingerprint,
+        dtype=str(pipeline.dtype).removeprefix("torch."),
+        defaults={"": pipeline.defaults(), "lcm": pipeline.defaults("lcm")},
+        factor=pipeline.vae.config.factor,
+        layers=min(len(each.layers) for each in pipeline.text_encoders),
+        distilled=pipeline.distilled,
+        depth=depth,
+        controls=len(pipeline.checkpoint.controls),
+        sizes=pipeline.checkpoint.family.added_numbers,
+        refines=pipeline.refiner is not None,
+    )

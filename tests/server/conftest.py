@@ -1,0 +1,129 @@
+"""An engine whose worker draws in a thread of the test's own process, with the tiny checkpoint."""
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genpipe.pipeline import Pipeline
+from genpipe.request import Request
+from genpipe.server.batches import Batches
+from genpipe.server.engine import Engine
+from genpipe.server.jobs import Drawn, Failed, Job, News, Stepped
+from genpipe.server.worker import Opened, Start, serve
+from genpipe.spec import ModelSpec
+from genpipe.workers.described import describe
+
+
+@dataclass
+class Thread:
+    """A worker in a thread, in the place of a process; `kill` cuts its connection."""
+
+    connection: Connection
+    pid: int | None = None
+
+    def kill(self) -> str:
+        self.connection.close()
+        return "its thread was let go"
+
+
+def threads(pipelines: Mapping[str, Pipeline], started: list[Thread] | None = None) -> Callable[[], Thread]:
+    """Launch workers that draw with these."""
+
+    def launch() -> Thread:
+        ours, theirs = Pipe()
+        made = Thread(ours)
+        if started is not None:
+            started.append(made)
+        threading.Thread(target=work, args=(theirs,), daemon=True).start()
+        return made
+
+    def work(connection: Connection) -> None:
+        start: Start = connection.recv()
+        models = {name: describe(pipeline) for name, pipeline in pipelines.items()}
+        with contextlib.suppress(RuntimeError, OSError):  # as the process would die of it
+            connection.send(Opened(models, "cpu", 0))
+            serve(connection, Batches(pipelines, most=start.most))
+        # Not `close`, which another thread that reads would not notice.
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as ended:
+            ended.shutdown(socket.SHUT_RDWR)
+
+    return launch
+
+
+class Heard:
+    """Listens to jobs, and waits for what becomes of them."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self.steps: dict[str, list[Stepped]] = {}
+        self.ends: dict[str, Drawn | Failed] = {}
+        self.order: list[str] = []
+
+    def __call__(self, news: News) -> None:
+        with self._changed:
+            if isinstance(news, Stepped):
+                self.steps.setdefault(news.id, []).append(news)
+            else:
+                assert news.id not in self.ends, "told twice"
+                self.ends[news.id] = news
+                self.order.append(news.id)
+            self._changed.notify_all()
+
+    def until(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
+        with self._changed:
+            assert self._changed.wait_for(condition, seconds), (self.ends, self.steps.keys())
+
+    def wait(self, *identifiers: str, seconds: float = 60.0) -> list[Drawn | Failed]:
+        self.until(lambda: all(identifier in self.ends for identifier in identifiers), seconds)
+        return [self.ends[identifier] for identifier in identifiers]
+
+
+@pytest.fixture(scope="session")
+def pipe(tiny_checkpoint: Path) -> Pipeline:
+    made = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32")
+    made.name = "tiny"
+    return made
+
+
+@pytest.fixture(scope="session")
+def specs(tiny_checkpoint: Path) -> dict[str, ModelSpec]:
+    return {"tiny": ModelSpec(str(tiny_checkpoint), device="cpu", dtype="fp32")}
+
+
+@pytest.fixture
+def engine(pipe: Pipeline, specs: dict[str, ModelSpec]) -> Iterator[Engine]:
+    made = Engine(specs, devices="cpu", launch=threads({"tiny": pipe}))
+    made.open()
+    assert made.wait(30)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def job(pipe: Pipeline) -> Callable[..., Job]:
+    """Make a job; its seed is its own."""
+
+    def make(identifier: str, prompt: str = "a red cat", *, seed: int = 1, client: str = "", **settings: Any) -> Job:
+        own = {key: settings.pop(key) for key in ("low", "suffix", "previews", "deadline", "model") if key in settings}
+        given: Any = {"steps": 3, "guidance_scale": 4.0, **settings}
+        (request,) = pipe.requests(prompt, seed=seed, **given)
+        return Job(identifier, request, **{"model": "tiny", "client": client, **own})
+
+    return make
+
+
+def picture(pipe: Pipeline, request: Request) -> Any:
+    """What the pipeline draws of a request."""
+    latents: Any = None
+    for state in pipe.stream([request]):
+        latents = state.latents
+    return pipe.decode(latents, [request])[0]
