@@ -69,6 +69,8 @@ class ModelSpec:
         dtype: "fp32", "bf16" or "fp16"; None takes what is fast on the device.
         low_memory: hold the text encoder and the autoencoder in memory only while they run, reading them from their files
             for every batch; images are the same.
+        compile: compile the blocks of the denoiser with torch (on CUDA): they take a minute or so the first time, are kept on
+            the disk, and run faster.
         int8: multiply the wide layers of the denoiser in int8 (on a CPU, in bf16): faster, and not quite the same images.
         weights: keep the denoiser's weights in memory as "fp8", "int8" or "bf16", and widen them layer by layer as they
             run: less memory, slower, and not quite the same images. Not to be mixed up with `int8`, which multiplies in it.
@@ -128,6 +130,12 @@ class ModelSpec:
     )
     low_memory: bool = setting(
         Flag(), "hold the text encoder and the autoencoder in memory only while they run", default=False, draws=False
+    )
+    compile: bool = setting(
+        Flag(),
+        "compile the denoiser's blocks on a GPU: a minute or so the first time, and faster steps (default: no)",
+        default=False,
+        draws=False,
     )
     int8: bool = setting(
         Flag(), "multiply in int8 on a CPU: faster, and not quite the same image (default: no)", default=False
@@ -210,6 +218,7 @@ class ModelOptions(TypedDict, total=False):
     device: "str | torch.device | None"
     dtype: "str | torch.dtype | None"
     low_memory: bool
+    compile: bool
     int8: bool
     weights: str | None
     refiner: "str | Path | None"

@@ -63,6 +63,7 @@ MODEL_TEXTS = {
     "device": "cpu",
     "dtype": "fp32",
     "low_memory": None,
+    "compile": None,
     "int8": None,
     "weights": "fp8",
     "refiner": "refiner",
@@ -153,6 +154,7 @@ def test_files_say_every_field_and_give_it_back(tmp_path: Path) -> None:
     assert unrecorded == {
         "model_dir",
         "device",
+        "compile",
         "low_memory",
         "lora_dir",
         "allow_pickle",

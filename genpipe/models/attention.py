@@ -184,12 +184,16 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, prompts: KeysValues) -> Tensor:
         """Map x (B, N, C), with the keys and values of k · B prompts, to (k · B, N, C)."""
-        rows = len(prompts[self.attention2][0])
+        return self.attend(x, prompts.get(self.attention1), prompts[self.attention2])
+
+    def attend(self, x: Tensor, own: tuple[Tensor, Tensor] | None, prompts: tuple[Tensor, Tensor]) -> Tensor:
+        """Do so with the keys and values of the two attentions; None where the first attends to x itself."""
+        rows = len(prompts[0])
         if self.only_cross:
             x = repeat_rows(x, rows)
-        x = self.attention1(self.norm1(x), prompts.get(self.attention1), plus=x)
+        x = self.attention1(self.norm1(x), own, plus=x)
         x = repeat_rows(x, rows)
-        x = self.attention2(self.norm2(x), prompts[self.attention2], plus=x)
+        x = self.attention2(self.norm2(x), prompts, plus=x)
         return self.feed_forward(self.norm3(x), plus=x)
 
 

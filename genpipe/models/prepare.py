@@ -59,7 +59,11 @@ def prepare(network: Network, *, device: torch.device, dtype: torch.dtype, forms
     _prepare(network.eval().requires_grad_(False), _Target(device, dtype, forms, sides, fewest), USUAL_SIDE)
     if cuda is not None and cuda.channels_last:
         _channels_last(network)
-    if cuda is not None and cuda.kernels:
+    if cuda is not None and cuda.compiled and isinstance(network, UNet):
+        from genpipe.models.cuda.compiled import compile_blocks  # slow to import
+
+        compile_blocks(network)
+    elif cuda is not None and cuda.kernels:
         from genpipe.models.cuda.modules import fuse  # needs Triton
 
         fuse(network)

@@ -62,7 +62,9 @@ class Loaded:
             normalise = partial(plain_words, pool=tuple(checkpoint.defaults.get("concepts", ())) or None)
             for tokenizer in checkpoint.tokenizers:
                 tokenizer.normalise = normalise
-        self.networks = Networks(checkpoint, device=device, dtype=dtype, low_memory=spec.low_memory, int8=spec.int8)
+        self.networks = Networks(
+            checkpoint, device=device, dtype=dtype, low_memory=spec.low_memory, int8=spec.int8, compiled=spec.compile
+        )
         parts = [
             TextPart(tokenizer, partial(self.networks.in_memory, encoder))
             for tokenizer, encoder in zip(checkpoint.tokenizers, checkpoint.text_encoders, strict=True)

@@ -1,5 +1,6 @@
 """A checkpoint's networks in memory, each in the form in which it runs on one device."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,10 +10,11 @@ from torch import nn
 
 from genpipe.blocks import Network
 from genpipe.checkpoints import Checkpoint
+from genpipe.files import cache_folder
 from genpipe.hardware import instruction_set, keep_freed_memory, obey_quota, use_huge_pages, without_overflow
 from genpipe.models.cpu.forms import PLAIN, Forms, forms_for
 from genpipe.models.cpu.quantised import QuantisedLayer, can_quantise
-from genpipe.models.cuda.forms import CudaForms, best_forms, evaluation
+from genpipe.models.cuda.forms import CudaForms, best_forms, evaluation, runs_kernels
 from genpipe.models.denoiser import Evaluate, evaluate
 from genpipe.models.prepare import prepare
 from genpipe.models.unet import UNet
@@ -28,6 +30,7 @@ class Networks:
         device, dtype: where and in what they run.
         low_memory: keep the denoiser alone in memory; the others are read from their files each time.
         int8: quantise the denoiser's wide layers.
+        compiled: compile the denoiser's blocks.
 
     Attributes:
         vae_dtype: what the autoencoder runs in: `dtype`, unless that is fp16, which those of SDXL overflow.
@@ -35,7 +38,14 @@ class Networks:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, low_memory: bool, int8: bool
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        low_memory: bool,
+        int8: bool,
+        compiled: bool = False,
     ) -> None:
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self._low_memory, self._int8 = low_memory, int8
@@ -47,7 +57,7 @@ class Networks:
         if device.type == "cpu":
             self._forms = replace(forms_for(instruction_set(), dtype), int8=int8)
         elif device.type == "cuda":
-            self._forms = best_forms(device, dtype)
+            self._forms = best_forms(device, dtype, compiled=compiled)
             self.evaluate = evaluation(checkpoint.unet, self._forms, device)
 
     def prepare_all(self, *, unchanged: tuple[nn.Module, ...] = ()) -> None:
@@ -84,12 +94,17 @@ class Networks:
         yield self.prepare(self.checkpoint.read_again(network)) if self._low_memory else network
 
 
-def prepare_process(device: torch.device, dtype: torch.dtype, *, low_memory: bool, int8: bool) -> None:
-    """Set this process's memory up for a model that is to be loaded.
+def prepare_process(
+    device: torch.device, dtype: torch.dtype, *, low_memory: bool, int8: bool, compiled: bool = False
+) -> None:
+    """Set this process's memory, and the place of what is compiled, up for a model that is to be loaded.
 
     Raises:
-        ValueError: int8 cannot run on this device, in this dtype or on this processor.
+        ValueError: int8 cannot run on this device, in this dtype or on this processor; or nothing can be compiled for it.
     """
+    if compiled:
+        check_compile(device, possible=device.type == "cuda" and runs_kernels(device))
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     use_huge_pages()
     if device.type == "cpu":
         obey_quota()
@@ -117,6 +132,18 @@ def stored_dtype(weights: str | None, dtype: torch.dtype, *, int8: bool) -> torc
         name = DTYPES[str(dtype).removeprefix("torch.")]
         raise ValueError(f"weights {weights} would save nothing in {name}: use --dtype fp32, or leave out --weights")
     return stored
+
+
+def check_compile(device: torch.device, *, possible: bool) -> None:
+    """Raise ValueError unless blocks can be compiled for this device; `possible`: whether Triton does so."""
+    if device.type != "cuda":
+        raise ValueError(
+            f"compile is for CUDA alone, not for {device}: use --device cuda, or leave it out (--no-compile)"
+        )
+    if not possible:
+        raise ValueError(
+            "compile needs Triton and a C compiler, and one of them is missing: install both, or leave it out (--no-compile)"
+        )
 
 
 def check_int8(device: torch.device, dtype: torch.dtype, *, native: bool) -> None:

@@ -119,6 +119,7 @@ class RenderOptions(Settings, total=False):
     tiny_vae: "str | Path | None"
     dtype: str | None
     low_memory: bool
+    compile: bool
     int8: bool
     weights: str | None
     refiner: "str | Path | None"

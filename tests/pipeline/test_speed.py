@@ -14,7 +14,7 @@ from genpipe.models.cpu.quantised import QuantisedLayer
 from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.vae import VAE
 from genpipe.pipeline import Pipeline, Progress
-from genpipe.pipeline.networks import check_int8
+from genpipe.pipeline.networks import check_compile, check_int8
 from tests.conftest import needs_int8
 from tests.pipeline.drawing import difference, draw, middle
 
@@ -117,3 +117,17 @@ def test_int8_where_it_cannot_run_gets_one_clear_line(device: str, dtype: torch.
     with pytest.raises(ValueError, match=says) as caught:
         check_int8(torch.device(device), dtype, native=native)
     assert "\n" not in str(caught.value) and "--no-int8" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("device", "possible", "says"), [("cpu", True, "not for cpu: use --device cuda"), ("cuda", False, "a C compiler")]
+)
+def test_compile_where_it_cannot_be_gets_one_clear_line(device: str, possible: bool, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as caught:
+        check_compile(torch.device(device), possible=possible)
+    assert "\n" not in str(caught.value) and "--no-compile" in str(caught.value)
+
+
+def test_a_model_on_a_cpu_is_not_compiled(tiny_checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="compile is for CUDA alone"):
+        Pipeline.from_pretrained(tiny_checkpoint, compile=True, device="cpu")

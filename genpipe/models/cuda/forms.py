@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genpipe.models.cuda.graphs import Graphs
 from genpipe.models.denoiser import Evaluate, Inputs, evaluate
@@ -25,15 +24,17 @@ class CudaForms:
         channels_last: keep the channels of a pixel side by side, as tensor cores read them.
         kernels: fuse what lies between the products (`genpipe.models.cuda.modules`); it needs `channels_last`.
         graphs: replay the U-Net's evaluations as CUDA graphs (`genpipe.models.cuda.graphs`).
-        cudnn: let cuDNN compute the U-Net's attention where it can, before torch's own kernels.
+        compiled: compile the U-Net's blocks, in the place of the kernels (`genpipe.models.cuda.compiled`).
         phases: compute an upsampling and its convolution as one transposed convolution (`PhaseUpsample`).
+        search: let cuDNN time its kernels of each convolution, and take the fastest.
     """
 
     channels_last: bool = False
     kernels: bool = False
     graphs: bool = False
-    cudnn: bool = False
+    compiled: bool = False
     phases: bool = False
+    search: bool = False
 
 
 PLAIN = CudaForms()
@@ -45,18 +46,17 @@ NAMED = {
     "channels_last": CHANNELS_LAST,
     "kernels": KERNELS,
     "graphs": GRAPHS,
-    "cudnn": replace(GRAPHS, cudnn=True),
+    "compiled": replace(GRAPHS, compiled=True),
+    "search": replace(GRAPHS, search=True),
     "phases": replace(GRAPHS, phases=True),
 }
-# In this order, where each takes what it is given.
-_ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-def best_forms(device: torch.device, dtype: torch.dtype) -> CudaForms:
-    """Choose the form that is fastest on a CUDA device in a dtype."""
+def best_forms(device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> CudaForms:
+    """Choose the form that is fastest on a CUDA device in a dtype, with compiled blocks or without."""
     nvidia, wide = torch.version.cuda is not None, dtype == torch.float32
     kernels = nvidia and not wide and torch.cuda.get_device_capability(device) >= CAPABILITY and runs_kernels(device)
-    return CudaForms(channels_last=not wide, kernels=kernels, graphs=nvidia)
+    return CudaForms(channels_last=not wide, kernels=kernels, graphs=nvidia, compiled=compiled)
 
 
 def runs_kernels(device: torch.device, attempt: Callable[[torch.device], bool] | None = None) -> bool:
@@ -83,10 +83,14 @@ def _add_ones(device: torch.device) -> bool:
 
 def evaluation(unet: UNet, forms: CudaForms, device: torch.device) -> Evaluate:
     """Give what evaluates a prepared U-Net: graphs of it, or itself."""
-    run = _by_cudnn if forms.cudnn else evaluate
+    run = _searching if forms.search else evaluate
     return Graphs(unet, device=device, evaluate=run) if forms.graphs else run
 
 
-def _by_cudnn(unet: UNet, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
-    with sdpa_kernel(_ATTENTION, set_priority=True):
+def _searching(unet: UNet, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
         return evaluate(unet, inputs)
+    finally:
+        torch.backends.cudnn.benchmark = before

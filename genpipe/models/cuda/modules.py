@@ -92,16 +92,16 @@ class FusedTransformerBlock(TransformerBlock):
         self.before: Tensor
         self.register_buffer("before", torch.stack(lacks))
 
-    def forward(self, x: Tensor, prompts: KeysValues) -> Tensor:
-        """Map x (B, N, C), which is overwritten, with the keys and values of k · B prompts, to (k · B, N, C)."""
-        rows = len(prompts[self.attention2][0])
+    def attend(self, x: Tensor, own: tuple[Tensor, Tensor] | None, prompts: tuple[Tensor, Tensor]) -> Tensor:
+        """As `TransformerBlock`, but that x is overwritten."""
+        rows = len(prompts[0])
         if self.only_cross:
             x = repeat_rows(x, rows)
         h = _layer_norm(self.norm1, x, self.before[0])
-        x = _plus(x, self.attention1.out, self.attention1.attend(h, prompts.get(self.attention1)))
+        x = _plus(x, self.attention1.out, self.attention1.attend(h, own))
         x = repeat_rows(x, rows)
         h = _layer_norm(self.norm2, x, self.before[1])
-        x = _plus(x, self.attention2.out, self.attention2.attend(h, prompts[self.attention2]))
+        x = _plus(x, self.attention2.out, self.attention2.attend(h, prompts))
         h = _layer_norm(self.norm3, x, self.before[2])
         return _plus(x, self.feed_forward.out, _gated(self.feed_forward, h))
 
