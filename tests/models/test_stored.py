@@ -57,8 +57,8 @@ def test_fp8_keeps_four_digits_of_each_number_and_what_was_fp8_as_it_was() -> No
     large = weight.abs() >= weight.flatten(1).abs().amax(1).view(-1, 1, 1, 1) / 2**12
     assert ((exact - weight).abs() <= weight.abs() / 16)[large].all()
     assert torch.equal(widened(stored, scales, torch.bfloat16).float(), exact)  # powers of two round nothing
-    again = narrowed(weight.to(FP8).float(), FP8)
-    assert torch.equal(widened(*again, torch.float32), weight.to(FP8).float())
+    before = weight.clamp(-448, 448).to(FP8).float()  # what is larger, torch 2.11 makes NaN of
+    assert torch.equal(widened(*narrowed(before, FP8), torch.float32), before)
 
 
 @torch.inference_mode()
