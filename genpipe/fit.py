@@ -23,6 +23,11 @@ def ignored(
     for request in requests:
         if request.image is None and request.strength is not None:
             lines["strength"] = "strength has no effect without an image: give one, or leave it out"
+        if request.vary_seed is not None and not request.vary:
+            lines["vary_seed"] = "vary_seed has no effect without vary: say how far to go toward it, or leave it out"
+        if request.upscale == 1 and (request.upscale_strength is not None or request.upscale_by != "pixels"):
+            name = "upscale_by" if request.upscale_strength is None else "upscale_strength"
+            lines[name] = f"{name} has no effect without upscale: give one above 1, or leave it out"
         if request.refiner_start is not None and not refines:
             lines["refiner_start"] = (
                 "refiner_start has no effect without a refiner: give one with --refiner, or leave it out"
@@ -48,8 +53,10 @@ def ignored(
 
 
 def check_controls(request: Request, networks: int) -> None:
-    """Raise ValueError if a request has control images, and not one for each of a model's control networks."""
+    """Raise ValueError if a request has control images, and not one for each of a model's control networks, or no edges."""
     images = len(request.control)
+    if images and request.tile:
+        raise ValueError("tile joins edges, of which control networks know nothing: leave out tile or control")
     if images and images != networks:
         fix = "give a control_model for each (--control-model)" if images > networks else "give an image for each"
         raise ValueError(f"control is {images} image(s), and the model has {networks} control model(s): {fix}")

@@ -127,8 +127,8 @@ def what_it_says(source: str | Path | Image.Image) -> dict[str, Any]:
     if MADE in texts:
         program, unread = "genpipe", {}
         found = _metadata(name, texts)
-        usual = {**defaults_of(Request), **defaults_of(ModelSpec), "loras": []}
-        found = {key: _in_words(value) for key, value in found.items() if value != usual.get(key, ...)}
+        usual = {**defaults_of(Request), **defaults_of(ModelSpec)}
+        found = {key: _in_words(value) for key, value in found.items() if value not in ([], usual.get(key, ...))}
         if isinstance(found.get("best_of"), list):
             found["best_of"] = ", ".join(f"seed {one['seed']}: {one['total']:.3g}" for one in found["best_of"])
     else:

@@ -40,6 +40,8 @@ BEST_OF = Whole(1, MAX_BEST_OF, "4 to 16 are usual")
 # Headings of a command's help.
 IMAGE, SAMPLING, FROM_IMAGE = "image", "sampling (default: what suits the model)", "from an image"
 REFINER_START = 0.8  # where there is a refiner and the request does not say
+MAX_UPSCALE = 4.0
+UPSCALE_STRENGTH = 0.4  # where an image is enlarged and the strength is not given
 STRENGTH = 0.8  # where an image is given and the strength is not
 
 
@@ -82,6 +84,12 @@ class Request:
         image: what to begin from: a file, or a PIL image. It is scaled to height and width.
         strength: share of the schedule that changes it, above 0 … 1; None is 0.8 where there is an image.
         mask: white where the image is to change; None is where the image is transparent, or all of it.
+        vary: 0 … 1, how far the noise is turned from the seed's to that of `vary_seed` (`variation` says which that is).
+        vary_seed: None is the seed after the image's own.
+        upscale: 1 … 4, how many times larger than height and width the image is in the end, by a second pass over it.
+        upscale_strength: share of the schedule of the second pass; None is 0.4.
+        upscale_by: "pixels" enlarges the image and encodes it anew, "latents" enlarges what it is decoded from.
+        tile: whether what leaves the image on one side comes in on the other, so that its copies join.
         loras: changes of the model's weights, each a file, or "FILE:STRENGTH".
         control: images for the control models, one for each, in their order: a file, "FILE:SCALE:START:END", a PIL image,
             or a `Control`. All of a batch have as many, which act over the same parts of the schedule.
@@ -94,151 +102,104 @@ class Request:
 
     prompt: str = setting(Text(), "what to draw, in quotes", flags=("-p", "--prompt"), group=IMAGE)
     _: KW_ONLY
-    seed: int = setting(
-        Whole(0, MAX_SEED, "leave it out for a random one"),
+    seed: int = setting(Whole(0, MAX_SEED, "leave it out for a random one"),
         "0 to 2^64-1: the same seed draws the same image; image k takes N + k (default: drawn and shown)",
-        flags=("-s", "--seed"),
-        group=IMAGE,
-    )
-    steps: int = setting(
-        Whole(1, MAX_STEPS, "20 to 50 are usual"),
-        "solver steps, 1 to 1000",
-        flags=("--steps", "--ddim-steps"),
-        group=SAMPLING,
-        shared=True,
-    )
-    guidance_scale: float = setting(
-        Number(MAX_GUIDANCE, "5 to 10 are usual"),
+        flags=("-s", "--seed"), group=IMAGE)  # fmt: skip
+    steps: int = setting(Whole(1, MAX_STEPS, "20 to 50 are usual"), "solver steps, 1 to 1000",
+        flags=("--steps", "--ddim-steps"), group=SAMPLING, shared=True)  # fmt: skip
+    guidance_scale: float = setting(Number(MAX_GUIDANCE, "5 to 10 are usual"),
         "how closely to follow the prompt; 1 turns guidance off",
-        flags=("--guidance-scale", "--scale", "--cfg-scale"),
-        group=SAMPLING,
-    )
-    height: int = setting(
-        Whole(1, MAX_SIDE, "give it in pixels", metavar="PX"),
-        "the height alone",
-        flags=("-H", "--height", "--H"),
-        group=IMAGE,
-        shared=True,
-    )
-    width: int = setting(
-        Whole(1, MAX_SIDE, "give it in pixels", metavar="PX"),
-        "the width alone",
-        flags=("-W", "--width", "--W"),
-        group=IMAGE,
-        shared=True,
-    )
+        flags=("--guidance-scale", "--scale", "--cfg-scale"), group=SAMPLING)  # fmt: skip
+    height: int = setting(Whole(1, MAX_SIDE, "give it in pixels", metavar="PX"), "the height alone",
+        flags=("-H", "--height", "--H"), group=IMAGE, shared=True)  # fmt: skip
+    width: int = setting(Whole(1, MAX_SIDE, "give it in pixels", metavar="PX"), "the width alone",
+        flags=("-W", "--width", "--W"), group=IMAGE, shared=True)  # fmt: skip
     negative_prompt: str = setting(
-        Text(), "what to keep out of it", default="", flags=("-N", "--negative-prompt", "--neg", "--no"), group=IMAGE
-    )
-    prompt_syntax: str = setting(
-        Choice(("a1111", "plain")),
+        Text(), "what to keep out of it", default="", flags=("-N", "--negative-prompt", "--neg", "--no"), group=IMAGE)  # fmt: skip
+    prompt_syntax: str = setting(Choice(("a1111", "plain")),
         "a1111 (default): (word:1.3), [word], [a:b:0.5], [a|b], {a|b}, BREAK and AND mean something; plain: nothing does",
-        default="a1111",
-        group=IMAGE,
-        shared=True,
-    )
-    guidance_rescale: float = setting(
-        Number(1.0, "0 turns it off"),
-        "0 to 1, against over-exposure at high scales",
-        default=0.0,
-        group=SAMPLING,
-        shared=True,
-    )
-    sampler: str | None = setting(
-        _SamplerName("NAME"),
-        "ddim, euler_a, dpmpp_2m_karras, ...; the names of diffusers and A1111 work too",
-        default=None,
-        flags=("--sampler", "--sampling-method"),
-        group=SAMPLING,
-        shared=True,
-    )
-    clip_skip: int = setting(
-        Whole(0, 99, "0 uses every layer"),
-        "last layers of the text encoder to leave out",
-        default=0,
-        group=SAMPLING,
-        shared=True,
-    )
-    speed: str = setting(
-        Choice(tuple(SPEEDS)),
-        "exact (default), or balanced and draft: faster, and not quite the same image",
-        default="exact",
-        group=SAMPLING,
-        shared=True,
-    )
+        default="a1111", group=IMAGE, shared=True)  # fmt: skip
+    guidance_rescale: float = setting(Number(1.0, "0 turns it off"),
+        "0 to 1, against over-exposure at high scales", default=0.0, group=SAMPLING, shared=True)  # fmt: skip
+    sampler: str | None = setting(_SamplerName("NAME"),
+        "ddim, euler_a, dpmpp_2m_karras, ...; the names of diffusers and A1111 work too", default=None,
+        flags=("--sampler", "--sampling-method"), group=SAMPLING, shared=True)  # fmt: skip
+    clip_skip: int = setting(Whole(0, 99, "0 uses every layer"), "last layers of the text encoder to leave out",
+        default=0, group=SAMPLING, shared=True)  # fmt: skip
+    speed: str = setting(Choice(tuple(SPEEDS)),
+        "exact (default), or balanced and draft: faster, and not quite the same image", default="exact",
+        group=SAMPLING, shared=True)  # fmt: skip
 
     original_size: tuple[int, int] | None = setting(
-        _SIZE, "SDXL: size that the training image is said to have had", default=None, group=SAMPLING
-    )
+        _SIZE, "SDXL: size that the training image is said to have had", default=None, group=SAMPLING)  # fmt: skip
     crop: tuple[int, int] | None = setting(
         Pair(0, MAX_SIDE, "write it as LEFTxTOP, as in 0x0", metavar="LEFTxTOP"),
-        "SDXL: where the training image is said to have been cropped",
-        default=None,
-        group=SAMPLING,
-    )
+        "SDXL: where the training image is said to have been cropped", default=None, group=SAMPLING)  # fmt: skip
     target_size: tuple[int, int] | None = setting(
-        _SIZE, "SDXL: size that the image is said to be meant for", default=None, group=SAMPLING
-    )
+        _SIZE, "SDXL: size that the image is said to be meant for", default=None, group=SAMPLING)  # fmt: skip
 
-    refiner_start: float | None = setting(
-        Number(1.0, "0.8 is usual"),
-        "0 to 1: where in the schedule --refiner takes over (default: 0.8)",
-        default=None,
-        group=SAMPLING,
-        shared=True,
-    )
+    refiner_start: float | None = setting(Number(1.0, "0.8 is usual"),
+        "0 to 1: where in the schedule --refiner takes over (default: 0.8)", default=None, group=SAMPLING,
+        shared=True)  # fmt: skip
     image: InputImage | None = setting(
-        ImageInput(), "begin from this image and change it (img2img)", default=None, group=FROM_IMAGE
-    )
-    strength: float | None = setting(
-        Number(1.0, "0.8 is usual, 0.3 changes little"),
-        f"0 to 1: how much of the schedule changes the image (default: {STRENGTH:g})",
-        default=None,
-        group=FROM_IMAGE,
-        shared=True,
-    )
-    mask: InputImage | None = setting(
-        ImageInput(),
+        ImageInput(), "begin from this image and change it (img2img)", default=None, group=FROM_IMAGE)  # fmt: skip
+    strength: float | None = setting(Number(1.0, "0.8 is usual, 0.3 changes little"),
+        f"0 to 1: how much of the schedule changes the image (default: {STRENGTH:g})", default=None,
+        group=FROM_IMAGE, shared=True)  # fmt: skip
+    mask: InputImage | None = setting(ImageInput(),
         "white where the image is to change, black where it stays (default: where the image is transparent)",
-        default=None,
-        group=FROM_IMAGE,
-    )
-    mask_blur: int = setting(
-        Whole(0, 256, "4 is usual"),
-        "how far in, in pixels, the change fades into what stays (default: 4)",
-        default=4,
-        group=FROM_IMAGE,
-    )
-    control: tuple[Control, ...] = setting(
-        ControlList(),
+        default=None, group=FROM_IMAGE)  # fmt: skip
+    mask_blur: int = setting(Whole(0, 256, "4 is usual"),
+        "how far in, in pixels, the change fades into what stays (default: 4)", default=4, group=FROM_IMAGE)  # fmt: skip
+
+    control: tuple[Control, ...] = setting(ControlList(),
         "what --control-model is shown, X times as strongly as it was trained (FILE:X:START:END: over a part of the schedule); "
         "FILE:canny, :edges, :lines or :tile takes these from it first; may be repeated",
-        default=(),
-        group=FROM_IMAGE,
-    )
-    guess: bool = setting(
-        Flag(),
+        default=(), group=FROM_IMAGE)  # fmt: skip
+    guess: bool = setting(Flag(),
         "follow the control images more than the prompts, which may then be empty (default: no)",
-        default=False,
-        group=FROM_IMAGE,
-        shared=True,
-    )
+        default=False, group=FROM_IMAGE, shared=True)  # fmt: skip
 
-    loras: tuple[Lora, ...] = setting(
-        LoraList(),
+    vary: float = setting(Number(1.0, "0.1 changes little, 0.5 much"),
+        "0 to 1: how far to go from the seed's image toward that of another; -n draws several such variations",
+        default=0.0, group=IMAGE, shared=True)  # fmt: skip
+    vary_seed: int | None = setting(Whole(0, MAX_SEED, "leave it out for the next seed"),
+        "which other seed --vary goes toward; variation k takes N + k (default: the seed after the image's)",
+        default=None, group=IMAGE)  # fmt: skip
+    upscale: float = setting(Number(MAX_UPSCALE, "2 is usual"),
+        "draw, enlarge so many times, and draw details in a second pass (hires fix)", default=1.0, group=IMAGE,
+        shared=True)  # fmt: skip
+    upscale_strength: float | None = setting(Number(1.0, "0.3 to 0.6 are usual"),
+        f"0 to 1: how much of the schedule the second pass takes (default: {UPSCALE_STRENGTH:g})", default=None,
+        group=IMAGE, shared=True)  # fmt: skip
+    upscale_by: str = setting(Choice(("pixels", "latents")),
+        "what is enlarged: pixels (default), or latents, which need a strength above 0.5", default="pixels",
+        group=IMAGE, shared=True)  # fmt: skip
+    tile: bool = setting(Flag(),
+        "an image without edges, whose copies join (size: multiples of 64 for Stable Diffusion)", default=False,
+        group=IMAGE, shared=True)  # fmt: skip
+
+    loras: tuple[Lora, ...] = setting(LoraList(),
         "change the model by a LoRA or its kin, 1 times as strongly as it was trained or X times; may be repeated",
-        default=(),
-        flags=("--loras", "--lora"),
-        group=SAMPLING,
-        shared=True,
-    )
+        default=(), flags=("--loras", "--lora"), group=SAMPLING, shared=True)  # fmt: skip
 
     def __post_init__(self) -> None:
         check_fields(self)
         if self.image is None and self.mask is not None:
             raise ValueError("mask says where an image is to change: give the image, too")
+        if self.upscale < 1:
+            raise ValueError(f"upscale must be a number from 1 to {MAX_UPSCALE:g}, not {self.upscale:g}: 2 is usual")
+        if self.upscale_strength == 0:
+            raise ValueError("upscale_strength must be above 0, not 0: nothing would be drawn; 0.4 is usual")
         if self.strength == 0:
             raise ValueError("strength must be above 0, not 0: the image would stay as it is; 0.3 changes little")
+
+    @property
+    def variation(self) -> tuple[int, float] | None:
+        """The seed that the noise is turned to, and how far; None for none."""
+        if not self.vary:
+            return None
+        return (self.seed + 1) % (MAX_SEED + 1) if self.vary_seed is None else self.vary_seed, self.vary
 
     def batch_key(self, *, distilled: bool = False) -> tuple[Any, ...]:
         """Give what images that are drawn together must agree in.
@@ -321,6 +282,12 @@ class Settings(TypedDict, total=False):
     mask_blur: int
     control: "str | Path | Image.Image | Mapping[str, Any] | Control | Sequence[Any]"
     guess: bool
+    vary: float
+    vary_seed: int | None
+    upscale: float
+    upscale_strength: float | None
+    upscale_by: str
+    tile: bool
     loras: "Sequence[str | Path | tuple[str | Path, float] | Lora]"
 
 

@@ -48,7 +48,13 @@ TEXTS = {
     "mask": IMAGE_FILE,
     "mask_blur": "2",
     "control": f"{IMAGE_FILE}:tile:0.5:0.25:0.75",
-    "guess": None,
+    "guess": "true",
+    "vary": "0.25",
+    "vary_seed": "7",
+    "upscale": "2",
+    "upscale_strength": "0.5",
+    "upscale_by": "latents",
+    "tile": "true",
     "loras": f"{IMAGE_FILE}:0.5",
 }
 MODEL_TEXTS = {
@@ -83,7 +89,7 @@ def value_of(kind: type, name: str, text: str | None) -> Any:
 def options(texts: dict[str, Any]) -> list[str]:
     given = []
     for name, text in texts.items():
-        given += [f"--{name.replace('_', '-')}", *([] if text is None else [text])]
+        given += [f"--{name.replace('_', '-')}", *([] if text in (None, "true") else [text])]
     return given
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from genpipe.cli.prompts import add_prompt_options, write_prompts
 from genpipe.cli.vocabulary import name_unknown_words
 from genpipe.fields import settings_of
 from genpipe.messages import listed, one_line
-from genpipe.request import BEST_OF, COUNT, FROM_IMAGE, IMAGE, SAMPLING, SETTINGS, Request
+from genpipe.request import BEST_OF, COUNT, FROM_IMAGE, IMAGE, MAX_SEED, SAMPLING, SETTINGS, Request
 from genpipe.sizes import size_of_ratio
 from genpipe.spec import ModelSpec
 
@@ -93,6 +93,10 @@ def _generate(args: argparse.Namespace) -> int:
     Request.check_settings(settings)
     drawn = "seed" not in settings
     seeds = seeds_for(settings.pop("seed", random_seed()), args.n)
+    if settings.get("vary"):
+        if args.best_of > 1:
+            raise ValueError("--best-of chooses between seeds, and --vary keeps to one: leave one out")
+        seeds = seeds[:1] * args.n
     if args.best_of > 1:  # each image is chosen from so many seeds
         seeds = seeds_for(seeds[0], args.n * args.best_of)[:: args.best_of]
     stem = file_stem(settings["prompt"])
@@ -143,14 +147,34 @@ def _draw(
 
     size = max(1, BATCH // args.best_of)
     shown: list[Image.Image] = []
-    for start in range(0, len(wanted), size):
-        prompts, seeds = zip(*wanted[start : start + size], strict=True)
-        images = pipeline(list(prompts), seeds=seeds, best_of=args.best_of, judge=args.judge, **settings)
+    for start, part, done in _parts(wanted, size, varied=bool(settings.get("vary"))):
+        prompts, seeds = zip(*part, strict=True)
+        own = settings
+        if done:
+            first = seeds[0] + 1 if settings.get("vary_seed") is None else settings["vary_seed"]
+            own = {**settings, "vary_seed": (first + done) % (MAX_SEED + 1)}
+        images = pipeline(list(prompts), seeds=seeds, best_of=args.best_of, judge=args.judge, **own)
         for index, image in enumerate(images, start):
             report(output.save(image, index))
         shown += images if args.grid else []
     if args.grid:
         report(output.save_beside(grid(shown), "grid"))
+
+
+def _parts(
+    wanted: Sequence[tuple[str, int]], size: int, *, varied: bool
+) -> Iterator[tuple[int, Sequence[tuple[str, int]], int]]:
+    """Yield what is drawn by one call: the number of its first image, prompts and seeds, and how many variations are done.
+
+    The variations of a prompt and a seed, which differ in neither, are counted up through calls of their own.
+    """
+    start = 0
+    while start < len(wanted):
+        part = wanted[start : start + size]
+        if varied:
+            part = [one for one in part if one == part[0]]
+        yield start, part, wanted[:start].count(part[0]) if varied else 0
+        start += len(part)
 
 
 def _asked_for(args: argparse.Namespace) -> tuple[dict[str, Any], ModelSpec]:

@@ -9,7 +9,7 @@ from typing import Any
 import genpipe
 from genpipe.dialects.parameters import Parameters, setting_value
 from genpipe.messages import quoted
-from genpipe.request import Request
+from genpipe.request import UPSCALE_STRENGTH, Request
 from genpipe.sampling.names import SOLVERS, SPACINGS, canonical_name, split_name
 
 _NEGATIVE = "Negative prompt:"
@@ -19,7 +19,14 @@ _NAMES = {
     "CFG scale": "guidance_scale",
     "Guidance rescale": "guidance_rescale",
     "Seed": "seed",
+    "Tiling": "tile",
+    "Variation seed": "vary_seed",
+    "Variation seed strength": "vary",
+    "Hires upscale": "upscale",
+    "Hires strength": "upscale_strength",
 }
+# What is enlarged, and an upscaler of A1111's that does.
+_UPSCALERS = {"pixels": "Lanczos", "latents": "Latent"}
 # What says nothing of how to draw the image again.
 _ASIDE = {"Version", "Model hash"}
 # The spacing that A1111 takes for "Automatic".
@@ -50,6 +57,9 @@ def parameters_text(
     sampler = request.sampler or sampler
     if request.prompt_syntax == "plain":  # A1111 reads every bracket that has no backslash
         prompt, negative = (re.sub(r"[()\[\]\\]", r"\\\g<0>", text) for text in (prompt, negative))
+    strength = request.strength if request.image is not None else None
+    if request.upscale > 1:  # A1111 has one for both
+        strength = UPSCALE_STRENGTH if request.upscale_strength is None else request.upscale_strength
     lines = [prompt]
     if negative:
         lines.append(f"{_NEGATIVE} {negative}")
@@ -62,6 +72,12 @@ def parameters_text(
         "Size": f"{request.width}x{request.height}",
         # A1111 counts the layer that is read, so its 1 skips none.
         "Clip skip": request.clip_skip + 1 if request.clip_skip else None,
+        "Denoising strength": f"{strength:.12g}" if strength is not None else None,
+        "Variation seed": request.variation[0] if request.variation else None,
+        "Variation seed strength": f"{request.vary:.12g}" if request.vary else None,
+        "Tiling": True if request.tile else None,
+        "Hires upscale": f"{request.upscale:.12g}" if request.upscale > 1 else None,
+        "Hires upscaler": _UPSCALERS[request.upscale_by] if request.upscale > 1 else None,
         "Model": model,
         "Version": f"genpipe {genpipe.__version__}",
     }
@@ -91,10 +107,12 @@ def parse_parameters(text: str) -> Parameters:
     model = said.pop("Model", None) or None
     if "Sampler" in said:
         settings |= _sampler(said, unread)
+    if "Hires upscale" in said and "Denoising strength" in said:
+        said["Hires strength"] = said.pop("Denoising strength")
     for key, value in said.items():
         try:
             settings |= _setting(key, value)
-        except ValueError:
+        except (ValueError, KeyError):
             if key not in _ASIDE:
                 unread[key] = value
     return Parameters(settings, model, unread)
@@ -112,6 +130,8 @@ def _setting(key: str, value: str) -> dict[str, Any]:
     if key == "Size":
         width, _, height = value.partition("x")
         return {"width": setting_value("width", width), "height": setting_value("height", height)}
+    if key == "Hires upscaler":
+        return {"upscale_by": {name: by for by, name in _UPSCALERS.items()}[value]}
     if key == "Clip skip":
         return {"clip_skip": max(0, setting_value("clip_skip", value) - 1)}
     if key not in _NAMES:

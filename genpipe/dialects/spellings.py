@@ -17,6 +17,7 @@ SPELLINGS = {
     "sampler_name": "sampler",
     "n_iter": "n",
     "num_images_per_prompt": "n",
+    "tiling": "tile",
 }
 # Of a row's own: `n` images, in batches of `batch_size` (A1111), of a `size` such as 512x768.
 OURS = {field.name for field in fields(Request)} | {
@@ -31,7 +32,7 @@ OURS = {field.name for field in fields(Request)} | {
 CLIP_SKIP = "Clip skip"
 # Settings of A1111 and diffusers that genpipe does not have.
 UNAVAILABLE = {
-    *("styles", "tiling", "restore_faces", "subseed", "subseed_strength", "seed_resize_from_h", "seed_resize_from_w"),
+    *("styles", "restore_faces", "subseed", "subseed_strength", "seed_resize_from_h", "seed_resize_from_w"),
     *("sd_model", "enable_hr", "override_settings", "eta", "prompt_for_display"),
     *("outpath_samples", "outpath_grids", "do_not_save_samples", "do_not_save_grid"),
 }
@@ -50,7 +51,7 @@ def setting_name(name: str) -> str:
 
 
 def asks_for_nothing(value: Any) -> bool:
-    """Tell whether a setting that genpipe does not have is given as what it does anyway: tiling False, subseed -1."""
+    """Tell whether a setting that genpipe does not have is given as what it does anyway: restore_faces False."""
     if isinstance(value, list | dict):
         return not value
     return isinstance(value, str | int | float) and str(value).strip().lower() in _NOTHING

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -11,6 +12,7 @@ from genpipe.blocks import Network, ResidualBlock
 from genpipe.models.attention import KeysValues, repeat_rows
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.shifts import ShiftTable, by_block
+from genpipe.models.tiles import over_tiles
 from genpipe.models.unet import UNet
 
 
@@ -169,6 +171,33 @@ class UNetDenoiser:
             prompts = {reader: (k[-images:], v[-images:]) for reader, (k, v) in self._prompts.items()}
             self._last = prompts, None if self._extra is None else self._extra[-images:]
         return self._last
+
+
+class TiledDenoiser:
+    """A `Denoiser` of latents of any size: overlapping squares are evaluated apart, and blended at every step.
+
+    "MultiDiffusion: Fusing Diffusion Paths for Controlled Image Generation", arXiv 2302.08113, eq. 5.
+
+    Args:
+        make: makes the denoiser of the squares.
+        network, timesteps, conditioning: as `make` takes them; there are no extra channels.
+        tile: side of a square in latent pixels.
+    """
+
+    def __init__(
+        self,
+        make: MakeDenoiser[Network],
+        network: Network,
+        timesteps: Sequence[float],
+        conditioning: Conditioning,
+        *,
+        tile: int,
+    ) -> None:
+        self._denoiser, self._tile = make(network, timesteps, conditioning), tile
+
+    def __call__(self, latents: Tensor, timestep: float | Sequence[float], *, last: bool = False) -> Tensor:
+        """As `Denoiser` says."""
+        return over_tiles(partial(self._denoiser, timestep=timestep, last=last), latents, tile=self._tile, factor=1)
 
 
 class JoinedDenoiser:

@@ -1,4 +1,4 @@
-"""Decoding of large latents in overlapping squares, so that memory stays flat."""
+"""Networks over large maps, in overlapping squares, so that memory stays flat."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,17 +8,17 @@ from torch import Tensor
 SMALLEST_TILE = 16  # latent pixels: with less, a tile is all overlap
 
 
-def decode_tiles(decode: Callable[[Tensor], Tensor], latents: Tensor, *, tile: int, factor: int) -> Tensor:
-    """Decode latents in squares that are blended where they overlap, by a quarter of their side.
+def over_tiles(apply: Callable[[Tensor], Tensor], latents: Tensor, *, tile: int, factor: int) -> Tensor:
+    """Apply a function to squares of latents, which are blended where they overlap, by a quarter of their side.
 
     Args:
-        decode: latents (B, C, h, w) to pixels (B, 3, h · factor, w · factor).
-        latents: (B, C, h, w); those that fit into one tile are decoded in one piece.
+        apply: of latents (B, C, h, w), to maps (B', C', h · factor, w · factor).
+        latents: (B, C, h, w); to those that fit into one tile it is applied in one piece.
         tile: side of a square in latent pixels, 16 or more.
-        factor: pixels per latent pixel, in each direction.
+        factor: pixels of a result per latent pixel, in each direction.
 
     Returns:
-        (B, 3, h · factor, w · factor), in fp32 where there is more than one tile.
+        (B', C', h · factor, w · factor), in fp32 where there is more than one tile.
 
     Raises:
         ValueError: `tile` is too small.
@@ -27,12 +27,12 @@ def decode_tiles(decode: Callable[[Tensor], Tensor], latents: Tensor, *, tile: i
         raise ValueError(f"tile {tile} is too small: use {SMALLEST_TILE} latent pixels or more")
     height, width = latents.shape[-2:]
     if max(height, width) <= tile:
-        return decode(latents)
+        return apply(latents)
     overlap = tile // 4
     pixels = weights = None
     for top in _tile_starts(height, tile, tile - overlap):
         for left in _tile_starts(width, tile, tile - overlap):
-            piece = decode(latents[:, :, top : top + tile, left : left + tile]).float()
+            piece = apply(latents[:, :, top : top + tile, left : left + tile]).float()
             ramp = _ramp(piece.shape[-2], overlap * factor)[:, None] * _ramp(piece.shape[-1], overlap * factor)
             ramp = ramp.to(piece.device)
             if pixels is None or weights is None:

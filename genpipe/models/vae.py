@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from genpipe.blocks import Downsample, ResidualBlock, Upsample, conv1x1, conv3x3, silu
 from genpipe.models.attention import SpatialAttention
-from genpipe.models.tiles import decode_tiles
+from genpipe.models.tiles import over_tiles
 
 _EPS = 1e-6  # of every norm in the autoencoder; the denoiser's residual blocks use 1e-5
 
@@ -252,7 +252,7 @@ class VAE(nn.Module):
         latents = self.unscale(latents)
         if tile is None:
             return self._decode(latents)
-        return decode_tiles(self._decode, latents, tile=tile, factor=self.config.factor)
+        return over_tiles(self._decode, latents, tile=tile, factor=self.config.factor)
 
     @property
     def _dtype(self) -> torch.dtype:

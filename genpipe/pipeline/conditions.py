@@ -53,7 +53,7 @@ def conditions(
     Args:
         requests: of one of the groups that `alike` gives.
         total: steps of the whole image, by which prompts change.
-        steps: numbers of those that are taken, from 1.
+        steps: numbers of those that are taken, from 1; beyond `total` the prompts say what they say in the end.
 
     Raises:
         ValueError: a prompt cannot be drawn as it is; AND joins prompts where there is no guidance.
@@ -72,7 +72,7 @@ def conditions(
         if turns and step not in changes:
             turns.append(turns[-1])
             continue
-        now = [next(stage for stage in stages if step in stage.steps) for stages in read]
+        now = [next(stage for stage in stages if min(step, total) in stage.steps) for stages in read]
         texts = [[stage.negative for stage in now]] if guided else []
         texts += [list(parts) for parts in zip(*([part.text for part in stage.parts] for stage in now), strict=True)]
         key = tuple(text for each in texts for text in each)

@@ -1,9 +1,12 @@
 """Latents to pixels: whole or in tiles, by the memory that there is; in fp32 where 16 bits overflow."""
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from genpipe.hardware import free_memory
 from genpipe.models.finite import NonFiniteError, float32_copy
@@ -11,6 +14,8 @@ from genpipe.models.vae import VAE, VAEConfig
 
 # Side of a tile in latent pixels.
 TILE = 64
+# Latent pixels around an image without edges that a decoder is shown: about as far as it sees.
+RIM = 24
 # Tensors of the decoder's width at full size that a whole decode holds at its peak, measured on Stable Diffusion's.
 TENSORS = 24
 # The share of the free memory that a whole decode may take.
@@ -45,15 +50,33 @@ def choose_tile(tiling: str, config: VAEConfig, latents: Tensor, itemsize: int) 
     return TILE
 
 
-def decode(vae: VAE, latents: Tensor, tile: int | None, *, model: str) -> Tensor:
+def decode_joined(decode: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor:
+    """Decode latents (B, C, h, w) of an image without edges, by a decoder that knows edges, on a wider piece of its copies."""
+    rim = min(RIM, *latents.shape[-2:])
+    pixels = decode(F.pad(latents, (rim,) * 4, mode="circular"))
+    cut = rim * pixels.shape[-1] // (latents.shape[-1] + 2 * rim)
+    return pixels[..., cut:-cut, cut:-cut]
+
+
+def decode(vae: VAE, latents: Tensor, tile: int | None, *, model: str, joins: bool = False) -> Tensor:
     """Decode scaled latents (B, C, h, w) to pixels (B, 3, H, W), float32 in about [-1, 1].
+
+    Args:
+        tile: side of the tiles in latent pixels; None decodes whole.
+        joins: whether the image is one without edges, for which the autoencoder is made; tiles know edges all the same.
 
     Raises:
         NonFiniteError: the pixels are not finite, in fp32 either.
     """
-    pixels = vae.decode(latents, tile=tile).float()
+
+    def decoded(vae: VAE) -> Tensor:
+        if joins and tile is not None:
+            return decode_joined(partial(vae.decode, tile=tile), latents).float()
+        return vae.decode(latents, tile=tile).float()
+
+    pixels = decoded(vae)
     if not bool(torch.isfinite(pixels).all()):
-        pixels = float32_copy(vae).decode(latents, tile=tile)
+        pixels = decoded(float32_copy(vae))
     if not bool(torch.isfinite(pixels).all()):
         raise NonFiniteError.of("decoder", vae, model)
     return pixels

@@ -10,10 +10,9 @@ from genpipe.blocks import Network
 from genpipe.models.denoiser import Denoiser, MakeDenoiser
 from genpipe.models.finite import NonFiniteError, float32_copy
 from genpipe.pipeline.conditions import Conditions
-from genpipe.pipeline.start import Start
+from genpipe.pipeline.start import Start, image_noise
 from genpipe.request import SHARED, Request
 from genpipe.sampling.guidance import composed, guided, x0_from_output
-from genpipe.sampling.noise import ImageNoise
 from genpipe.sampling.sampler import Sampler
 from genpipe.sampling.schedule import Schedule, Step
 from genpipe.sampling.speed import SPEEDS
@@ -97,7 +96,7 @@ def denoise(
             output = led_away(output.chunk(rows), conditions.weights, weight, first.guidance_rescale)
         return x0_from_output(output, x, step, sampler.prediction_type)
 
-    noise = ImageNoise([request.seed for request in requests], shape, device)
+    noise = image_noise(requests, shape, device)
     begun = start(noise)
     conditions = conditions.showing(begun.extra_channels)
 
@@ -132,7 +131,7 @@ def denoise(
             yield (latents := stepped)
         if latents.isfinite().all():
             return
-        noise = ImageNoise([request.seed for request in requests], shape, device)
+        noise = image_noise(requests, shape, device)
         begun = start(noise)
     raise NonFiniteError.of("denoiser", network, model)
 

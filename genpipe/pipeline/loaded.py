@@ -1,7 +1,8 @@
 """A checkpoint in memory with what draws from it, for one set of LoRAs."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
+from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from genpipe.checkpoints.embeddings import load_embeddings
 from genpipe.checkpoints.lora import load_lora
 from genpipe.embedded import EMBEDDED
 from genpipe.inputs import Lora
+from genpipe.models.circular import circular
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.control import Controlled
-from genpipe.models.denoiser import UNetDenoiser
+from genpipe.models.denoiser import TiledDenoiser, UNetDenoiser
+from genpipe.models.unet import UNet
+from genpipe.models.vae import VAE
 from genpipe.pipeline.conditions import Conditions, alike, condition, conditions
 from genpipe.pipeline.control import controlled_by, shown
 from genpipe.pipeline.denoising import denoise, is_guided
@@ -80,6 +84,19 @@ class Loaded:
             parts, pooled=checkpoint.family.added_numbers > 0, device=device, model=name
         )
 
+    @contextmanager
+    def vae(self, *, tile: bool = False) -> Iterator[VAE]:
+        """Lend the autoencoder; with `tile`, of images without edges."""
+        with self.networks.in_memory(self.checkpoint.vae) as vae:
+            yield circular(vae) if tile else vae
+
+    @cached_property
+    def _circular_unet(self) -> UNet:
+        return circular(self.checkpoint.unet)
+
+    def _unet(self, request: Request) -> UNet:
+        return self._circular_unet if request.tile else self.checkpoint.unet
+
     def encode(self, requests: Sequence[Request]) -> Conditioning:
         """Give what a batch of requests tells the denoiser: a row per prompt, where it is guided the negative ones first."""
         return condition(
@@ -101,23 +118,27 @@ class Loaded:
         start: Start,
         before: int,
         total: int,
+        tile: int | None = None,
     ) -> Iterator[Tensor]:
         """Yield the latents (B, C, h, w) fp32 of a batch after each step of a schedule; see `pipeline.denoising`.
 
         Args:
             requests: one of the batch's `groups`.
             before: steps that were taken before this schedule.
-            total: steps of the whole image, by which prompts change.
+            total: steps of the whole image, by which prompts change; beyond them they stay as they are in the end.
+            tile: side in latent pixels of the squares that the denoiser is evaluated on; None evaluates it on the whole.
         """
         first = requests[0]
         guidance = self._conditions(requests, schedule, before, total)
         # Deep features that are kept are those of one prompt.
-        refresh = SPEEDS[first.speed].refresh if len(guidance.conditionings) == 1 else 1
-        unet, controls = self.checkpoint.unet, self.checkpoint.controls
+        refresh = SPEEDS[first.speed].refresh if len(guidance.conditionings) == 1 and tile is None else 1
+        unet, controls = self._unet(first), self.checkpoint.controls
         make = partial(UNetDenoiser, refresh=refresh, evaluate=self.networks.evaluate)
-        run = partial(denoise, unet, make)
+        run = partial(denoise, unet, make if tile is None else partial(TiledDenoiser, make, tile=tile))
         if controls and first.control:
-            images = shown(requests, schedule, before=before, total=total, device=self.device)
+            # A second pass is shown them from its own beginning to its own end.
+            over = (before, total) if before < total else (0, len(schedule.steps) - 1)
+            images = shown(requests, schedule, before=over[0], total=over[1], device=self.device)
             run = partial(denoise, Controlled(unet, controls), controlled_by(images, make, guess=first.guess))
         return run(
             guidance,
@@ -133,7 +154,7 @@ class Loaded:
         """Begin an image that is drawn together with others at other steps; of `exact` speed, in one stage."""
         guidance = self._conditions([request], schedule, 0, len(schedule.steps) - 1)
         return Run(
-            self.checkpoint.unet,
+            self._unet(request),
             partial(UNetDenoiser, evaluate=self.networks.evaluate),
             guidance,
             request,

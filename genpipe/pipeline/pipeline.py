@@ -16,7 +16,7 @@ from genpipe.inputs import Lora
 from genpipe.metadata import annotate
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.tiny_vae import TinyVAE
-from genpipe.pipeline.decoding import choose_tile, decode
+from genpipe.pipeline.decoding import choose_tile, decode, decode_joined
 from genpipe.pipeline.denoising import is_guided
 from genpipe.pipeline.draw_options import DrawOptions
 from genpipe.pipeline.drawing import BATCH, draw
@@ -28,7 +28,8 @@ from genpipe.pipeline.preview import LatentPreview
 from genpipe.pipeline.progress import Progress
 from genpipe.pipeline.requests import make_requests
 from genpipe.pipeline.run import Run
-from genpipe.pipeline.start import Begun, Originals
+from genpipe.pipeline.stages import walk
+from genpipe.pipeline.start import Originals
 from genpipe.prompts.reading import chosen
 from genpipe.request import Request, Settings, check_best_of
 from genpipe.sampling.sampler import Sampler
@@ -202,6 +203,8 @@ class Pipeline:
             NonFiniteError: the networks gave no finite image, in fp32 either.
         """
         check_best_of(best_of)
+        if best_of > 1 and settings.get("vary"):
+            raise ValueError("best_of chooses between seeds, and vary keeps to one: leave one out")
         given = seeds
         if seeds is not None and best_of > 1:
             seeds = [each for first in seeds for each in seeds_for(first, best_of)]
@@ -274,14 +277,8 @@ class Pipeline:
         if len(groups := plan.stages[0][0].groups(requests, plan.total)) > 1:
             yield from side_by_side(groups, requests, self.stream, self.preview)
             return
-        before, latents = 0, None
-        for model, part in plan.stages:
-            count = len(part.steps) - 1
-            begin = plan.start if latents is None else (lambda _, x=latents: Begun(x))
-            for index, latents in enumerate(model.denoise(requests, plan.sampler, part, begin, before, plan.total)):
-                step = before + index % count + 1  # a second attempt begins again
-                yield Progress(step, plan.total, latents, lambda latents=latents: self.preview(latents))
-            before += count
+        for step, latents in walk(plan, requests):
+            yield Progress(step, plan.steps, latents, lambda latents=latents: self.preview(latents))
 
     @torch.inference_mode()
     def begin(self, request: Request) -> Run | None:
@@ -289,13 +286,14 @@ class Pipeline:
 
         Returns:
             Its run, for `genpipe.pipeline.run.Together`; None where `stream` alone can draw it: at a speed that leaves
-            evaluations out, with a refiner, or with control images.
+            evaluations out, with a refiner or control images, or enlarged.
 
         Raises:
             ValueError: it cannot be drawn as it is.
         """
         plan = self._plan([request])
-        if len(plan.stages) != 1 or request.speed != "exact" or request.control:
+        several = len(plan.stages) != 1 or plan.enlarged is not None
+        if several or request.speed != "exact" or request.control:
             return None
         model, schedule = plan.stages[0]
         return model.begin(request, plan.sampler, schedule, plan.start)
@@ -314,15 +312,16 @@ class Pipeline:
     @torch.inference_mode()
     def decode(self, latents: Tensor, requests: Sequence[Request]) -> list[Picture]:
         """Decode finished latents (B, C, h, w) to images that carry what made them."""
-        made_by = self.made_by
+        made_by, joins = self.made_by, requests[0].tile
         if self.tiny_vae is not None and all(SPEEDS[request.speed].tiny for request in requests):
-            pixels = self.tiny_vae.decode(latents).float()
+            tiny = self.tiny_vae.decode
+            pixels = (decode_joined(tiny, latents) if joins else tiny(latents)).float()
         else:
             tile = choose_tile(self.spec.vae_tiling, self.vae.config, latents, self.networks.vae_dtype.itemsize)
             if tile is not None:
                 made_by["vae_tiling"] = "on"
-            with self.networks.in_memory(self.vae) as vae:
-                pixels = decode(vae, latents, tile, model=self.name)
+            with self._loaded.vae(tile=joins) as vae:
+                pixels = decode(vae, latents, tile, model=self.name, joins=joins)
         own = self.sampler().name if any(request.sampler is None for request in requests) else None
         images = to_pil(pixels)
         originals = Originals.of(requests)

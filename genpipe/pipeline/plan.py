@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from genpipe.fit import check_controls
 from genpipe.pipeline.loaded import Loaded
 from genpipe.pipeline.start import Originals, Start, choose_start
-from genpipe.request import REFINER_START, STRENGTH, Request
+from genpipe.request import REFINER_START, STRENGTH, UPSCALE_STRENGTH, Request
 from genpipe.sampling.sampler import Sampler
 from genpipe.sampling.schedule import Schedule
 
@@ -18,17 +18,24 @@ class Plan:
     Attributes:
         sampler: of all stages.
         start: draws what the first stage begins with.
+        enlarged: the schedule of the second pass over an enlarged image; None where there is none.
         stages: models one after the other, each with its part of the schedule.
     """
 
     sampler: Sampler
     start: Start
     stages: tuple[tuple[Loaded, Schedule], ...]
+    enlarged: Schedule | None = None
 
     @property
     def total(self) -> int:
-        """The steps of all stages."""
+        """The steps of all stages, without the second pass."""
         return sum(len(schedule.steps) - 1 for _, schedule in self.stages)
+
+    @property
+    def steps(self) -> int:
+        """All steps."""
+        return self.total + (0 if self.enlarged is None else len(self.enlarged.steps) - 1)
 
 
 def make_plan(requests: Sequence[Request], sampler: Sampler, model: Loaded, refiner: Loaded | None) -> Plan:
@@ -54,7 +61,7 @@ def make_plan(requests: Sequence[Request], sampler: Sampler, model: Loaded, refi
     start = choose_start(
         originals,
         schedule,
-        lambda: model.networks.in_memory(vae),
+        lambda: model.vae(tile=first.tile),
         inpaints=unet.config.in_channels > vae.config.latent_channels,
         whole=strength == 1,
         device=model.device,
@@ -63,4 +70,10 @@ def make_plan(requests: Sequence[Request], sampler: Sampler, model: Loaded, refi
     stages = [(model, schedule)]
     if refiner is not None and split < 1:
         stages.append((refiner, sampler.schedule(first.steps, first=split)))
-    return Plan(sampler, start, tuple(stages))
+    again = UPSCALE_STRENGTH if first.upscale_strength is None else first.upscale_strength
+    enlarged = sampler.schedule(first.steps, strength=again) if first.upscale > 1 else None
+    if enlarged is not None and originals is not None and originals.masks is not None:
+        raise ValueError(
+            "upscale draws all of an image again, and its mask (or transparency) keeps a part: leave one out"
+        )
+    return Plan(sampler, start, tuple(stages), enlarged)

@@ -2,14 +2,16 @@
 
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from genpipe.checkpoints import Checkpoint
 from genpipe.fields import refuse_unknown
 from genpipe.fit import check_controls, ignored, size_of_image
 from genpipe.lora_tags import named_in
-from genpipe.request import Request, check_size
+from genpipe.request import MAX_SEED, Request, check_size
 from genpipe.seeds import expand
 
 
@@ -39,16 +41,26 @@ def make_requests(
     given = dict(settings)
     refuse_unknown(Request, given, "a request")
     images = expand(prompt, n=n, seed=seed, seeds=seeds)
+    if given.get("vary") and seeds is None:
+        images = [(text, images[0][1]) for text, _ in images]
     factor = checkpoint.vae.config.factor
+    if given.get("tile"):
+        factor *= 2 ** (len(checkpoint.unet.config.channels) - 1)  # no map of the U-Net may have an odd side
     given |= size_of_image(given, factor)
     given |= {key: value for key, value in defaults.items() if given.get(key) is None}
     check_size(given["height"], given["width"], factor)
     checked = Request.check_settings(given)  # so that files are read once
     given = {name: getattr(checked, name) for name in given}
     requests = []
+    varied: Counter[tuple[str, int]] = Counter()
     for text, own in images:
         plain, named = named_in(text, lora_dir)
-        requests.append(Request(prompt=plain, seed=own, **{**given, "loras": (*given.get("loras", ()), *named)}))
+        request = Request(prompt=plain, seed=own, **{**given, "loras": (*given.get("loras", ()), *named)})
+        if request.variation is not None:  # images of one prompt and seed go toward one seed after the other
+            other = (request.variation[0] + varied[text, own]) % (MAX_SEED + 1)
+            request = replace(request, vary_seed=other)
+            varied[text, own] += 1
+        requests.append(request)
     check_controls(requests[0], len(checkpoint.controls))
     layers = min(len(each.layers) for each in checkpoint.text_encoders)
     if requests[0].clip_skip >= layers:

@@ -10,10 +10,9 @@ from genpipe.models.denoiser import JoinedDenoiser, MakeDenoiser, UNetDenoiser
 from genpipe.models.unet import UNet
 from genpipe.pipeline.conditions import Conditions
 from genpipe.pipeline.denoising import InTurns, led_away
-from genpipe.pipeline.start import Start
+from genpipe.pipeline.start import Start, image_noise
 from genpipe.request import Request
 from genpipe.sampling.guidance import x0_from_output
-from genpipe.sampling.noise import ImageNoise
 from genpipe.sampling.sampler import Sampler, answer
 from genpipe.sampling.schedule import Schedule
 from genpipe.sampling.solvers import Evaluation
@@ -54,7 +53,7 @@ class Run:
     ) -> None:
         self.request, self.steps, self.step = request, len(schedule.steps) - 1, 0
         self._unet, self._prediction_type, self._weights = unet, sampler.prediction_type, conditions.weights
-        noise = ImageNoise([request.seed], shape, conditions.conditionings[0].context.device)
+        noise = image_noise([request], shape, conditions.conditionings[0].context.device)
         begun = start(noise)
         conditions = conditions.showing(begun.extra_channels)
         timesteps = [step.timestep for step in schedule.steps]

@@ -35,6 +35,12 @@ class Begun:
     extra_channels: Tensor | None = None
 
 
+def image_noise(requests: Sequence[Request], shape: tuple[int, int, int], device: torch.device) -> ImageNoise:
+    """Give the noise of a batch's images, (C, h, w) each."""
+    seeds, variations = zip(*((request.seed, request.variation) for request in requests), strict=True)
+    return ImageNoise(seeds, shape, device, variations=variations)
+
+
 # Draws what a run begins with from the images' noise.
 Start = Callable[[ImageNoise], Begun]
 
@@ -139,7 +145,7 @@ def choose_start(
     if inpaints and (originals is None or originals.masks is None):
         raise ValueError("this checkpoint paints parts of images: give an image and a mask (--image, --mask)")
     if originals is None:
-        return lambda noise: Begun(noise() * schedule.initial_scale)
+        return lambda noise: Begun(noise.first() * schedule.initial_scale)
     pixels = from_pil(originals.images).to(device)
     hard = None
     if originals.masks is not None:
@@ -155,7 +161,7 @@ def choose_start(
 
     def begin(noise: ImageNoise) -> Begun:
         known = torch.zeros_like(mean) if whole and inpaints else scale(mean + spread * noise())
-        unit = noise()
+        unit = noise.first()
         x = unit * schedule.initial_scale if whole and small is not None else schedule.steps[0].noised(known, unit)
         if small is None or kept is None:
             return Begun(x)

@@ -42,7 +42,8 @@ def test_a_text_of_before_1_9_is_read() -> None:
 def test_what_genpipe_does_not_have_is_reported() -> None:
     settings, model, unread = parse_parameters(SINCE_1_9)
     assert settings["sampler"] == "euler_a" and settings["width"] == 1024 and model == "sd_xl_base_1.0"
-    assert unread == {"Denoising strength": "0.4", "Hires upscale": "2", "Lora hashes": "style: ab12, other: cd34"}
+    assert (settings["upscale"], settings["upscale_strength"]) == (2.0, 0.4)
+    assert unread == {"Lora hashes": "style: ab12, other: cd34"}
 
 
 def test_json_among_the_settings_and_lines_after_them_are_reported_whole() -> None:

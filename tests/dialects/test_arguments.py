@@ -11,10 +11,10 @@ from genpipe.dialects.parameters import Parameters
 def test_the_arguments_of_a_pipeline_are_read() -> None:
     said = {"prompt": "a red cat", "negative_prompt": "fog", "num_inference_steps": 28, "guidance_scale": "7", "seed": 5,
             "resolution": "832 x 1216", "scheduler": "EulerAncestralDiscreteScheduler", "model": "some/model",
-            "use_refiner": False, "eta": 0.0, "loras": ["style"], "image": "photo.png", "Upscale": 2}  # fmt: skip
+            "use_refiner": False, "eta": 0.0, "loras": ["style"], "image": "photo.png", "Sharpen": 2}  # fmt: skip
     settings = {"prompt": "a red cat", "negative_prompt": "fog", "steps": 28, "guidance_scale": 7.0, "seed": 5,
                 "width": 832, "height": 1216, "sampler": "euler_a"}  # fmt: skip
-    unread = {"loras": '["style"]', "image": "photo.png", "Upscale": "2"}
+    unread = {"loras": '["style"]', "image": "photo.png", "Sharpen": "2"}
     assert parse_arguments(json.dumps(said)) == Parameters(settings, "some/model", unread)
 
 

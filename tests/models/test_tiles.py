@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genpipe.models.tiles import decode_tiles
+from genpipe.models.tiles import over_tiles
 
 
 def enlarged(latents: Tensor) -> Tensor:
@@ -14,12 +14,12 @@ def enlarged(latents: Tensor) -> Tensor:
 def test_tiles_of_a_local_decoder_make_up_the_whole(height: int, width: int) -> None:
     """Blending weights add up to one everywhere, and every pixel comes from its own place."""
     latents = torch.randn(2, 4, height, width, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(decode_tiles(enlarged, latents, tile=16, factor=2), enlarged(latents), atol=1e-5)
+    assert torch.allclose(over_tiles(enlarged, latents, tile=16, factor=2), enlarged(latents), atol=1e-5)
 
 
 def test_tiles_that_differ_are_blended_without_a_seam() -> None:
     count = iter(range(100))
-    pixels = decode_tiles(
+    pixels = over_tiles(
         lambda z: torch.full((1, 3, 2 * z.shape[2], 2 * z.shape[3]), next(count) % 2 * 1.0),
         torch.zeros(1, 4, 40, 40),
         tile=16,
@@ -37,9 +37,9 @@ def test_tiling_bounds_what_the_decoder_sees() -> None:
         seen.append(tuple(latents.shape[-2:]))
         return enlarged(latents)
 
-    assert decode_tiles(recorded, torch.zeros(1, 4, 70, 18), tile=20, factor=2).shape == (1, 3, 140, 36)
+    assert over_tiles(recorded, torch.zeros(1, 4, 70, 18), tile=20, factor=2).shape == (1, 3, 140, 36)
     assert set(seen) == {(20, 18)}
-    decode_tiles(recorded, torch.zeros(1, 4, 20, 18), tile=20, factor=2)
+    over_tiles(recorded, torch.zeros(1, 4, 20, 18), tile=20, factor=2)
     assert seen[-1] == (20, 18)
     with pytest.raises(ValueError, match="tile 15 is too small: use 16 latent pixels or more"):
-        decode_tiles(recorded, torch.zeros(1, 4, 70, 18), tile=15, factor=2)
+        over_tiles(recorded, torch.zeros(1, 4, 70, 18), tile=15, factor=2)

@@ -49,7 +49,7 @@ def test_every_number_of_a_request_is_known():
         ({"prompt": "a", "Clip skip": 1, "clip_skip": 0}, {"prompt": "a", "clip_skip": 0}),
         ({"prompt": "a", "clip-skip": 2}, {"prompt": "a", "clip_skip": 2}),
         ({"prompt": "a", "steps": 3, "num_inference_steps": 3}, {"prompt": "a", "steps": 3}),
-        ({"prompt": "a", "tiling": False, "subseed": -1, "styles": []}, {"prompt": "a", "tiling": False, "subseed": -1, "styles": []}),
+        ({"prompt": "a", "tiling": False, "subseed": -1, "styles": []}, {"prompt": "a", "tile": False, "subseed": -1, "styles": []}),
         ({"prompt": "a", " mood ": [1], 5: "x"}, {"prompt": "a", "mood": [1], "5": "x"}),
     ],
 )  # fmt: skip
@@ -116,13 +116,13 @@ def test_what_disagrees_or_means_nothing_is_refused(given, reason):
 
 def test_what_is_not_available_is_warned_of_once_by_name_and_carried_through():
     reader = FieldReader()
-    given = {"prompt": "a", "styles": "x", "tiling": True}
+    given = {"prompt": "a", "styles": "x", "restore_faces": True}
     with pytest.warns(UserWarning) as said:
         found = [reader.read(given, line) for line in (1, 2)]
     assert found == [given, given]
     assert [str(one.message) for one in said] == [
         f"{name} (line 1: {value}) is not available in genpipe and changes no image: it is only carried through to metadata.jsonl"
-        for name, value in (("styles", "'x'"), ("tiling", "True"))
+        for name, value in (("styles", "'x'"), ("restore_faces", "True"))
     ]
 
 

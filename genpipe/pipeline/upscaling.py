@@ -1,0 +1,81 @@
+"""The second pass over an image that was drawn small and enlarged (hires fix)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from genpipe.images import to_pil
+from genpipe.pipeline.decoding import choose_tile, decode
+from genpipe.pipeline.loaded import Loaded
+from genpipe.pipeline.start import Begun, Originals, Start, choose_start
+from genpipe.request import MAX_SIDE, Request
+from genpipe.sampling.noise import ImageNoise
+from genpipe.sampling.sampler import Sampler
+from genpipe.sampling.schedule import Schedule
+
+# How many times the side that a network was trained at it draws in one piece; beyond it repeats what it draws.
+WHOLE = 2
+SMALLEST = 32  # latent pixels of a square's side: networks of smaller images see too little of one
+
+
+def upscaled(
+    latents: Tensor, requests: Sequence[Request], model: Loaded, sampler: Sampler, schedule: Schedule, total: int
+) -> Iterator[Tensor]:
+    """Yield the latents (B, C, H, W) fp32 of the enlarged images after each step of the second pass.
+
+    Args:
+        latents: of the finished first pass, (B, C, h, w).
+        requests: of the batch.
+        model: that draws.
+        sampler, schedule: of the second pass.
+        total: steps of the first pass; prompts that change stay as they are at its end.
+    """
+    height, width = upscaled_size(requests[0], model.checkpoint.vae.config.factor)
+    larger = [replace(request, height=height, width=width, upscale=1.0, vary=0.0) for request in requests]
+    side = max(SMALLEST, *model.checkpoint.unet.config.sample_shape)
+    across = max(height, width) // model.checkpoint.vae.config.factor
+    # Neither the edges that meet nor what control networks add can be cut into squares.
+    whole = across <= WHOLE * side or requests[0].tile or requests[0].control
+    tile = None if whole else side
+    start = _start(latents, requests[0], (height, width), model, schedule)
+    return model.denoise(larger, sampler, schedule, start, total, total, tile)
+
+
+def upscaled_size(request: Request, factor: int) -> tuple[int, int]:
+    """Give the height and the width in pixels that an image has in the end: the nearest multiples of `factor`.
+
+    Raises:
+        ValueError: a side is beyond `MAX_SIDE`.
+    """
+    height, width = (round(side * request.upscale / factor) * factor for side in (request.height, request.width))
+    if max(height, width) > MAX_SIDE:
+        raise ValueError(f"upscale {request.upscale:g} gives {width}x{height}: {MAX_SIDE} pixels a side at most")
+    return height, width
+
+
+def _start(latents: Tensor, request: Request, size: tuple[int, int], model: Loaded, schedule: Schedule) -> Start:
+    config = model.checkpoint.vae.config
+    if request.upscale_by == "latents":
+        small = (size[0] // config.factor, size[1] // config.factor)
+        known = F.interpolate(latents, size=small, mode="bilinear")
+
+        def begin(noise: ImageNoise) -> Begun:
+            return Begun(schedule.steps[0].noised(known, noise.first()))
+
+        return begin
+    tile = choose_tile(model.spec.vae_tiling, config, latents, model.networks.vae_dtype.itemsize)
+    with model.vae(tile=request.tile) as vae:
+        images = to_pil(decode(vae, latents, tile, model=model.name, joins=request.tile))
+    enlarged = tuple(image.resize((size[1], size[0]), Image.Resampling.LANCZOS) for image in images)
+    return choose_start(
+        Originals(enlarged, None),
+        schedule,
+        lambda: model.vae(tile=request.tile),
+        inpaints=False,
+        whole=False,
+        device=model.device,
+        model=model.name,
+    )
