@@ -15,7 +15,7 @@ from genpipe.metadata import annotate, read_made, read_metadata
 from genpipe.request import Request
 
 REQUEST = Request("корабль, \"big\"\nat sea", negative_prompt="fog", seed=7, steps=3, guidance_scale=4, height=64, width=64)  # fmt: skip
-A1111 = f"{parameters_text(REQUEST, 'dreamshaper_8')}, Hires upscale: 2"
+A1111 = f"{parameters_text(REQUEST, 'dreamshaper_8')}, Face restoration: CodeFormer"
 
 
 def of_a1111(path: Path, text: str = A1111, encoding: str = "utf-16-be", code: bytes = b"UNICODE\0") -> Path:
@@ -38,7 +38,7 @@ def test_a_file_of_a1111s_says_what_made_it_and_what_genpipe_cannot_take(tmp_pat
     made = read_made(path)
     assert made.request["prompt"].endswith(', "big"\nat sea') and made.request["negative_prompt"] == "fog"
     assert (made.request["seed"], made.request["width"], made.request["steps"]) == (7, 64, 3)
-    assert made.model == {} and made.unread == {"Model": "dreamshaper_8", "Hires upscale": "2"}
+    assert made.model == {} and made.unread == {"Model": "dreamshaper_8", "Face restoration": "CodeFormer"}
     with Image.open(path) as image:
         assert read_made(image) == made
     with pytest.raises(ValueError, match="does not say what made it: give a file that genpipe wrote"):
@@ -96,7 +96,7 @@ def test_an_image_of_a1111s_is_drawn_again_and_the_rest_is_named(
     arguments = ["--from-image", str(tmp_path / "theirs.png"), "--model", str(tiny_checkpoint), "--sampler", "euler"]
     assert genpipe.cli.main([*arguments, "--outdir", str(tmp_path), "-o", "ours.png"]) == 0
     said = capsys.readouterr().err
-    assert f"not taken from {tmp_path / 'theirs.png'}: Model: dreamshaper_8, Hires upscale: 2\n" in said
+    assert f"not taken from {tmp_path / 'theirs.png'}: Model: dreamshaper_8, Face restoration: CodeFormer\n" in said
     made: dict[str, Any] = read_metadata(tmp_path / "ours.png")
     assert {key: made[key] for key in ("seed", "steps", "width", "sampler", "negative_prompt")} == {
         "seed": 7,

@@ -286,6 +286,22 @@ def test_mistakes_are_one_line(pipe: Pipeline, given: dict[str, Any], says: str)
     assert "\n" not in str(caught.value)
 
 
+def test_a_second_pass_is_controlled_too_from_its_own_beginning(pipe: Pipeline) -> None:
+    control: Any = {"image": picture(1), "start": 0.2, "end": 0.8}
+    size: Any = {"width": WIDTH, "height": HEIGHT, "steps": 6, "control": control}
+    small = draw(pipe, **size)
+    large = small.resize((2 * WIDTH, 2 * HEIGHT), Image.Resampling.LANCZOS)
+    again = draw(pipe, image=large, strength=0.5, steps=6, control=control)
+    found = draw(pipe, **size, upscale=2, upscale_strength=0.5)
+    assert difference(found, again) <= 1
+    assert difference(found, draw(pipe, image=large, strength=0.5, steps=6)) > 1
+
+
+def test_a_control_image_has_edges(pipe: Pipeline) -> None:
+    with pytest.raises(ValueError, match="leave out tile or control"):
+        draw(pipe, control=picture(1), width=48, height=32, tile=True)
+
+
 def test_a_control_image_without_a_model_is_told(tiny_checkpoint: Path) -> None:
     plain = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32")
     with pytest.raises(

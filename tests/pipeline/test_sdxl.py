@@ -243,7 +243,7 @@ def test_render_draws_what_the_pipeline_draws(pipe: Pipeline, folder: Path, tmp_
         Request("a blue dog", seed=2, **settings, negative_prompt="bad", original_size=(64, 64)),
     ]
     tasks = [Task(k, f"{k:032x}", f"images/{k}.png", request.to_dict()) for k, request in enumerate(requests)]
-    result = renderer.finish(renderer.begin(tasks))
+    result = renderer.finish(renderer.begin(renderer.prepare(tasks)))
     assert len(result.drawn) == 2 and not result.failed
     for task, request in zip(tasks, requests, strict=True):
         with Image.open(tmp_path / task.path) as image:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import diffusers as _diffusers
 import numpy as np
 import pytest
 import torch
@@ -15,13 +16,12 @@ from genpipe.pipeline import Pipeline
 from tests.pipeline.drawing import difference, draw
 from tests.pipeline.test_start import SAMPLERS, masked, original
 
+diffusers: Any = _diffusers
 ENLARGED: Any = {"upscale": 2, "upscale_strength": 0.5, "steps": 6}
 
 
 def second_pass(reference: Any, sampler: str, image: Any) -> Any:
     """The latents that diffusers' img2img ends with."""
-    import diffusers
-
     pipe = diffusers.StableDiffusionImg2ImgPipeline(**reference.components, requires_safety_checker=False)
     pipe.scheduler = SAMPLERS[sampler](reference.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
