@@ -94,7 +94,7 @@ def test_an_image_of_a1111s_is_drawn_again_and_the_rest_is_named(
 ) -> None:
     of_a1111(tmp_path / "theirs.png", A1111.replace("корабль", "red").replace("64x64", "32x32"))
     arguments = ["--from-image", str(tmp_path / "theirs.png"), "--model", str(tiny_checkpoint), "--sampler", "euler"]
-    assert genpipe.cli.main([*arguments, "--outdir", str(tmp_path), "-o", "ours.png"]) == 0
+    assert genpipe.cli.main([*arguments, "--device", "cpu", "--outdir", str(tmp_path), "-o", "ours.png"]) == 0
     said = capsys.readouterr().err
     assert f"not taken from {tmp_path / 'theirs.png'}: Model: dreamshaper_8, Face restoration: CodeFormer\n" in said
     made: dict[str, Any] = read_metadata(tmp_path / "ours.png")
