@@ -227,7 +227,7 @@ def test_the_best_size_is_found_before_the_batch_is_drawn(job, monkeypatch, tmp_
         return stream(requests)
 
     monkeypatch.setattr(renderer.pipeline, "stream", small)
-    result = draw(renderer, [task(number) for number in range(4)], shape="s", waiting=100)
+    result = draw(renderer, [task(number) for number in range(4)], shape="s", waiting=10**6)
     assert len(result.drawn) == 4 and result.size in (1, 2) and {1, 2, 4} <= set(sizes)
     assert result.said is not None and "32x32" in result.said and "there is no memory for more" in result.said
     assert sizes[-4 // result.size :] == [result.size] * (4 // result.size)
