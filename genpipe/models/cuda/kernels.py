@@ -13,10 +13,12 @@ from torch import Tensor
 
 # Numbers per program at a time; with `WARPS` warps that is 16 per thread, two loads of 16 bytes in 16 bits.
 TILE, WARPS = 4096, 8
-# Programs that fill a large device several times over, so that the last ones to finish leave little of it idle.
-PROGRAMS = 1056
-# Parts that the pixels of an image are summed in, at most, and how many partial sums are added at a time.
-PIECES, CHUNK = 128, 64
+# Programs of the two kernels of a group norm, at most: three and four times what an H100 runs at once.
+SUMMING, NORMALISING = 1188, 2112
+# Parts that the pixels of an image are summed in, at most.
+PIECES = 32
+# Channels per program of kernels that know no groups: 128 bytes in 16 bits, what a device fetches at once.
+COLUMNS = 64
 
 
 def group_norm(
@@ -45,23 +47,26 @@ def group_norm(
     x = x.contiguous(memory_format=torch.channels_last)
     batch, channels, height, width = x.shape
     rows, per_group = height * width, channels // groups
-    padded = _power(groups), _power(per_group)
-    tile = max(1, TILE // (padded[0] * padded[1]))
-    wanted = min(_divided(PROGRAMS, batch), _divided(rows, tile))
-    part = _divided(_divided(rows, wanted), tile) * tile
-    summed = _divided(_divided(rows, min(wanted, PIECES)), tile) * tile
-    pieces = _divided(rows, summed)
+    wide = _power(per_group)
+    together = min(_power(groups), max(8, COLUMNS // wide))  # groups per program
+    blocks = _divided(groups, together)
+    tile = max(1, TILE // (together * wide))
+    pieces = max(1, min(PIECES, _divided(rows, tile), SUMMING // (batch * blocks)))
+    part = _divided(_divided(rows, pieces), tile) * tile
+    pieces = _divided(rows, part)
     sums = torch.empty(batch, pieces, 2, groups, dtype=torch.float32, device=x.device)
     result = torch.empty_like(x)
     stride = 0 if shift is None or len(shift) == 1 else shift.stride(0)
     given = x, weight if before is None else before, weight if shift is None else shift, sums
-    has = int(before is not None), int(shift is not None)
-    constants = {"CHANNELS": channels, "GROUPS": groups, "PER_GROUP": per_group}
-    constants |= {"TILE": tile, "G": padded[0], "W": padded[1]}
-    _launch(_moments, (pieces, batch), *given, rows, summed, stride, *has, **constants)
-    grid = _divided(rows, part), batch
-    numbers = rows, part, pieces, stride, eps, *has, int(silu)
-    _launch(_normalise, grid, *given, weight, bias, result, *numbers, **constants, CHUNK=CHUNK)
+    numbers = rows, channels, stride, int(before is not None), int(shift is not None)
+    constants = {"GROUPS": groups, "PER_GROUP": per_group, "TILE": tile, "G": together, "W": wide}
+    _launch(_moments, (pieces, blocks, batch), *given, *numbers, part, **constants)
+
+    tile, blocks = TILE // COLUMNS, _divided(channels, COLUMNS)
+    part = _divided(_divided(rows, max(1, NORMALISING // (batch * blocks))), tile) * tile
+    grid = _divided(rows, part), blocks, batch
+    numbers = *numbers, part, groups, per_group, pieces, eps, int(silu)
+    _launch(_normalise, grid, *given, weight, bias, result, *numbers, TILE=tile, C=COLUMNS, PIECES=PIECES)
     return result
 
 
@@ -93,7 +98,7 @@ def add(h: Tensor, x: Tensor, bias: Tensor) -> Tensor:
     """Give h + x + bias of maps (B, C, H, W) and one number per channel (C,), in the place of h, channels_last."""
     h, x = (one.contiguous(memory_format=torch.channels_last) for one in (h, x))
     channels = h.shape[1]
-    count, block = h.numel() // channels, 64
+    count, block = h.numel() // channels, COLUMNS
     tile = TILE // block
     grid = _divided(count, tile), _divided(channels, block)
     _launch(_add, grid, h, x, bias, count, channels, TILE=tile, C=block)
@@ -116,37 +121,37 @@ def _launch(kernel: Any, grid: tuple[int, ...], *given: Tensor | float, **consta
 
 
 @triton.jit
-def _added(before, shift, offsets, mask, has_before, has_shift):
+def _added(before, shift, columns, mask, has_before, has_shift):
     """What is added to channels before they are normalised."""
-    value = tl.load(before + offsets, mask=mask & (has_before > 0), other=0.0).to(tl.float32)
-    return value + tl.load(shift + offsets, mask=mask & (has_shift > 0), other=0.0).to(tl.float32)
+    value = tl.load(before + columns, mask=mask & (has_before > 0), other=0.0).to(tl.float32)
+    return value + tl.load(shift + columns, mask=mask & (has_shift > 0), other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _pivot(
-    x, before, shift, has_before, has_shift, GROUPS: tl.constexpr, PER_GROUP: tl.constexpr, G: tl.constexpr
-):  # fmt: skip
-    """A value of each group, which is subtracted before squares are summed: else they would cancel where means are large."""
-    group = tl.arange(0, G)
-    mask = group < GROUPS
-    first = tl.load(x + group * PER_GROUP, mask=mask, other=0.0).to(tl.float32)
-    return first + _added(before, shift, group * PER_GROUP, mask, has_before, has_shift)
+def _value(x, before, shift, columns, mask, has_before, has_shift):
+    """The first pixel with what is added to it.
+
+    The first channel of a group is subtracted before squares are summed: else they would cancel where means are large.
+    """
+    first = tl.load(x + columns, mask=mask, other=0.0).to(tl.float32)
+    return first + _added(before, shift, columns, mask, has_before, has_shift)
 
 
-@triton.jit(do_not_specialize=["rows", "part", "stride", "has_before", "has_shift"])
+@triton.jit(do_not_specialize=["rows", "stride", "has_before", "has_shift", "part"])
 def _moments(
-    x, before, shift, sums, rows, part, stride, has_before, has_shift,
-    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, PER_GROUP: tl.constexpr, TILE: tl.constexpr, G: tl.constexpr, W: tl.constexpr,
+    x, before, shift, sums, rows, channels, stride, has_before, has_shift, part,
+    GROUPS: tl.constexpr, PER_GROUP: tl.constexpr, TILE: tl.constexpr, G: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """Sum each group, less its pivot, and its squares over one part of an image's pixels."""
-    piece, image = tl.program_id(0), tl.program_id(1)
-    x += image.to(tl.int64) * rows * CHANNELS
+    """Sum some groups, less their first values, and their squares over one part of an image's pixels."""
+    piece, image = tl.program_id(0), tl.program_id(2)
+    x += image.to(tl.int64) * rows * channels
     shift += image * stride
-    group, channel = tl.arange(0, G), tl.arange(0, W)
+    group, channel = tl.program_id(1) * G + tl.arange(0, G), tl.arange(0, W)
     columns = group[:, None] * PER_GROUP + channel[None, :]  # (G, W)
-    mask = (group[:, None] < GROUPS) & (channel[None, :] < PER_GROUP)
-    pivot = _pivot(x, before, shift, has_before, has_shift, GROUPS, PER_GROUP, G)
-    added = _added(before, shift, columns, mask, has_before, has_shift) - pivot[:, None]
+    there = group < GROUPS
+    mask = there[:, None] & (channel[None, :] < PER_GROUP)
+    first = _value(x, before, shift, group * PER_GROUP, there, has_before, has_shift)
+    added = _added(before, shift, columns, mask, has_before, has_shift) - first[:, None]
     total = tl.zeros((TILE, G, W), tl.float32)
     squares = tl.zeros((TILE, G, W), tl.float32)
     top = piece * part
@@ -154,55 +159,52 @@ def _moments(
     row = tl.arange(0, TILE)
     while top < last:
         inside = (row < last - top)[:, None, None] & mask[None, :, :]
-        tile = x + top.to(tl.int64) * CHANNELS + (row * CHANNELS)[:, None, None] + columns[None, :, :]
+        tile = x + top.to(tl.int64) * channels + (row * channels)[:, None, None] + columns[None, :, :]
         value = tl.load(tile, mask=inside, other=0.0).to(tl.float32) + added[None, :, :]
         value = tl.where(inside, value, 0.0)
         total += value
         squares += value * value
         top += TILE
     sums += (image * tl.num_programs(0) + piece) * 2 * GROUPS + group
-    tl.store(sums, tl.sum(tl.sum(total, 2), 0), mask=group < GROUPS)
-    tl.store(sums + GROUPS, tl.sum(tl.sum(squares, 2), 0), mask=group < GROUPS)
+    tl.store(sums, tl.sum(tl.sum(total, 2), 0), mask=there)
+    tl.store(sums + GROUPS, tl.sum(tl.sum(squares, 2), 0), mask=there)
 
 
-@triton.jit(do_not_specialize=["rows", "part", "pieces", "stride", "eps", "has_before", "has_shift", "silu"])
+@triton.jit(
+    do_not_specialize=[
+        "rows", "stride", "has_before", "has_shift", "part", "groups", "per_group", "pieces", "eps", "silu"
+    ]
+)  # fmt: skip
 def _normalise(
-    x, before, shift, sums, weight, bias, result, rows, part, pieces, stride, eps, has_before, has_shift, silu,
-    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, PER_GROUP: tl.constexpr, TILE: tl.constexpr, G: tl.constexpr, W: tl.constexpr, CHUNK: tl.constexpr,
+    x, before, shift, sums, weight, bias, result,
+    rows, channels, stride, has_before, has_shift, part, groups, per_group, pieces, eps, silu,
+    TILE: tl.constexpr, C: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
-    """Normalise one part of an image's pixels by the sums of all parts."""
-    piece, image = tl.program_id(0), tl.program_id(1)
-    x += image.to(tl.int64) * rows * CHANNELS
-    result += image.to(tl.int64) * rows * CHANNELS
+    """Normalise some channels of one part of an image's pixels by the sums of all parts."""
+    image = tl.program_id(2)
+    x += image.to(tl.int64) * rows * channels
+    result += image.to(tl.int64) * rows * channels
     shift += image * stride
-    sums += image * pieces * 2 * GROUPS
-    group, channel, chunk = tl.arange(0, G), tl.arange(0, W), tl.arange(0, CHUNK)
-    total = tl.zeros((G,), tl.float32)
-    squares = tl.zeros((G,), tl.float32)
-    start = 0
-    while start < pieces:
-        index = ((start + chunk) * 2 * GROUPS)[:, None] + group[None, :]
-        there = (start + chunk < pieces)[:, None] & (group < GROUPS)[None, :]
-        total += tl.sum(tl.load(sums + index, mask=there, other=0.0), 0)
-        squares += tl.sum(tl.load(sums + index + GROUPS, mask=there, other=0.0), 0)
-        start += CHUNK
-    count = rows.to(tl.float32) * PER_GROUP
-    mean = total / count
-    variance = tl.maximum(squares / count - mean * mean, 0.0)
-    mean += _pivot(x, before, shift, has_before, has_shift, GROUPS, PER_GROUP, G)
-
-    columns = group[:, None] * PER_GROUP + channel[None, :]  # (G, W)
-    mask = (group[:, None] < GROUPS) & (channel[None, :] < PER_GROUP)
-    scale = tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32) * tl.rsqrt(variance + eps)[:, None]
-    offset = (_added(before, shift, columns, mask, has_before, has_shift) - mean[:, None]) * scale
-    offset += tl.load(bias + columns, mask=mask, other=0.0).to(tl.float32)
-    top = piece * part
+    column, piece = tl.program_id(1) * C + tl.arange(0, C), tl.arange(0, PIECES)
+    there = column < channels
+    group = column // per_group
+    index = ((image * pieces + piece) * 2 * groups)[:, None] + group[None, :]
+    mask = (piece < pieces)[:, None] & there[None, :]
+    count = rows.to(tl.float32) * per_group
+    mean = tl.sum(tl.load(sums + index, mask=mask, other=0.0), 0) / count
+    variance = tl.sum(tl.load(sums + groups + index, mask=mask, other=0.0), 0) / count - mean * mean
+    mean += _value(x, before, shift, group * per_group, there, has_before, has_shift)
+    scale = tl.load(weight + column, mask=there, other=0.0).to(tl.float32)
+    scale *= tl.rsqrt(tl.maximum(variance, 0.0) + eps)
+    offset = (_added(before, shift, column, there, has_before, has_shift) - mean) * scale
+    offset += tl.load(bias + column, mask=there, other=0.0).to(tl.float32)
+    top = tl.program_id(0) * part
     last = tl.minimum(top + part, rows)
     row = tl.arange(0, TILE)
     while top < last:
-        inside = (row < last - top)[:, None, None] & mask[None, :, :]
-        tile = top.to(tl.int64) * CHANNELS + (row * CHANNELS)[:, None, None] + columns[None, :, :]
-        value = tl.load(x + tile, mask=inside, other=0.0).to(tl.float32) * scale[None, :, :] + offset[None, :, :]
+        inside = (row < last - top)[:, None] & there[None, :]
+        tile = top.to(tl.int64) * channels + (row * channels)[:, None] + column[None, :]
+        value = tl.load(x + tile, mask=inside, other=0.0).to(tl.float32) * scale[None, :] + offset[None, :]
         value = tl.where(silu > 0, value / (1.0 + tl.exp(-value)), value)
         tl.store(result + tile, value.to(result.dtype.element_ty), mask=inside)
         top += TILE

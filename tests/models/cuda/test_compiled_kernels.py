@@ -16,16 +16,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from genpipe.models.cuda import kernels
 
-MAPS = {"CHANNELS": 320, "GROUPS": 32, "PER_GROUP": 10, "TILE": 8, "G": 32, "W": 16}
 CONSTANTS = {
-    "_moments": MAPS,
-    "_normalise": {**MAPS, "CHUNK": kernels.CHUNK},
+    "_moments": {"GROUPS": 32, "PER_GROUP": 10, "TILE": 32, "G": 8, "W": 16},
+    "_normalise": {"TILE": 64, "C": 64, "PIECES": kernels.PIECES},
     "_layer_norm": {"CHANNELS": 320, "TILE": 8, "C": 512},
     "_gated_gelu": {"TILE": 16, "C": 256},
     "_add": {"TILE": 64, "C": 64},
 }
 NUMBERS = {"sums": "*fp32", "eps": "fp32"} | dict.fromkeys(
-    ("rows", "part", "pieces", "stride", "count", "channels", "has_before", "has_shift", "silu"), "i32"
+    "rows channels stride has_before has_shift part groups per_group pieces silu count".split(), "i32"
 )
 sizes = []
 for name, constants in CONSTANTS.items():
