@@ -4,12 +4,15 @@ Each is built from the plain module, whose weights it takes over, and computes t
 channels_last, in any dtype, for inference.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genpipe.blocks import ResidualBlock
 from genpipe.models.attention import GatedFeedForward, KeysValues, SpatialTransformer, TransformerBlock, repeat_rows
+from genpipe.models.contracting import Level, Middle
 from genpipe.models.cuda import kernels
 from genpipe.models.stored import StoredLayer
 
@@ -19,9 +22,19 @@ def fuse(network: nn.Module) -> None:
 
     Blocks with weights that are stored in fewer bits stay as they are, but for their norms.
     """
+    _fuse(network)
+    for level in network.modules():
+        if isinstance(level, Level | Middle):
+            residuals, transformers = cast(nn.ModuleList, level.residuals), cast(nn.ModuleList, level.transformers)
+            for residual, transformer in zip(residuals, transformers, strict=False):
+                if isinstance(residual, FusedResidualBlock) and isinstance(transformer, FusedSpatialTransformer):
+                    transformer.follow(residual)
+
+
+def _fuse(network: nn.Module) -> None:
     for name, child in network.named_children():
         if any(isinstance(module, StoredLayer) for module in child.modules()):
-            fuse(child)
+            _fuse(child)
         elif isinstance(child, ResidualBlock):
             network.register_module(name, FusedResidualBlock(child))
         elif isinstance(child, SpatialTransformer):
@@ -29,7 +42,7 @@ def fuse(network: nn.Module) -> None:
         elif isinstance(child, nn.GroupNorm):
             network.register_module(name, FusedGroupNorm(child))
         else:
-            fuse(child)
+            _fuse(child)
 
 
 class FusedGroupNorm(nn.GroupNorm):
@@ -56,6 +69,9 @@ class FusedResidualBlock(ResidualBlock):
         self.norm1, self.norm2 = FusedGroupNorm(block.norm1), FusedGroupNorm(block.norm2)
         self.conv1, self.conv2 = block.conv1, block.conv2
         self.embedding, self.shortcut = block.embedding, block.shortcut
+        assert block.conv2.bias is not None
+        self.bias: Tensor
+        self.register_buffer("bias", block.conv2.bias.detach().float())
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         """Map (B, C_in, H, W) to (B, C_out, H, W); `shift` is (B or 1, C_out) where the block takes an embedding."""
@@ -65,8 +81,7 @@ class FusedResidualBlock(ResidualBlock):
         h = _without_bias(self.conv1, h)
         h = self.norm2(h, silu=True, before=self.conv1.bias, shift=shift)
         h = _without_bias(self.conv2, h)
-        assert self.conv2.bias is not None
-        return kernels.add(h, _pixelwise(self.shortcut, x), self.conv2.bias)
+        return kernels.add(h, _pixelwise(self.shortcut, x), self.bias)
 
 
 class FusedTransformerBlock(TransformerBlock):
@@ -107,7 +122,10 @@ class FusedTransformerBlock(TransformerBlock):
 
 
 class FusedSpatialTransformer(SpatialTransformer):
-    """A `SpatialTransformer` of `FusedTransformerBlock`s; its projections are products of pixels, not convolutions."""
+    """A `SpatialTransformer` of `FusedTransformerBlock`s; its projections are products of pixels, not convolutions.
+
+    One that follows a residual block lets that add the bias of its last product, and adds the product to x in place.
+    """
 
     def __init__(self, transformer: SpatialTransformer) -> None:
         nn.Module.__init__(self)
@@ -121,21 +139,31 @@ class FusedSpatialTransformer(SpatialTransformer):
             blocks.append(FusedTransformerBlock(block, lacking))
             lacking = blocks[-1].before[3]
         self.blocks = nn.ModuleList(blocks)
-        bias = self.project_out.bias
-        assert bias is not None
-        whole = bias.detach().float() + self.project_out.weight.detach().flatten(1).float() @ lacking
+        assert self.project_out.bias is not None
+        bias = self.project_out.bias.detach().float() + self.project_out.weight.detach().flatten(1).float() @ lacking
         self.bias: Tensor
-        self.register_buffer("bias", whole.to(bias.dtype))
+        self.before: Tensor | None
+        self.register_buffer("bias", bias)
+        self.register_buffer("before", None)
+
+    def follow(self, residual: FusedResidualBlock) -> None:
+        """Run after a residual block, of whose output nothing else is made, and overwrite that."""
+        residual.bias += self.bias
+        self.before = -self.bias
 
     def forward(self, x: Tensor, prompts: KeysValues) -> Tensor:
-        """Map x (B, C, H, W), with the keys and values of k · B prompts, to (k · B, C, H, W)."""
+        """Map x (B, C, H, W), with the keys and values of k · B prompts, to (k · B, C, H, W); see `follow`."""
         height, width = x.shape[-2:]
-        h = self.norm(x).movedim(1, -1).flatten(1, 2)  # (B, H · W, C)
+        h = self.norm(x, before=self.before).movedim(1, -1).flatten(1, 2)  # (B, H · W, C)
         h = F.linear(h, self.project_in.weight.flatten(1), self.project_in.bias)
         for block in self.blocks:
             h = block(h, prompts)
-        h = F.linear(h, self.project_out.weight.flatten(1), self.bias)
-        return h.unflatten(1, (height, width)).movedim(-1, 1).add_(repeat_rows(x, len(h)))
+        x, weight = repeat_rows(x, len(h)), self.project_out.weight.flatten(1)
+        if self.before is None:
+            h = F.linear(h, weight, self.bias.to(h.dtype))
+            return h.unflatten(1, (height, width)).movedim(-1, 1).add_(x)
+        x.movedim(1, -1).view(-1, x.shape[1]).addmm_(h.flatten(0, 1), weight.T)
+        return x
 
 
 def _layer_norm(norm: nn.LayerNorm, x: Tensor, before: Tensor) -> Tensor:
