@@ -1,4 +1,7 @@
-"""LoRAs that prompts name, as in A1111: <lora:name:0.8>. Imports no torch."""
+"""LoRAs that prompts name, as in A1111: <lora:name:0.8>, or <lora:name:0.5:0.8> with the text encoders' strength first.
+
+Imports no torch.
+"""
 
 import re
 from pathlib import Path
@@ -38,12 +41,15 @@ def named_in(prompt: str, folder: str | None) -> tuple[str, tuple[Lora, ...]]:
             here = sorted(one.stem for one in Path(folder).expanduser().glob("*.safetensors"))
             raise ValueError(f"the LoRA {quoted(name)} is not in {folder}: it has {', '.join(here[:10]) or 'none'}")
         try:
-            value = float(strength) if strength else 1.0
+            values = [float(part) for part in strength.split(":")] if strength else [1.0]
         except ValueError:
+            values = []
+        if len(values) not in (1, 2):
             raise ValueError(
-                f"the strength of the LoRA {quoted(name)} must be a number, not {quoted(strength)}"
-            ) from None
-        found.append(Lora.of((path, value)))
+                f"the strength of the LoRA {quoted(name)} must be a number, or two, of the text encoders and of the U-Net, "
+                f"not {quoted(strength)}"
+            )
+        found.append(Lora.of({"path": str(path), "text_strength": values[0], "strength": values[-1]}))
     if not found:
         return prompt, ()
     return " ".join(_TAG.sub(" ", prompt).split()), tuple(found)

@@ -145,7 +145,7 @@ def _in_words(value: Any) -> Any:
     if not isinstance(value, dict) or "sha256" not in value:
         return value
     name = value.get("path") or f"an image in memory, sha256 {str(value['sha256'])[:12]}…"
-    return f"{name}:{value['strength']}" if "strength" in value else name
+    return ":".join([name, *(f"{value[key]}" for key in ("text_strength", "strength") if key in value)])
 
 
 def read_metadata(source: str | Path | Image.Image) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Repository:
 
     def _only(self, revision: str | None, *, lacks: str, given: bool) -> tuple[str, Path]:
         """Find the only file of weights that lies in the repository itself, and not in a folder of it."""
-        names = [each for each in self._names(revision) if each.endswith(_WEIGHTS)]
+        names = self._names(revision)
         if given or not names:
             if not self.reachable:
                 missing = (
@@ -81,30 +81,28 @@ class Repository:
                 raise CheckpointError(f"{self}{missing}, and {self._why}")
             holds = f": it holds {listed(names)}" if names else ", so it is not in the diffusers layout"
             raise CheckpointError(f"{self}: the repository has no {lacks}{holds}")
-        if len(names) > 1:
-            raise CheckpointError(
-                f"{self} holds {listed(names)}: say which with file= (--file), or download one and give its path"
-            )
-        path = self._fetch(names[0], revision) if self.reachable else self._cached(names[0], revision)
+        name = _one_of(names, str(self))
+        path = self._fetch(name, revision) if self.reachable else self._cached(name, revision)
         if path is None:
-            raise CheckpointError(self.lacks(names[0]))
-        return names[0], path
+            raise CheckpointError(self.lacks(name))
+        return name, path
 
     def _names(self, revision: str | None) -> list[str]:
-        """Names of the files that lie in the repository itself; in the cache where the hub is not asked."""
+        """Names of the files of weights in the repository itself; in the cache where the hub is not asked."""
         from huggingface_hub import HfApi, constants
         from huggingface_hub.file_download import repo_folder_name
 
         if self.reachable:
             try:
-                return [entry.path for entry in HfApi().list_repo_tree(self.name, revision=revision)]
+                entries = list(HfApi().list_repo_tree(self.name, revision=revision))
             except Exception as error:  # the HTTP client's own errors change with the hub library's version
                 reason = one_line(str(error), 200) or type(error).__name__
                 raise CheckpointError(f"{self}: its files cannot be listed: {reason}") from error
+            return [entry.path for entry in entries if entry.path.endswith(_WEIGHTS)]
         folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.name, repo_type="model")
         branch = folder / "refs" / (revision or "main")
         commit = branch.read_text().strip() if branch.is_file() else revision or ""
-        return sorted(os.listdir(folder / "snapshots" / commit)) if (folder / "snapshots" / commit).is_dir() else []
+        return _weights_in(folder / "snapshots" / commit)
 
     def __str__(self) -> str:
         return self.name
@@ -235,7 +233,8 @@ def open_source(
             raise CheckpointError(f"{text} is a folder here, which has no revision {quoted(revision)}: leave it out")
         if file is not None and not (Path(path) / file).is_file():
             raise CheckpointError(f"the folder {text} has no file {quoted(file)}")
-        return Folder(Path(path), single=file)
+        names = [] if file or any((Path(path) / each).exists() for each in indexes) else _weights_in(Path(path))
+        return Folder(Path(path), single=_one_of(names, text) if names else file)
     if text and os.path.exists(path):
         raise CheckpointError(f"{text} is a file: give the folder of a checkpoint in the diffusers layout")
     if isinstance(path_or_id, Path) or not _HUB_ID.fullmatch(text):
@@ -246,6 +245,18 @@ def open_source(
 def _first(names: Sequence[str], find: Callable[[str], Path | None]) -> tuple[str, Path] | None:
     """The first of some names that is found, and its path."""
     return next(((name, path) for name in names if (path := find(name)) is not None), None)
+
+
+def _weights_in(folder: Path) -> list[str]:
+    """Names of the files of weights in a folder, not in folders within it."""
+    return [name for name in Folder(folder).listing("") if name.endswith(_WEIGHTS)]
+
+
+def _one_of(names: Sequence[str], holder: str) -> str:
+    """The only one of some files."""
+    if len(names) > 1:
+        raise CheckpointError(f"{holder} holds {listed(names)}: say which with file= (--file), or give the path of one")
+    return names[0]
 
 
 def _root(name: str, path: Path) -> Path:

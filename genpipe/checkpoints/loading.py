@@ -17,9 +17,10 @@ from genpipe.checkpoints.families import TEXT_ENCODERS, Family, TextForm, tokeni
 from genpipe.checkpoints.hub import open_source
 from genpipe.checkpoints.library import located
 from genpipe.checkpoints.parts import Part, TextPart, assemble
+from genpipe.checkpoints.recognition import describe, kind_of
 from genpipe.checkpoints.single_file import file_parts, texts_in, vae_part
 from genpipe.checkpoints.source import Folder, Inner, Source
-from genpipe.checkpoints.tensors import PICKLES, QUANTISED, open_tensors
+from genpipe.checkpoints.tensors import PICKLES, QUANTISED, open_tensors, shapes_of
 from genpipe.models.vae import VAEConfig
 
 PathLike = str | Path
@@ -64,12 +65,10 @@ def load_checkpoint(
         CheckpointError: the checkpoint is not there, not whole, or not one that genpipe can run.
     """
     path_or_id = located(path_or_id, model_dir)
-    path = Path(os.path.expanduser(str(path_or_id)))
+    path = _expanded(path_or_id)
     if path.is_file():
         _refuse(str(path), revision=revision, variant=variant, file=file)
         parts = file_parts(path, allow_pickle=allow_pickle)
-    elif path.suffix.lower() in _FILES and not path.is_dir():
-        raise CheckpointError(f"the file {str(path_or_id)!r} does not exist")
     else:
         source = open_source(path_or_id, revision, file=file)
         if source.single is None:
@@ -97,7 +96,7 @@ def find_vae(path: PathLike, family: Family, *, allow_pickle: bool = False) -> P
     Raises:
         CheckpointError: it is not there, or no autoencoder that genpipe can run.
     """
-    file = Path(os.path.expanduser(str(path)))
+    file = _expanded(path)
     if (file / "config.json").is_file():
         return vae_in(Folder(file.absolute().parent), file.absolute().name)
     if not file.is_file():
@@ -125,7 +124,7 @@ def find_texts(paths: Sequence[PathLike], family: Family, *, allow_pickle: bool 
     """
     found: list[tuple[int, Callable[[TextForm], TextPart]]] = []  # its width, and what it is in the place of a form
     for path in paths:
-        file, folders = Path(os.path.expanduser(str(path))), None
+        file, folders = _expanded(path), None
         if (file / "config.json").is_file():
             source, folders = Folder(file.absolute().parent), [file.absolute().name]
         elif not file.is_file():
@@ -135,7 +134,10 @@ def find_texts(paths: Sequence[PathLike], family: Family, *, allow_pickle: bool 
             else:
                 folders = [name for name in TEXT_ENCODERS if source.find(f"{name}/config.json") is not None]
         if folders is None:
-            held = texts_in(open_tensors(file, allow_pickle=allow_pickle), allow_pickle=allow_pickle)
+            tensors = open_tensors(file, allow_pickle=allow_pickle)
+            held = texts_in(tensors, allow_pickle=allow_pickle)
+            if not held:
+                raise CheckpointError(f"{file} is {describe(kind_of(shapes_of(tensors)))}, and holds no text encoder")
             found += [(text.width, text.part) for text in held]
             continue
         for name in folders:
@@ -151,6 +153,14 @@ def find_texts(paths: Sequence[PathLike], family: Family, *, allow_pickle: bool 
         return tuple(make(form) for (_, make), form in zip(found, family.texts, strict=True))
     except KeyError as error:
         raise CheckpointError(f"{', '.join(map(str, paths))}: the tensor {error.args[0]} is missing") from error
+
+
+def _expanded(path: PathLike) -> Path:
+    """The path of a file or a folder, which may be a hub id; one that ends as files do has to be there."""
+    expanded = Path(os.path.expanduser(str(path)))
+    if expanded.suffix.lower() in _FILES and not expanded.exists():
+        raise CheckpointError(f"the file {str(path)!r} does not exist")
+    return expanded
 
 
 def _refuse(path: str, **options: str | None) -> None:

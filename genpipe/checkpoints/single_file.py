@@ -214,7 +214,9 @@ def _vae_prefix(shapes: Shapes) -> str | None:
 
 
 def _check_supported(shapes: Shapes, unet: Shapes) -> None:
-    """Refuse, by name, relatives of the families whose networks look alike but mean something else."""
+    """Refuse, by name, relatives of the families whose networks look alike but mean something else, and two in one."""
+    if "input_blocks.0.0.weight" in unet and any(re.match(r"(unet\.)?down_blocks\.\d", key) for key in shapes):
+        raise ValueError("it holds two U-Nets, one in diffusers' names")
     if "edm_mean" in shapes:
         raise ValueError("it is Playground v2.5 (edm_mean), whose noise schedule genpipe does not have")
     if "edm_vpred.sigma_max" in shapes:

@@ -33,8 +33,9 @@ _UNPACKED = {"F64", "F32", "F16", "BF16"}
 # What a file that is no safetensors begins with -> what it is.
 _OTHERS = {
     b"version https://git-lfs": "it is a Git LFS pointer, run `git lfs pull`",
-    b"PK\x03\x04": "it is a pickle file (.ckpt) under a wrong name",
-    b"\x80\x02": "it is a pickle file (.ckpt) under a wrong name",
+    b"PK\x03\x04": "it is a pickle file (.ckpt) or another archive under a wrong name",
+    **dict.fromkeys((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), "it is a pickle file under a wrong name"),
+    **dict.fromkeys((b"\x89PNG", b"\xff\xd8\xff", b"RIFF"), "it is an image"),
     b"GGUF": "it is a GGUF file under a wrong name",
     b"<": "it is a web page, not weights: download it again",
     b'{"': "it is JSON text, not weights: download it again",
@@ -214,13 +215,14 @@ def _unpickled(path: Path) -> Any:
             raise CheckpointError(f"{path} does not exist") from error
         except Exception as error:  # noqa: BLE001 - of a malformed pickle, anything
             reason = error
-    first = str(reason).strip().partition("\n")[0]
+    first = str(reason).strip().partition("\n")[0] or type(reason).__name__
     if "weights_only" in str(reason) or "Unsupported" in str(reason) or "Weights only" in str(reason):
         raise CheckpointError(
             f"{path} holds Python objects that only running its code could build, which genpipe does not do: "
             "save its tensors as safetensors with the program that wrote it"
         ) from reason
-    raise CheckpointError(f"{path} is truncated or corrupt: {first}") from reason
+    why = first if path.stat().st_size else "it is empty"
+    raise CheckpointError(f"{path} is truncated or corrupt: {why}") from reason
 
 
 def _check(path: Path) -> None:

@@ -53,7 +53,12 @@ def _convert(args: argparse.Namespace) -> int:
         allow_pickle=args.allow_pickle,
         model_dir=args.model_dir,
     )
-    patches = [load_lora(lora.path, checkpoint, lora.strength, allow_pickle=args.allow_pickle) for lora in loras]
+    patches = [
+        load_lora(
+            lora.path, checkpoint, lora.strength, text_strength=lora.text_strength, allow_pickle=args.allow_pickle
+        )
+        for lora in loras
+    ]
     if patches:
         checkpoint = checkpoint.with_patches(patches)
     dtype = {None: None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.dtype]

@@ -186,7 +186,10 @@ class Loaded:
             CheckpointError: a file is no LoRA, is of another family, or holds what fits nothing in the model.
         """
         allow = self.spec.allow_pickle
-        patches = [load_lora(one.path, self.checkpoint, one.strength, allow_pickle=allow) for one in loras]
+        patches = [
+            load_lora(one.path, self.checkpoint, one.strength, text_strength=one.text_strength, allow_pickle=allow)
+            for one in loras
+        ]
         checkpoint = self.checkpoint.with_patches(patches)
         made = Loaded(checkpoint, self.spec, device=self.device, dtype=self.dtype, name=self.name, loras=tuple(loras))
         made.networks.prepare_all(unchanged=(*self.checkpoint.networks.values(), *self.checkpoint.controls))

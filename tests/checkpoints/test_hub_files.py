@@ -89,7 +89,11 @@ def test_images_say_which_file_and_are_drawn_again(hub: Hub, tmp_path: Path) -> 
 
 
 def test_a_file_in_a_folder_here_is_named_likewise(hub: Hub, whole: Path) -> None:
+    assert same(weights(hub.root), weights(whole))
     assert same(weights(hub.root, file="model.safetensors"), weights(whole))
+    shutil.copy(whole, hub.root / "another.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds another.safetensors, model.safetensors: say which with file="):
+        load_checkpoint(hub.root)
     cases: list[tuple[Path, dict[str, Any], str]] = [
         (hub.root, {"file": "gone.safetensors"}, "the folder .* has no file 'gone.safetensors'"),
         (whole, {"file": "model.safetensors"}, "goes with a hub id or a folder, not with the file"),

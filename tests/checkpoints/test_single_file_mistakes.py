@@ -1,5 +1,6 @@
 """Files that are no model, or not a whole one, or of no family: one clear line for each."""
 
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +87,11 @@ WRONG: dict[str, tuple[str, Change, str]] = {
         lambda s: {k.replace(FIRST_TEXT, SD1_TEXT): t for k, t in s.items()},
         "holds the U-Net of Stable Diffusion XL, and a text encoder of another family under cond_stage_model.transformer",
     ),
+    "two U-Nets": (
+        "sd1",
+        lambda s: {**s, "unet.down_blocks.0.resnets.0.conv1.weight": torch.zeros(4, 4, 3, 3)},
+        "holds two U-Nets, one in diffusers' names",
+    ),
     "Playground": ("sdxl", marked(edm_mean=torch.zeros(4), edm_std=torch.ones(4)), "is Playground v2.5"),
     "CosXL": ("sdxl", lambda s: {**s, "edm_vpred.sigma_max": torch.ones(1)}, "is CosXL"),
     "x4 upscaler": ("sd2", lambda s: {**s, f"{UNET}label_emb.weight": torch.zeros(9, 9)}, "is the x4 upscaler"),
@@ -116,8 +122,9 @@ def test_tensors_that_no_network_takes_are_named_once(tmp_path: Path, singles: C
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"vae": "missing.safetensors"}, "'missing.safetensors'"),
-        ({"text_encoder": "missing.safetensors"}, "'missing.safetensors'"),
+        ({"vae": "missing.safetensors"}, "the file 'missing.safetensors' does not exist"),
+        ({"vae": "missing"}, "the folder 'missing' does not exist"),
+        ({"text_encoder": "missing.safetensors"}, "the file 'missing.safetensors' does not exist"),
         ({"variant": "fp16"}, "variant 'fp16' goes with a hub id or a folder"),
         ({"revision": "main"}, "revision 'main' goes with a hub id or a folder"),
     ],
@@ -132,7 +139,7 @@ def test_parts_of_the_wrong_kind_are_named(singles: Callable[[str], Path], tmp_p
     save_file({key: torch.zeros(shape) for key, shape in LORA.items()}, lora)
     with pytest.raises(CheckpointError, match=r"lora.safetensors is a LoRA, not a VAE"):
         load_checkpoint(singles("sd1"), vae=lora)
-    with pytest.raises(CheckpointError, match=r"Stable Diffusion 1.x has 1 text encoder.*hold\(s\) 0"):
+    with pytest.raises(CheckpointError, match=r"lora.safetensors is a LoRA, and holds no text encoder"):
         load_checkpoint(singles("sd1"), text_encoder=lora)
     with pytest.raises(CheckpointError, match="attends to vectors of 64 where the text encoder gives 1024"):
         load_checkpoint(singles("sd1"), text_encoder=singles("sd2"))
@@ -155,3 +162,33 @@ def test_what_a_single_file_cannot_tell_is_refused(tmp_path: Path, tiny_checkpoi
     with pytest.raises(ValueError, match=r"unet: conv_in.bias is not finite in torch.float16"):
         save_single_file(path, model, dtype=torch.float16)
     assert not list(tmp_path.iterdir())
+
+
+CONTENTS = {
+    "an empty file": (b"", "is truncated or corrupt: it is empty"),
+    "a pickle": (pickle.dumps({"a": 1}, protocol=4), "it is a pickle file under a wrong name"),
+    "a pickle of torch": (b"PK\x03\x04" + bytes(99), "it is a pickle file"),
+    "an image": (b"\x89PNG\r\n\x1a\n" + bytes(99), "it is an image"),
+    "a web page": (b"<!DOCTYPE html>" + bytes(99), "it is a web page, not weights"),
+    "a header that is too long": ((2**62).to_bytes(8, "little") + bytes(99), "is truncated or corrupt"),
+}
+
+
+@pytest.mark.parametrize("part", ["model", "vae", "text_encoder"])
+@pytest.mark.parametrize("name", CONTENTS)
+def test_a_file_of_something_else_is_named_wherever_it_is_given(
+    tmp_path: Path, singles: Callable[[str], Path], name: str, part: str
+) -> None:
+    content, message = CONTENTS[name]
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(content)
+    given: dict[str, Any] = {} if part == "model" else {part: path}
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_checkpoint(path if part == "model" else singles("sd1"), **given)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_empty_pickle_is_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "a.ckpt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"a.ckpt is truncated or corrupt: it is empty"):
+        load_checkpoint(tmp_path / "a.ckpt", allow_pickle=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from genpipe import Pipeline, render
 from genpipe.checkpoints import load_checkpoint
@@ -91,7 +91,9 @@ def test_rows_of_a_manifest_have_their_own(folder: Path, tiny_checkpoint: Path, 
         ("a <lora:nowhere>", "is not in .*: it has style, words"),
         ("a <lora:../style>", "without a path"),
         ("a <lora:>", "without a path"),
-        ("a <lora:style:much>", "must be a number, not 'much'"),
+        ("a <lora:style:much>", "must be a number, or two, of the text encoders and of the U-Net, not 'much'"),
+        ("a <lora:style:1:2:3>", "not '1:2:3'"),
+        ("a <lora:style:1:1e9>", "must be a number from -100 to 100"),
         ("a <lora:style:nan>", "must be a number from -100 to 100, not nan"),
     ],
 )
@@ -105,6 +107,32 @@ def test_without_a_folder_a_prompt_names_none() -> None:
     assert named_in("a < b > c", None) == ("a < b > c", ())
     with pytest.raises(ValueError, match="say where it is with --lora-dir"):
         named_in("a <lora:style>", None)
+
+
+@pytest.mark.parametrize("strength", ["1e9", "nan", "-inf", "much", "", "1:1e9"])
+def test_a_strength_that_is_none_is_named(folder: Path, strength: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"the strength of LoRA .*style.safetensors' must be a number from -100 to 100"
+    ):
+        Lora.of(f"{folder / 'style.safetensors'}:{strength}")
+
+
+def test_the_text_encoders_may_have_a_strength_of_their_own(pipe: Pipeline, folder: Path, tmp_path: Path) -> None:
+    files: Any = [folder / "style.safetensors", folder / "words.safetensors"]
+    expected = draw(pipe, loras=[f"{files[0]}:0.5", f"{files[1]}:-1"])
+    both = tmp_path / "both.safetensors"
+    save_file({**load_file(files[0]), **load_file(files[1])}, both)
+    assert np.array_equal(draw(pipe, loras=[f"{both}:-1:0.5"]), expected)
+    (named,) = named_in("a <lora:both:-1:0.5>", str(tmp_path))[1]
+    assert named == Lora.of(f"{both}:-1:0.5") == Lora.of(named.to_dict()) == Lora.of(str(named))
+    assert Lora.of(f"{both}:0.5:0.5") == Lora.of(f"{both}:0.5") != named
+    settings: Any = {"seed": 5, "steps": 2, "guidance_scale": 4.0, "progress": False}
+    pipe("a red cat", loras=[named], **settings).save(tmp_path / "a.png")
+    assert read_request(tmp_path / "a.png").loras == (named,)
+    given: Any = {"steps": 1, "seeds": [5], "model": pipe.spec.model, "dtype": "fp32", "out": tmp_path / "out"}
+    for drawn in ([True], []):  # the second time it is known from the journal
+        done = render([{"prompt": "a red cat", "loras": str(named)}], devices="cpu", **given)
+        assert [one.path is not None for one in done] == drawn
 
 
 @pytest.mark.parametrize("given", [3, "nowhere.safetensors", ("a", "b", "c"), "nowhere.safetensors:1e9"])
