@@ -179,6 +179,46 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Sides:
+    """Whole numbers for left, top, right and bottom, of which one at least is above 0; as text "left=128,right=64"."""
+
+    high: int
+    fix: str
+    metavar: str = "SIDE=PX,SIDE=PX"
+
+    def check(self, name: str, value: Any) -> tuple[int, int, int, int]:
+        if isinstance(value, str):
+            value = self.read(name, value)
+        if isinstance(value, Mapping) and not value.keys() - set(_SIDES):
+            value = [value.get(side, 0) for side in _SIDES]
+        if not isinstance(value, tuple | list) or len(value) != 4:
+            raise self._refused(name, value)
+        number = Whole(0, self.high, self.fix)
+        left, top, right, bottom = (number.check(name, side) for side in value)
+        if not left + top + right + bottom:
+            raise self._refused(name, value)
+        return left, top, right, bottom
+
+    def read(self, name: str, text: str) -> tuple[int, int, int, int]:
+        found: dict[str, int] = dict.fromkeys(_SIDES, 0)
+        for part in text.split(","):
+            match = re.fullmatch(r"\s*(left|top|right|bottom)\s*=\s*(\d{1,9})\s*", part, re.ASCII)
+            if match is None:
+                raise self._refused(name, text)
+            found[match[1]] = int(match[2])
+        return found["left"], found["top"], found["right"], found["bottom"]
+
+    def _refused(self, name: str, value: Any) -> ValueError:
+        return ValueError(f"{name} must be pixels for left, top, right or bottom, not {quoted(value)}: {self.fix}")
+
+    def write(self, value: Any) -> str:
+        return ",".join(f"{side}={pixels}" for side, pixels in zip(_SIDES, value, strict=True) if pixels)
+
+
+_SIDES = ("left", "top", "right", "bottom")
+
+
+@dataclass(frozen=True)
 class Flag:
     """True or false."""
 

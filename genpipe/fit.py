@@ -3,12 +3,19 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from genpipe.fields import settings_of
 from genpipe.inputs import ControlList, InputImage
 from genpipe.request import Request
 
 
 def ignored(
-    requests: Sequence[Request], *, distilled: bool, sizes: int = 6, refines: bool = True, controls: int = 0
+    requests: Sequence[Request],
+    *,
+    distilled: bool,
+    sizes: int = 6,
+    refines: bool = True,
+    controls: int = 0,
+    shown: str | None = "unknown",
 ) -> list[str]:
     """Name the settings of requests that have no effect, one line each.
 
@@ -17,12 +24,23 @@ def ignored(
         sizes: how many numbers the network takes of sizes and crops: 6 (SDXL), 5 without the target's (its refiner), or 0.
         refines: whether there is a refiner.
         controls: how many control networks there are.
+        shown: what the network is shown beside the latents: "mask", "image" or "depth"; None for nothing; "unknown" says
+            nothing of what is for one of them alone.
     """
     lines = {}
     unread = {6: (), 5: ("target_size",)}.get(sizes, ("original_size", "crop", "target_size"))
     for request in requests:
         if request.image is None and request.strength is not None:
             lines["strength"] = "strength has no effect without an image: give one, or leave it out"
+        for name in ("outpaint", "only_masked"):
+            if request.image is None and getattr(request, name) is not None:
+                lines[name] = f"{name} has no effect without an image: give one, or leave it out"
+        if request.image_guidance_scale is not None and shown not in ("image", "unknown"):
+            lines["image_guidance_scale"] = "image_guidance_scale is for models that edit by instruction: leave it out"
+        if request.depth is not None and shown not in ("depth", "unknown"):
+            lines["depth"] = "depth is for models that are shown a map of it, which this one is not: leave it out"
+        if request.strength is not None and shown == "image":
+            lines["strength"] = "strength has no effect: this model draws every step, see image_guidance_scale"
         if request.vary_seed is not None and not request.vary:
             lines["vary_seed"] = "vary_seed has no effect without vary: say how far to go toward it, or leave it out"
         if request.upscale == 1 and (request.upscale_strength is not None or request.upscale_by != "pixels"):
@@ -70,7 +88,7 @@ def size_of_image(settings: Mapping[str, Any], factor: int) -> dict[str, int]:
     Raises:
         ValueError: the image cannot be used.
     """
-    if not settings.get("height") is settings.get("width") is None:
+    if not settings.get("height") is settings.get("width") is None or settings.get("only_masked") is not None:
         return {}
     if settings.get("image") is not None:
         image = InputImage.of("image", settings["image"])
@@ -79,4 +97,8 @@ def size_of_image(settings: Mapping[str, Any], factor: int) -> dict[str, int]:
     else:
         return {}
     width, height = image.open().size
+    if settings.get("image") is not None and settings.get("outpaint") is not None:
+        kind = settings_of(Request)["outpaint"].kind
+        left, top, right, bottom = kind.check("outpaint", settings["outpaint"])
+        width, height = left + width + right, top + height + bottom
     return {"height": max(factor, height // factor * factor), "width": max(factor, width // factor * factor)}

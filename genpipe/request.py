@@ -13,6 +13,7 @@ from genpipe.fields import (
     Flag,
     Number,
     Pair,
+    Sides,
     Text,
     Whole,
     check_fields,
@@ -42,6 +43,7 @@ IMAGE, SAMPLING, FROM_IMAGE = "image", "sampling (default: what suits the model)
 REFINER_START = 0.8  # where there is a refiner and the request does not say
 MAX_UPSCALE = 4.0
 UPSCALE_STRENGTH = 0.4  # where an image is enlarged and the strength is not given
+IMAGE_GUIDANCE = 1.5  # diffusers' default for InstructPix2Pix
 STRENGTH = 0.8  # where an image is given and the strength is not
 
 
@@ -94,6 +96,10 @@ class Request:
         control: images for the control models, one for each, in their order: a file, "FILE:SCALE:START:END", a PIL image,
             or a `Control`. All of a batch have as many, which act over the same parts of the schedule.
         guess: let control models see no negative prompt, and add less the finer the layer (ControlNet's guess mode).
+        only_masked: pixels around the masked part, which is then drawn alone, at height and width, and put back scaled.
+        outpaint: pixels by which the image is widened to the left, top, right and bottom; what was there stays.
+        image_guidance_scale: weight of the image for models that edit by instruction (InstructPix2Pix); None is 1.5.
+        depth: a map of depth, white is near, for models that are shown one.
         mask_blur: over how many pixels, inside of the mask, the change fades in.
 
     Raises:
@@ -152,6 +158,17 @@ class Request:
     mask_blur: int = setting(Whole(0, 256, "4 is usual"),
         "how far in, in pixels, the change fades into what stays (default: 4)", default=4, group=FROM_IMAGE)  # fmt: skip
 
+    only_masked: int | None = setting(Whole(0, 1024, "32 is usual", metavar="PX"),
+        "draw the masked part alone, at the whole size, with so many pixels around it to look at",
+        default=None, group=FROM_IMAGE)  # fmt: skip
+    outpaint: tuple[int, int, int, int] | None = setting(Sides(MAX_SIDE, "as in left=128,right=128"),
+        "widen the image by so many pixels on these sides, as in left=128,right=128",
+        default=None, group=FROM_IMAGE, shared=True)  # fmt: skip
+    image_guidance_scale: float | None = setting(Number(MAX_GUIDANCE, "1.2 to 2 are usual"),
+        f"InstructPix2Pix: how closely to follow the image (default: {IMAGE_GUIDANCE:g})",
+        default=None, group=FROM_IMAGE, shared=True)  # fmt: skip
+    depth: InputImage | None = setting(ImageInput(),
+        "models that are shown depth: a map of it, white is near", default=None, group=FROM_IMAGE)  # fmt: skip
     control: tuple[Control, ...] = setting(ControlList(),
         "what --control-model is shown, X times as strongly as it was trained (FILE:X:START:END: over a part of the schedule); "
         "FILE:canny, :edges, :lines or :tile takes these from it first; may be repeated",
@@ -212,7 +229,8 @@ class Request:
     @property
     def inputs_key(self) -> tuple[Any, ...]:
         """What of their images a batch must agree in: which there are, and when those to control with act."""
-        return self.image is not None, self.mask is not None, *((one.start, one.end) for one in self.control)
+        given = (self.image is not None, self.mask is not None, self.depth is not None)
+        return *given, *((one.start, one.end) for one in self.control)
 
     def to_dict(self) -> dict[str, Any]:
         """Give the attributes by name, ready for JSON."""
@@ -280,6 +298,10 @@ class Settings(TypedDict, total=False):
     strength: float | None
     mask: "str | Path | Image.Image | InputImage | None"
     mask_blur: int
+    only_masked: int | None
+    outpaint: "str | Mapping[str, int] | tuple[int, int, int, int] | None"
+    image_guidance_scale: float | None
+    depth: "str | Path | Image.Image | InputImage | None"
     control: "str | Path | Image.Image | Mapping[str, Any] | Control | Sequence[Any]"
     guess: bool
     vary: float

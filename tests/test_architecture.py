@@ -53,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "request": {"fields", "inputs", "sampling"},
     "seeds": {"fields", "request"},
     "lora_tags": {"inputs"},
-    "fit": {"inputs", "request"},
+    "fit": {"fields", "inputs", "request"},
     "files": set(),
     "progress": set(),
     "moved": set(),

@@ -1,5 +1,6 @@
 """Every setting and every loading option reaches the commands, manifests, files, replay and identity; none is dropped."""
 
+import csv
 import dataclasses
 import json
 import typing
@@ -15,7 +16,7 @@ from genpipe import Pipeline
 from genpipe.checkpoints.saving import save_checkpoint
 from genpipe.cli.options import given_fields
 from genpipe.cli.parser import parse
-from genpipe.fields import Choice, Flag, Number, Pair, Text, Whole, defaults_of, settings_of
+from genpipe.fields import Choice, Flag, Number, Pair, Sides, Text, Whole, defaults_of, settings_of
 from genpipe.metadata import annotate, read_metadata, split_metadata
 from genpipe.pipeline.draw_options import DrawOptions
 from genpipe.pipeline.generate import GenerateOptions
@@ -47,6 +48,10 @@ TEXTS = {
     "strength": "0.5",
     "mask": IMAGE_FILE,
     "mask_blur": "2",
+    "only_masked": "16",
+    "outpaint": "left=8,bottom=16",
+    "image_guidance_scale": "1.25",
+    "depth": IMAGE_FILE,
     "control": f"{IMAGE_FILE}:tile:0.5:0.25:0.75",
     "guess": "true",
     "vary": "0.25",
@@ -131,14 +136,15 @@ def test_rows_of_a_manifest_take_every_setting(tmp_path: Path, suffix: str) -> N
     path = tmp_path / f"rows{suffix}"
     if suffix == ".csv":
         row = ["a", *("true" if text is None else text for text in TEXTS.values())]
-        path.write_text(",".join(["prompt", *TEXTS]) + "\n" + ",".join(row) + "\n")
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([["prompt", *TEXTS], row])
     else:
         path.write_text(
             json.dumps(
                 {
                     "prompt": "a",
                     **wanted,
-                    **{name: TEXTS[name] for name in ("image", "mask", "control")},
+                    **{name: TEXTS[name] for name in ("image", "mask", "depth", "control")},
                     "loras": [TEXTS["loras"]],
                 }
             )
@@ -185,7 +191,9 @@ def test_what_a_batch_shares_is_part_of_its_key() -> None:
         begun = dataclasses.replace(base, image=image) if name == "mask" else base
         other = dataclasses.replace(begun, **{name: value_of(Request, name, TEXTS[name])})
         # Whether there are images to begin from is shared, and not which.
-        assert (other.batch_key() != begun.batch_key()) == (name in (*SHARED, "image", "mask", "control")), name
+        assert (other.batch_key() != begun.batch_key()) == (name in (*SHARED, "image", "mask", "depth", "control")), (
+            name
+        )
 
 
 def test_every_field_that_images_depend_on_changes_their_ids(tmp_path: Path) -> None:
@@ -228,6 +236,11 @@ def test_an_image_is_drawn_again_from_its_file(tmp_path: Path) -> None:
     [
         (Whole(1, 9, "try 3"), {"3": 3, "7.0": 7}, ["0", "x", "1.5", "1e3", ""]),
         (Number(2.0, "try 1"), {"0.5": 0.5, "2": 2.0}, ["nan", "-1", "3", "x"]),
+        (
+            Sides(9, "as in left=3"),
+            {"left=3,bottom=2": (3, 0, 0, 2), "top=1": (0, 1, 0, 0)},
+            ["3", "left", "up=3", "left=0", ""],
+        ),
         (Pair(0, 9, "write 1x2"), {"3x4": (4, 3)}, ["3", "3x10", "axb"]),
         (Choice(("a", "b"), {"c": "a"}), {"a": "a", "c": "a"}, ["d", ""]),
         (Flag(), {"true": True, "0": False}, ["maybe"]),

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from genpipe.checkpoints import Checkpoint
 from genpipe.models.conditioning import Conditioning, common_length
+from genpipe.pipeline.networks import shown_beside
 from genpipe.prompts.encoder import PromptEncoder
 from genpipe.prompts.reading import Stage, read_prompts
-from genpipe.request import Request
+from genpipe.request import IMAGE_GUIDANCE, Request
 
 # What SDXL's refiner is told of how good the image is, and of how good it is not to be.
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
@@ -24,17 +25,22 @@ class Conditions:
         conditionings: each as `condition` makes it; most often one.
         turns: for each step, which of them.
         weights: (parts, B), how much each of an image's prompts counts; None where each image has one, of weight 1.
+        image_scale: weight of the image that the denoiser is shown, where each image has its negative prompt twice: first
+            without the image, and then with it; None where it has one.
     """
 
     conditionings: tuple[Conditioning, ...]
     turns: tuple[int, ...]
     weights: Tensor | None = None
+    image_scale: float | None = None
 
     def showing(self, extra: Tensor | None) -> "Conditions":
         """Give the same with channels (B, C, h, w) that follow each image's latents, of every prompt; None adds none."""
         if extra is None:
             return self
         rows = torch.cat([extra] * (len(self.conditionings[0]) // len(extra)))
+        if self.image_scale is not None:
+            rows = torch.cat([torch.zeros_like(extra), rows[len(extra) :]])
         return replace(self, conditionings=tuple(replace(one, extra_channels=rows) for one in self.conditionings))
 
 
@@ -59,10 +65,14 @@ def conditions(
         ValueError: a prompt cannot be drawn as it is; AND joins prompts where there is no guidance.
     """
     read = [_stages(request, total) for request in requests]
+    edits = guided and shown_beside(checkpoint) == "image"
+    scale = IMAGE_GUIDANCE if requests[0].image_guidance_scale is None else requests[0].image_guidance_scale
     weights = None
     if any(len(stages[0].parts) > 1 for stages in read):
         if not guided:
             raise ValueError("AND joins prompts by guidance: raise guidance_scale above 1, or write 'and'")
+        if edits:
+            raise ValueError("AND joins prompts, and this checkpoint takes one instruction: write 'and'")
         rows = [[part.weight for part in stages[0].parts] for stages in read]
         weights = torch.tensor(rows, dtype=torch.float32, device=device).T  # (parts, B)
     found: dict[tuple[str, ...], Conditioning] = {}
@@ -73,13 +83,13 @@ def conditions(
             turns.append(turns[-1])
             continue
         now = [next(stage for stage in stages if min(step, total) in stage.steps) for stages in read]
-        texts = [[stage.negative for stage in now]] if guided else []
+        texts = [[stage.negative for stage in now]] * (int(guided) + edits)
         texts += [list(parts) for parts in zip(*([part.text for part in stage.parts] for stage in now), strict=True)]
         key = tuple(text for each in texts for text in each)
         if key not in found:
-            found[key] = condition(encode, requests, checkpoint, texts=texts, guided=guided, device=device)
+            found[key] = condition(encode, requests, checkpoint, texts=texts, guided=guided, edits=edits, device=device)
         turns.append(list(found).index(key))
-    return Conditions(tuple(found.values()), tuple(turns), weights)
+    return Conditions(tuple(found.values()), tuple(turns), weights, scale if edits else None)
 
 
 def alike(encode: PromptEncoder, requests: Sequence[Request], *, guided: bool, steps: int) -> list[list[int]]:
@@ -110,6 +120,7 @@ def condition(
     guided: bool,
     device: torch.device,
     texts: Sequence[Sequence[str]] | None = None,
+    edits: bool = False,
 ) -> Conditioning:
     """Encode the requests of a batch.
 
@@ -120,16 +131,17 @@ def condition(
             negative prompt is zeros and not the encoding of no words.
         guided: whether each image has a negative prompt too, whose rows come first.
         device: where the denoiser runs.
+        edits: whether these are there twice, as InstructPix2Pix is guided.
         texts: what the requests say, where it is not their negative prompts and prompts: one list per row of an image.
 
     Returns:
         A row per prompt: 2B where guided, else B; more where AND joins prompts.
     """
     if texts is None:
-        negatives = [[request.negative_prompt for request in requests]] if guided else []
+        negatives = [[request.negative_prompt for request in requests]] * (int(guided) + edits)
         texts = [*negatives, [request.prompt for request in requests]]
     sizes, first = checkpoint.family.added_numbers, requests[0]
-    negative = texts[0] if guided else []
+    negative = [text for each in texts[: int(guided) + edits] for text in each]
     rows = [text for each in texts for text in each]
     # For SDXL diffusers leaves layers out of what is to be drawn alone.
     skips = [0 if sizes and row < len(negative) else first.clip_skip for row in range(len(rows))]
@@ -138,7 +150,7 @@ def condition(
         conditioning = conditioning.zeroed([row for row, text in enumerate(negative) if not text])
     if sizes:
         numbers = [
-            time_ids(request, count=sizes, negative=guided and number == 0)
+            time_ids(request, count=sizes, negative=number < int(guided) + edits)
             for number in range(len(texts))
             for request in requests
         ]

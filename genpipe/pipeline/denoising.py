@@ -93,7 +93,9 @@ def denoise(
         alone = guides and conditions.weights is None and not speed.guides(step.ratio)
         output = denoiser(x, step.timestep, last=alone).float()
         if guides and not alone:
-            output = led_away(output.chunk(rows), conditions.weights, weight, first.guidance_rescale)
+            output = led_away(
+                output.chunk(rows), conditions.weights, weight, first.guidance_rescale, conditions.image_scale
+            )
         return x0_from_output(output, x, step, sampler.prediction_type)
 
     noise = image_noise(requests, shape, device)
@@ -136,13 +138,24 @@ def denoise(
     raise NonFiniteError.of("denoiser", network, model)
 
 
-def led_away(outputs: Sequence[Tensor], weights: Tensor | None, scale: float | Tensor, rescale: float = 0.0) -> Tensor:
+def led_away(
+    outputs: Sequence[Tensor],
+    weights: Tensor | None,
+    scale: float | Tensor,
+    rescale: float = 0.0,
+    image_scale: float | None = None,
+) -> Tensor:
     """Join what the network makes of each of an image's prompts, (B, C, h, w) each, the negative one's first, by guidance.
 
     Args:
         weights: (prompts, B), how much each prompt but the negative one counts; None where there is one.
         scale, rescale: see `genpipe.sampling.guidance.guided`.
+        image_scale: weight of the image that the network is shown, of which the first output knows nothing (arXiv 2211.09800,
+            eq. 3); None where it is shown none.
     """
+    if image_scale is not None:
+        unseen, unprompted, prompted = outputs
+        return guided(unprompted, prompted, scale, rescale) + (image_scale - 1) * (unprompted - unseen)
     unprompted, *prompted = outputs
     led = prompted[0] if weights is None else composed(unprompted, prompted, weights)
     return guided(unprompted, led, scale, rescale)

@@ -23,7 +23,7 @@ from genpipe.models.vae import VAE
 from genpipe.pipeline.conditions import Conditions, alike, condition, conditions
 from genpipe.pipeline.control import controlled_by, shown
 from genpipe.pipeline.denoising import denoise, is_guided
-from genpipe.pipeline.networks import Networks
+from genpipe.pipeline.networks import Networks, shown_beside
 from genpipe.pipeline.run import Run
 from genpipe.pipeline.start import Start
 from genpipe.prompts.embeddings import with_embeddings
@@ -100,7 +100,12 @@ class Loaded:
     def encode(self, requests: Sequence[Request]) -> Conditioning:
         """Give what a batch of requests tells the denoiser: a row per prompt, where it is guided the negative ones first."""
         return condition(
-            self.prompt_encoder, requests, self.checkpoint, guided=self._guided(requests), device=self.device
+            self.prompt_encoder,
+            requests,
+            self.checkpoint,
+            guided=self._guided(requests),
+            edits=self._guided(requests) and shown_beside(self.checkpoint) == "image",
+            device=self.device,
         )
 
     def groups(self, requests: Sequence[Request], steps: int) -> list[list[int]]:

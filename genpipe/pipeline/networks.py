@@ -160,11 +160,20 @@ def check_int8(device: torch.device, dtype: torch.dtype, *, native: bool) -> Non
         raise ValueError(f"int8 goes with bf16 alone, not with {name}: use --dtype bf16, or leave int8 out (--no-int8)")
 
 
-def check_drawable(checkpoint: Checkpoint) -> None:
-    """Check that the U-Net takes noisy latents and text, and a mask with an image at most."""
+def shown_beside(checkpoint: Checkpoint) -> str | None:
+    """Say what the U-Net is shown beside the noisy latents.
+
+    Returns:
+        "mask" (with what stays of an image), "image" (to be edited by instruction), "depth", or None for nothing.
+
+    Raises:
+        ValueError: it takes other channels.
+    """
     unet, latents = checkpoint.unet.config, checkpoint.vae.config.latent_channels
-    if unet.in_channels not in (latents, 2 * latents + 1) or unet.out_channels != latents:
+    shown = {latents: None, 2 * latents + 1: "mask", 2 * latents: "image", latents + 1: "depth"}
+    if unet.in_channels not in shown or unet.out_channels != latents:
         raise ValueError(
             f"{checkpoint.source}: its U-Net takes {unet.in_channels} channels and gives {unet.out_channels} where the VAE "
-            f"has {latents}: checkpoints that are shown depth or a whole image cannot be drawn yet"
+            f"has {latents}, which genpipe cannot draw"
         )
+    return shown[unet.in_channels]

@@ -22,14 +22,14 @@ from genpipe.pipeline.draw_options import DrawOptions
 from genpipe.pipeline.drawing import BATCH, draw
 from genpipe.pipeline.groups import side_by_side
 from genpipe.pipeline.loaded import Loaded, check_refiner, checkpoint_of, name_of, recorded_options, usual_settings
-from genpipe.pipeline.networks import check_drawable, prepare_process, stored_dtype
+from genpipe.pipeline.networks import prepare_process, shown_beside, stored_dtype
+from genpipe.pipeline.originals import Originals
 from genpipe.pipeline.plan import Plan, make_plan
 from genpipe.pipeline.preview import LatentPreview
 from genpipe.pipeline.progress import Progress
 from genpipe.pipeline.requests import make_requests
 from genpipe.pipeline.run import Run
 from genpipe.pipeline.stages import walk
-from genpipe.pipeline.start import Originals
 from genpipe.prompts.reading import chosen
 from genpipe.request import Request, Settings, check_best_of
 from genpipe.sampling.sampler import Sampler
@@ -68,7 +68,7 @@ class Pipeline:
         tiny_vae: TinyVAE | None = None,
         refiner: Checkpoint | None = None,
     ) -> None:
-        check_drawable(checkpoint)
+        shown_beside(checkpoint)  # or it cannot be drawn
         self.device, self.dtype, self.tiny_vae = device, dtype, tiny_vae
         self.spec = ModelSpec() if spec is None else spec
         self.name = name_of(checkpoint.source)
@@ -324,9 +324,10 @@ class Pipeline:
                 pixels = decode(vae, latents, tile, model=self.name, joins=joins)
         own = self.sampler().name if any(request.sampler is None for request in requests) else None
         images = to_pil(pixels)
-        originals = Originals.of(requests)
-        if originals is not None:
-            images = originals.restored(images, [request.mask_blur for request in requests])
+        originals = Originals.of(requests, self.vae.config.factor)
+        if originals is not None and originals.masks is not None:
+            parts = zip(originals.each, images, requests, strict=True)
+            images = [original.restored(image, request.mask_blur) for original, image, request in parts]
         for image, request in zip(images, requests, strict=True):
             prompts = chosen(request.prompt, request.negative_prompt, seed=request.seed, syntax=request.prompt_syntax)
             annotate(image, request, made_by, sampler=own, prompts=prompts)

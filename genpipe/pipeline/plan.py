@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from genpipe.fit import check_controls
 from genpipe.pipeline.loaded import Loaded
-from genpipe.pipeline.start import Originals, Start, choose_start
+from genpipe.pipeline.networks import shown_beside
+from genpipe.pipeline.originals import Originals
+from genpipe.pipeline.start import Start, choose_start, read_depth
 from genpipe.request import REFINER_START, STRENGTH, UPSCALE_STRENGTH, Request
 from genpipe.sampling.sampler import Sampler
 from genpipe.sampling.schedule import Schedule
@@ -52,17 +54,21 @@ def make_plan(requests: Sequence[Request], sampler: Sampler, model: Loaded, refi
         OSError: a file cannot be read.
         NonFiniteError: the encoding of an image is not finite, in fp32 either.
     """
-    first, (unet, vae) = requests[0], (model.checkpoint.unet, model.checkpoint.vae)
+    first = requests[0]
     check_controls(first, len(model.checkpoint.controls))
-    originals = Originals.of(requests)
-    strength = 1.0 if originals is None else STRENGTH if first.strength is None else first.strength
+    factor, shown = model.checkpoint.vae.config.factor, shown_beside(model.checkpoint)
+    originals = Originals.of(requests, factor)
+    strength = 1.0 if first.outpaint is not None else STRENGTH
+    strength = strength if first.strength is None else first.strength
+    strength = 1.0 if originals is None or shown == "image" else strength
     split = 1.0 if refiner is None else REFINER_START if first.refiner_start is None else first.refiner_start
     schedule = sampler.schedule(first.steps, strength=strength, last=split)
     start = choose_start(
         originals,
         schedule,
         lambda: model.vae(tile=first.tile),
-        inpaints=unet.config.in_channels > vae.config.latent_channels,
+        shown=shown,
+        depth=read_depth(requests, factor, model.device) if shown == "depth" else None,
         whole=strength == 1,
         device=model.device,
         model=model.name,
@@ -76,4 +82,6 @@ def make_plan(requests: Sequence[Request], sampler: Sampler, model: Loaded, refi
         raise ValueError(
             "upscale draws all of an image again, and its mask (or transparency) keeps a part: leave one out"
         )
+    if enlarged is not None and shown in ("mask", "image"):
+        raise ValueError("this checkpoint draws no second pass over what it drew: leave out upscale")
     return Plan(sampler, start, tuple(stages), enlarged)

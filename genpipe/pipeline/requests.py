@@ -11,6 +11,7 @@ from genpipe.checkpoints import Checkpoint
 from genpipe.fields import refuse_unknown
 from genpipe.fit import check_controls, ignored, size_of_image
 from genpipe.lora_tags import named_in
+from genpipe.pipeline.networks import shown_beside
 from genpipe.request import MAX_SEED, Request, check_size
 from genpipe.seeds import expand
 
@@ -72,6 +73,7 @@ def make_requests(
         sizes=checkpoint.family.added_numbers,
         refines=refines,
         controls=len(checkpoint.controls),
+        shown=shown_beside(checkpoint),
     ):
         warnings.warn(line, stacklevel=stacklevel)
     if seed is None and seeds is None:

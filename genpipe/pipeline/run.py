@@ -53,6 +53,7 @@ class Run:
     ) -> None:
         self.request, self.steps, self.step = request, len(schedule.steps) - 1, 0
         self._unet, self._prediction_type, self._weights = unet, sampler.prediction_type, conditions.weights
+        self._image_scale = conditions.image_scale
         noise = image_noise([request], shape, conditions.conditionings[0].context.device)
         begun = start(noise)
         conditions = conditions.showing(begun.extra_channels)
@@ -90,7 +91,9 @@ class Run:
         output = outputs[0]
         if len(outputs) > 1:
             request = self.request
-            output = led_away(outputs, self._weights, request.guidance_scale, request.guidance_rescale)
+            output = led_away(
+                outputs, self._weights, request.guidance_scale, request.guidance_rescale, self._image_scale
+            )
         asked = answer(self._walk, (x, x0_from_output(output, x, step, self._prediction_type)))
         if isinstance(asked, Tensor):
             self._asked, self.step, self.latents = None, self.steps, asked

@@ -10,7 +10,9 @@ from torch.nn import functional as F
 from genpipe.images import to_pil
 from genpipe.pipeline.decoding import choose_tile, decode
 from genpipe.pipeline.loaded import Loaded
-from genpipe.pipeline.start import Begun, Originals, Start, choose_start
+from genpipe.pipeline.networks import shown_beside
+from genpipe.pipeline.originals import Originals
+from genpipe.pipeline.start import Begun, Start, choose_start, read_depth
 from genpipe.request import MAX_SIDE, Request
 from genpipe.sampling.noise import ImageNoise
 from genpipe.sampling.sampler import Sampler
@@ -37,10 +39,10 @@ def upscaled(
     larger = [replace(request, height=height, width=width, upscale=1.0, vary=0.0) for request in requests]
     side = max(SMALLEST, *model.checkpoint.unet.config.sample_shape)
     across = max(height, width) // model.checkpoint.vae.config.factor
-    # Neither the edges that meet nor what control networks add can be cut into squares.
-    whole = across <= WHOLE * side or requests[0].tile or requests[0].control
+    # Neither edges that meet, nor what control networks add, nor what is shown beside the latents is cut into squares.
+    whole = across <= WHOLE * side or requests[0].tile or requests[0].control or requests[0].depth
     tile = None if whole else side
-    start = _start(latents, requests[0], (height, width), model, schedule)
+    start = _start(latents, larger, requests[0], model, schedule)
     return model.denoise(larger, sampler, schedule, start, total, total, tile)
 
 
@@ -56,14 +58,17 @@ def upscaled_size(request: Request, factor: int) -> tuple[int, int]:
     return height, width
 
 
-def _start(latents: Tensor, request: Request, size: tuple[int, int], model: Loaded, schedule: Schedule) -> Start:
-    config = model.checkpoint.vae.config
+def _start(latents: Tensor, larger: Sequence[Request], request: Request, model: Loaded, schedule: Schedule) -> Start:
+    """Begin from the latents of small images, enlarged as one of their requests says to the size of `larger`."""
+    config, size = model.checkpoint.vae.config, (larger[0].height, larger[0].width)
+    shown = shown_beside(model.checkpoint)
+    depth = read_depth(larger, config.factor, model.device) if shown == "depth" else None
     if request.upscale_by == "latents":
         small = (size[0] // config.factor, size[1] // config.factor)
         known = F.interpolate(latents, size=small, mode="bilinear")
 
         def begin(noise: ImageNoise) -> Begun:
-            return Begun(schedule.steps[0].noised(known, noise.first()))
+            return Begun(schedule.steps[0].noised(known, noise.first()), extra_channels=depth)
 
         return begin
     tile = choose_tile(model.spec.vae_tiling, config, latents, model.networks.vae_dtype.itemsize)
@@ -71,10 +76,11 @@ def _start(latents: Tensor, request: Request, size: tuple[int, int], model: Load
         images = to_pil(decode(vae, latents, tile, model=model.name, joins=request.tile))
     enlarged = tuple(image.resize((size[1], size[0]), Image.Resampling.LANCZOS) for image in images)
     return choose_start(
-        Originals(enlarged, None),
+        Originals.drawn(enlarged),
         schedule,
         lambda: model.vae(tile=request.tile),
-        inpaints=False,
+        shown=shown,
+        depth=depth,
         whole=False,
         device=model.device,
         model=model.name,

@@ -7,7 +7,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from genpipe.dialects.spellings import CLIP_SKIP, OURS, UNAVAILABLE, asks_for_nothing, setting_name
-from genpipe.fields import Flag, Number, Pair, Whole, settings_of
+from genpipe.fields import Flag, Number, Pair, Sides, Whole, settings_of
 from genpipe.inputs import Control, ControlList, ImageInput, InputImage, LoraList
 from genpipe.messages import quoted
 from genpipe.request import MAX_PICTURES, Request
@@ -19,6 +19,7 @@ WHOLE = {name for name, kind in _KINDS.items() if isinstance(kind, Whole)} | {"n
 FRACTIONS = {name for name, kind in _KINDS.items() if isinstance(kind, Number)}
 # What is neither a number nor a text, but may be written as one.
 _WRITTEN = {name: kind for name, kind in _KINDS.items() if isinstance(kind, Pair | Flag)}
+_SIDES = {name: kind for name, kind in _KINDS.items() if isinstance(kind, Sides)}
 _FILES = {name: kind for name, kind in _KINDS.items() if isinstance(kind, ImageInput | LoraList | ControlList)}
 # Fields that are read together with others.
 _COMBINED = {"batch_size", "size", "scheduler", "sampler_index", CLIP_SKIP}
@@ -64,6 +65,8 @@ class FieldReader:
                 value = _WRITTEN[name].read(name, value)
             elif name in _FILES:
                 value = _files(name, value)
+            elif name in _SIDES:
+                value = _SIDES[name].check(name, value)
             elif name in UNAVAILABLE:
                 self._warn(name, value, line)
             if (name in OURS or name in WHOLE) and name not in _FILES and not _is_plain(value):
