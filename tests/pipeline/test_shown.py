@@ -44,7 +44,7 @@ def theirs(folder: Path, kind: Any, sampler: str, components: dict[str, Any] | N
         return pipe(PROMPTS, generator=generators, num_inference_steps=6, output_type="pil", **given).images
 
 
-def ours(folder: Path, sampler: str, **given: Any) -> list[Image.Image]:
+def ours(folder: Path, sampler: str, **given: Any) -> Any:
     pipe = Pipeline.from_pretrained(folder, device="cpu", dtype="fp32")
     settings: Any = {"steps": 6, "sampler": sampler, "progress": False, **given}
     return pipe(PROMPTS, seeds=list(SEEDS), **settings)
