@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,10 @@ def measured(out: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, dict[str, Any]]:
     """A plan of tiny networks whose checkpoints are there, and the figures of the card's section."""
-    plan, figures = Plan(str(tmp_path_factory.mktemp("gpu")), toy=True, seconds=100.0, checkpoints=("sd15", "sdxl")), {}
+    plan, figures = (
+        Plan(str(tmp_path_factory.mktemp("gpu")), toy=True, ends=time.time() + 300, checkpoints=("sd15", "sdxl")),
+        {},
+    )
     networks.card(plan, figures.__setitem__)
     return replace(plan, found={"card": figures, "sd15": {"images_per_s/2": 2.0}}), figures
 

@@ -113,7 +113,7 @@ class Run:
                 continue
             limit = min(left, self._sections[name].seconds * self._scale)
             found = {each: section["figures"] for each, section in self.results["sections"].items()}
-            process.go(Plan(str(folder), self._toy, limit, needed, found))
+            process.go(Plan(str(folder), self._toy, time.time() + limit, needed, found))
             if following is not None:
                 waiting = Process(following, folder)
                 self._process.append(waiting)

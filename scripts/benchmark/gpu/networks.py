@@ -96,7 +96,7 @@ def sd15(plan: Plan, say: Say) -> None:
         pipe.encode([replace(request, prompt=next(texts)) for request in requests])  # none of them known from before
 
     say(f"text_ms/{batch}", 1000 * seconds_per_call(encode, plan))
-    image_rates(pipe, plan, say, (16, 32, 64))
+    image_rates(pipe, plan, say, (32, 64))
     say("peak_gb", peak_gb(plan))
 
 
@@ -105,7 +105,7 @@ def sdxl(plan: Plan, say: Say) -> None:
     pipe = load(plan, say, "sdxl", "cold")
     step_times(pipe, plan, say, (1, 4, 8))
     decode_times(pipe, plan, say, 1)
-    image_rates(pipe, plan, say, (4, 8, 16))
+    image_rates(pipe, plan, say, (8, 16))
     say("peak_gb", peak_gb(plan))
 
 

@@ -32,7 +32,7 @@ GUIDANCE = 7.5
 def quality(plan: Plan, say: Say) -> None:
     """How far the default's images are from those in fp32, and how far those of diffusers in bf16."""
     default = load(plan, say, "sd15", "warm")
-    requests = requests_for(default, 4, plan.steps)
+    requests = requests_for(default, 2, plan.steps)
     ours = pixels(draw(default, requests))
     del default
     allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
@@ -111,9 +111,11 @@ def pipeline(plan: Plan, say: Say) -> Any:
     try:
         from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+        from diffusers.utils.logging import disable_progress_bar
     except ImportError:
         say("diffusers", "absent")
         return None
+    disable_progress_bar()
     pipe: Any = StableDiffusionPipeline.from_pretrained(
         plan.checkpoint("sd15"), torch_dtype=torch.bfloat16, safety_checker=None
     ).to(plan.device)

@@ -72,7 +72,7 @@ def run(plan: Plan, say: Say, name: str, count: int, settings: list[str]) -> flo
     process = subprocess.Popen([*COMMAND, str(listed), "--out", str(out), "--devices", plan.device, "--quiet", *settings],
                                stdout=subprocess.DEVNULL)  # fmt: skip
     try:
-        process.wait(max(5.0, plan.seconds - LAST_BATCHES - 4))
+        process.wait(max(5.0, plan.ends - time.time() - LAST_BATCHES - 4))
     except subprocess.TimeoutExpired:
         say("cut_short", True)
         process.send_signal(signal.SIGINT)

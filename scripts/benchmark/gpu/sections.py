@@ -41,14 +41,14 @@ class Plan:
     Attributes:
         folder: has the checkpoints of random weights, and room for what the section writes.
         toy: measure tiny networks, to show that everything runs.
-        seconds: the limit of the section.
+        ends: when the section is stopped, in seconds since the epoch.
         checkpoints: those that the sections need.
         found: the figures of the sections before it.
     """
 
     folder: str
     toy: bool
-    seconds: float
+    ends: float
     checkpoints: tuple[str, ...] = ()
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -69,14 +69,14 @@ class Plan:
 
 SECTIONS = {
     "card": Section("networks", 60, "the card, its GEMM ceiling; makes the checkpoints of the others"),
-    "sd15": Section("networks", 50, "Stable Diffusion 1.5: first image, steps, decode, text, whole images", "sd15"),
+    "sd15": Section("networks", 80, "Stable Diffusion 1.5: first image, steps, decode, text, whole images", "sd15"),
     "kernels": Section("networks", 25, "the kernels of a step by their time", "sd15"),
     "render": Section("rendering", 60, "genpipe render of 256 prompts, Stable Diffusion 1.5, 20 steps", "sd15"),
     "forms": Section("networks", 40, "the step in each form that the denoiser has on a GPU", "sd15"),
-    "embedded": Section("rendering", 40, "the embedded model: Pipeline alone, genpipe render of 4,096 prompts"),
+    "embedded": Section("rendering", 60, "the embedded model: Pipeline alone, genpipe render of 4,096 prompts"),
     "sdxl": Section("networks", 45, "SDXL 1024²: steps, decode, whole images", "sdxl"),
-    "gpu_tests": Section("suite", 50, "the tests that need a GPU"),
-    "quality": Section("peers", 30, "PSNR of the default against fp32; the first image with a warm cache", "sd15"),
+    "gpu_tests": Section("suite", 90, "the tests that need a GPU"),
+    "quality": Section("peers", 50, "PSNR of the default against fp32; the first image with a warm cache", "sd15"),
     "render_sdxl": Section("rendering", 80, "genpipe render of 64 prompts, SDXL, 20 steps", "sdxl"),
     "diffusers": Section("peers", 40, "diffusers in bf16, eager and channels_last", "sd15"),
     "compiled": Section("networks", 90, "the step with torch.compile, and in fp8", "sd15"),
@@ -92,8 +92,10 @@ def main() -> int:
     """Run one section."""
     name, path = sys.argv[1:]
     warnings.simplefilter("ignore")
-    # What takes seconds and no GPU is done while the section before is still measured.
+    # What takes seconds and leaves the GPU alone is done while the section before is still measured.
     function = getattr(importlib.import_module(f"scripts.benchmark.gpu.{SECTIONS[name].module}"), name)
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
+        torch.cuda.init()
     line = sys.stdin.readline()
     if not line:
         return 0

@@ -18,7 +18,7 @@ TOY = ["tests/test_files.py", "tests/test_progress.py"]
 def gpu_tests(plan: Plan, say: Say) -> None:
     """The tests that are marked as needing a GPU, in the files that have such."""
     marked = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
-    run(say, ["-m", "gpu", "-n", "1" if plan.toy else "4", *map(str, marked)])
+    run(say, ["-m", "gpu", "-n", "1" if plan.toy else "8", *map(str, marked)])
 
 
 def suite(plan: Plan, say: Say) -> None:
