@@ -28,7 +28,7 @@ def suite(plan: Plan, say: Say) -> None:
 
 def run(say: Say, arguments: list[str]) -> None:
     """Run pytest in this process, its workers beside it."""
-    options = ["-q", "--tb=short", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+    options = ["-q", "--tb=short", "-p", "no:cacheprovider", "--continue-on-collection-errors", "--rootdir", str(ROOT)]
     say("exit_status", int(pytest.main([*options, *arguments], plugins=[Recorder(say)])))
 
 
