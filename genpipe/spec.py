@@ -75,7 +75,7 @@ class ModelSpec:
         weights: keep the denoiser's weights in memory as "fp8", "int8" or "bf16", and widen them layer by layer as they
             run: less memory, slower, and not quite the same images. Not to be mixed up with `int8`, which multiplies in it.
         refiner: SDXL's refiner, a file or a folder, which draws the last part of the schedule (`Request.refiner_start`).
-        control_model: ControlNets, each a file or a folder; a request's `control` holds an image for each.
+        control_model: ControlNets and T2I-Adapters, each a file, a folder or a hub id; a request's `control` holds an image for each.
         embeddings: a file, or a folder of files, of textual inversions; prompts use them by the file's name.
         lora_dir: the only folder that LoRAs are taken from which prompts name.
         allow_pickle: read `.ckpt` files, by torch's reader that runs no code; safetensors alone otherwise.
@@ -153,7 +153,7 @@ class ModelSpec:
     )
     control_model: tuple[str, ...] = setting(
         _Several("NAME", empty=False),
-        "a ControlNet that --control holds the image for, a file or a folder; may be repeated",
+        "a ControlNet or T2I-Adapter that --control holds the image for: a file, folder or hub id; may be repeated",
         default=(),
     )
     embeddings: str | None = setting(

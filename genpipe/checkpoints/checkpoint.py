@@ -13,7 +13,7 @@ from genpipe.checkpoints.families import SD1, Family
 from genpipe.checkpoints.patches import Patch
 from genpipe.checkpoints.tensors import TensorFile, open_tensors
 from genpipe.checkpoints.weights import Network, read_weights, skeleton
-from genpipe.models.controlnet import ControlNet
+from genpipe.models.control import ControlNetwork
 from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.tokenizer import Tokenizer
 from genpipe.models.unet import UNet
@@ -70,7 +70,7 @@ class Checkpoint:
     zero_empty_negative: bool = False
     stored: Mapping[str, Stored] = field(default_factory=dict)
     patches: tuple[Patch, ...] = ()
-    controls: tuple[ControlNet, ...] = ()
+    controls: tuple[ControlNetwork, ...] = ()
     unet_dtype: torch.dtype | None = None
 
     @property

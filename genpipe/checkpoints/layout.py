@@ -168,6 +168,18 @@ CONTROLNET = Layout(
     ),
 )
 
+T2I_ADAPTER = Layout(
+    folder="t2iadapter",
+    stem="diffusion_pytorch_model",
+    names=(
+        ("conv_in.{}", "conv_in.{}"),
+        ("levels.{}.project_in.{}", "body.{}.in_conv.{}"),
+        ("levels.{}.residuals.{}.conv{}.{}", "body.{}.resnets.{}.block{}.{}"),
+        ("levels.{}.project_out.{}", "body.{}.out_conv.{}"),
+    ),
+    prefix="adapter.",
+)
+
 _MIDDLE: Names = (
     *under("residuals.{}", "resnets.{}", _RESIDUAL),
     ("attentions.{}.norm.{}", "attentions.{}.group_norm.{}"),

@@ -6,8 +6,19 @@ These files number the blocks of the U-Net through all levels, so that its table
 
 from dataclasses import replace
 
-from genpipe.checkpoints.layout import CONTROLNET, TEXT_ENCODER, TRANSFORMER, UNET, VAE, Layout, Names, under
+from genpipe.checkpoints.layout import (
+    CONTROLNET,
+    T2I_ADAPTER,
+    TEXT_ENCODER,
+    TRANSFORMER,
+    UNET,
+    VAE,
+    Layout,
+    Names,
+    under,
+)
 from genpipe.models.controlnet import ControlNetConfig
+from genpipe.models.t2i_adapter import T2IAdapterConfig
 from genpipe.models.unet_config import UNetConfig
 
 UNET_PREFIX = "model.diffusion_model."
@@ -79,6 +90,20 @@ def controlnet(config: ControlNetConfig, prefix: str = CONTROL_PREFIX) -> Layout
         ("zero_bottom.{}", "middle_block_out.0.{}"),
     ]
     return replace(CONTROLNET, names=tuple(rows), prefix=prefix)
+
+
+def t2i_adapter(config: T2IAdapterConfig, prefix: str) -> Layout:
+    """The table of a T2I-Adapter of that config as its authors call its tensors: blocks are numbered through all levels."""
+    if config.form == "light_adapter":
+        rows = [(ours, theirs.replace("resnets", "body")) for ours, theirs in T2I_ADAPTER.names]
+        return replace(T2I_ADAPTER, names=tuple(rows), prefix=prefix)
+    rows = [("conv_in.{}", "conv_in.{}")]
+    for level in range(len(config.maps)):
+        first = level * config.residuals
+        rows.append((f"levels.{level}.project_in.{{}}", f"body.{first}.in_conv.{{}}"))
+        for index in range(config.residuals):
+            rows.append((f"levels.{level}.residuals.{index}.conv{{}}.{{}}", f"body.{first + index}.block{{}}.{{}}"))
+    return replace(T2I_ADAPTER, names=tuple(rows), prefix=prefix)
 
 
 _VAE_RESIDUAL: Names = (

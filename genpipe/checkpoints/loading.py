@@ -59,7 +59,7 @@ def load_checkpoint(
         model_dir: where models are found by their names (see `library`); None is what GENPIPE_MODELS says.
         unet_dtype: keep the weights of the denoiser's layers in this type (fp8 as `torch.float8_e4m3fn`, int8 or bf16),
             and widen each layer as it runs: see `genpipe.models.stored`.
-        controls: control networks beside it, each a file or a folder.
+        controls: control networks beside it, each a file, a folder or a hub id.
 
     Raises:
         CheckpointError: the checkpoint is not there, not whole, or not one that genpipe can run.

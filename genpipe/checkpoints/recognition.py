@@ -4,7 +4,7 @@ import re
 
 from genpipe.checkpoints.shapes import Shapes
 
-CHECKPOINT, UNET, VAE, TEXT_ENCODER, LORA, EMBEDDING, CONTROLNET = (
+CHECKPOINT, UNET, VAE, TEXT_ENCODER, LORA, EMBEDDING, CONTROLNET, T2I_ADAPTER = (
     "checkpoint",
     "U-Net",
     "VAE",
@@ -12,6 +12,7 @@ CHECKPOINT, UNET, VAE, TEXT_ENCODER, LORA, EMBEDDING, CONTROLNET = (
     "LoRA",
     "textual inversion",
     "ControlNet",
+    "T2I-Adapter",
 )
 
 # What a name of this form says of the file that it is in; the first row that fits any name decides.
@@ -25,7 +26,7 @@ _FORMS: tuple[tuple[str, str], ...] = (
     ("IP-Adapter", r"(ip_adapter|image_proj)\..*"),
     ("AnimateDiff motion module", r".*motion_modules\..*"),
     (CONTROLNET, r"(input_hint_block|controlnet_cond_embedding|zero_convs)\..*"),
-    ("T2I-Adapter", r"(adapter\.)?body\.\d+\.(resnets|block1|in_conv)\..*"),
+    (T2I_ADAPTER, r"(adapter\.)?body\.\d+\.(resnets|block1|in_conv)\..*"),
     ("model of the FLUX family", r"(.*\.)?(double_blocks|single_transformer_blocks)\..*"),
     ("model of Stable Diffusion 3", r"(.*\.)?joint_blocks\..*"),
     (

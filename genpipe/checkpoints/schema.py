@@ -10,7 +10,7 @@ from typing import Any
 
 from genpipe.checks import FLAG, NULL, Kind, Kinds, check, list_of, map_of, number, one_of, text, whole
 from genpipe.messages import quoted
-from genpipe.models import controlnet, tiny_vae, unet_config
+from genpipe.models import controlnet, t2i_adapter, tiny_vae, unet_config
 from genpipe.request import MAX_GUIDANCE, MAX_SIDE, MAX_STEPS
 
 _LEVELS = 8  # of a U-Net or an autoencoder
@@ -68,6 +68,14 @@ CONTROLNET: Kinds = {
     **{key: one_of(*values) for key, values in controlnet.IMPLEMENTED.items()},
     "conditioning_embedding_out_channels": list_of(_CHANNELS, 1, _LEVELS) | NULL,
     "global_pool_conditions": FLAG,
+}
+
+T2I_ADAPTER: Kinds = {
+    "adapter_type": one_of(*t2i_adapter.FORMS),
+    "in_channels": one_of(3, 1),
+    "channels": list_of(_CHANNELS, 1, _LEVELS),
+    "num_res_blocks": whole(1, 16),
+    "downscale_factor": whole(1, 64),
 }
 
 VAE: Kinds = {
@@ -200,5 +208,7 @@ def check_config(name: str, content: Mapping[str, Any]) -> None:
         check(content, kinds, harmless=harmless)
     elif content.get("_class_name") == "ControlNetModel":  # in a folder of any name
         check(content, CONTROLNET, harmless=_UNET_HARMLESS)
+    elif content.get("_class_name") == "T2IAdapter":
+        check(content, T2I_ADAPTER)
     elif content.get("_class_name") == "AutoencoderTiny":
         check(content, TINY_VAE, harmless=_TINY_VAE_HARMLESS)

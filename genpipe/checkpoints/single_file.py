@@ -22,6 +22,7 @@ from genpipe.checkpoints.recognition import (
     CONTROLNET,
     EMBEDDING,
     LORA,
+    T2I_ADAPTER,
     TEXT_ENCODER,
     UNET,
     VAE,
@@ -42,6 +43,7 @@ _HARMLESS = re.compile(
 _HINTS = {
     LORA: "give it with loras= (--lora)",
     CONTROLNET: "give it with control_model= (--control-model), beside a model",
+    T2I_ADAPTER: "give it with control_model= (--control-model), beside a model",
     VAE: "give it with vae= (--vae), beside a model",
     TEXT_ENCODER: "give it with text_encoder= (--text-encoder), beside a model",
     EMBEDDING: "give it with embeddings= (--embeddings), beside a model",

@@ -1,7 +1,7 @@
 """The way down of the U-Net and its bottom, with all that they are told: the half that a ControlNet has too."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genpipe.blocks import Downsample, ResidualBlock, conv3x3
-from genpipe.models.attention import KeysValues, SpatialTransformer, repeat_rows
+from genpipe.models.attention import KeysValues, SpatialTransformer, add_rows, repeat_rows
 from genpipe.models.unet_config import UNetConfig
 
 # What the timestep, and what is embedded with it, adds in each residual block, (1, images or prompts; C_out).
@@ -120,26 +120,48 @@ class ContractingPath(nn.Module):
         self.middle = None if config.middle is None else Middle(config)
         self.skip_channels = tuple(skips)
 
-    def contract(self, first: Tensor, shifts: Shifts, prompts: KeysValues) -> tuple[Tensor, list[Tensor]]:
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """Where the maps of a T2I-Adapter are added, level by level and then to the bottom: the width, and how often halved.
+
+        To a level that reads the prompt a map is added before it is halved, to any other after.
+        """
+        config, last = self.config, len(self.config.channels) - 1
+        levels = [
+            (width, level if config.attention[level] or level == last else level + 1)
+            for level, width in enumerate(config.channels)
+        ]
+        return [*levels, (config.channels[-1], last)]
+
+    def contract(
+        self, first: Tensor, shifts: Shifts, prompts: KeysValues, maps: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
         """Run the way down and the bottom.
 
         Args:
             first: what the first layer gave, (B, C, h, w).
             shifts, prompts: as `shifts` and `keys_values` give them, of k · B prompts.
+            maps: added to the levels, B rows each, as `places` says; there may be fewer.
 
         Returns:
             What the bottom gives, and the skips: `first` and the output of each layer and downsampling. Those that come
             before the network first reads a prompt have B rows, the others k · B.
         """
-        h, skips = first, [first]
+        h, skips, waiting = first, [first], list(maps)
         for level in cast(Iterable[Level], self.down):
+            attends = len(level.transformers) > 0
             for index in range(len(level)):
                 h = level.layer(index, h, shifts, prompts)
+                if attends and waiting and index == len(level) - 1:
+                    h = add_rows(h, waiting.pop(0))
                 skips.append(h)
             if level.resample is not None:
                 h = level.resample(h)
                 skips.append(h)
-        return h if self.middle is None else self.middle(h, shifts, prompts), skips
+            if not attends and waiting:
+                h = skips[-1] = add_rows(h, waiting.pop(0))
+        h = h if self.middle is None else self.middle(h, shifts, prompts)
+        return add_rows(h, waiting.pop(0)) if waiting else h, skips
 
     def shifts(self, embedding: Tensor) -> Shifts:
         """Compute what an embedding (B, E) of the timestep adds in each residual block, (B, C_out)."""

@@ -51,6 +51,7 @@ class Inputs:
         deep: the deep features of an earlier evaluation of the same batch, in place of computing them.
         keeps: whether the deep features will be wanted.
         residuals: what ControlNets add to each skip, and last to what the bottom gives, each of B or `rows` rows.
+        maps: what T2I-Adapters add to each level on the way down, B rows each.
     """
 
     latents: Tensor
@@ -61,6 +62,7 @@ class Inputs:
     deep: Tensor | None = None
     keeps: bool = False
     residuals: tuple[Tensor, ...] | None = None
+    maps: tuple[Tensor, ...] | None = None
 
     @property
     def rows(self) -> int:
@@ -76,7 +78,7 @@ def evaluate(unet: UNet, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
     elif len(inputs.shifts) > len(latents):
         latents = repeat_rows(latents, rows)  # from the first layer on, the prompts of an image share nothing
     shifts = by_block(inputs.shifts, inputs.widths)
-    output, deep = unet.denoise(latents, shifts, inputs.prompts, inputs.deep, inputs.residuals)
+    output, deep = unet.denoise(latents, shifts, inputs.prompts, inputs.deep, inputs.residuals, inputs.maps)
     return output, deep if inputs.keeps else None
 
 
@@ -84,13 +86,19 @@ def evaluate(unet: UNet, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
 Evaluate = Callable[[UNet, Inputs], tuple[Tensor, Tensor | None]]
 
 
-class Control(Protocol):
-    """What control networks add to one evaluation of a U-Net."""
+@dataclass(frozen=True, eq=False)
+class Added:
+    """What control networks add to one evaluation of a U-Net, as `Inputs` has it; None for nothing."""
 
-    def __call__(
-        self, latents: Tensor, timestep: float | Sequence[float], *, last: bool = False
-    ) -> tuple[Tensor, ...] | None:
-        """Give the residuals of `Inputs`, or None where nothing is added; arguments as of a `Denoiser`."""
+    residuals: tuple[Tensor, ...] | None = None
+    maps: tuple[Tensor, ...] | None = None
+
+
+class Control(Protocol):
+    """Control networks that look at the images of a batch."""
+
+    def __call__(self, latents: Tensor, timestep: float | Sequence[float], *, last: bool = False) -> Added:
+        """Give what they add to an evaluation of the U-Net; arguments as of a `Denoiser`."""
         ...
 
 
@@ -107,8 +115,8 @@ class UNetDenoiser:
         refresh: compute the deep features at one of so many of the timesteps, and keep them for those that follow
             ("DeepCache: Accelerating Diffusion Models for Free", 2023).
         evaluate: evaluates the network.
-        control: gives the residuals of ControlNets for latents and a timestep, as `genpipe.models.control.Controls` does;
-            while deep features are kept, so are the residuals.
+        control: gives what control networks add, as `genpipe.models.control.Controls` does; while deep features are kept,
+            so is that.
     """
 
     def __init__(
@@ -130,7 +138,7 @@ class UNetDenoiser:
         self._last: tuple[KeysValues, Tensor | None] | None = None
         self._refresh = refresh
         self._kept: Tensor | None = None
-        self._residuals: tuple[Tensor, ...] | None = None
+        self._added = Added()
 
     def __call__(self, latents: Tensor, timestep: float | Sequence[float], *, last: bool = False) -> Tensor:
         """As `Denoiser` says."""
@@ -145,7 +153,8 @@ class UNetDenoiser:
         elif kept is not None and len(kept) != rows:
             kept = None  # they are those of the last prompts alone
         if self._control is not None and kept is None:
-            self._residuals = self._control(latents, timestep, last=last)
+            self._added = self._control(latents, timestep, last=last)
+        residuals = self._added.residuals
         inputs = Inputs(
             latents,
             self._shifts.at(timestep, rows),
@@ -154,7 +163,8 @@ class UNetDenoiser:
             extra,
             deep=kept,
             keeps=self._refresh > 1,
-            residuals=self._residuals if self._residuals is None else tuple(r[-rows:] for r in self._residuals),
+            residuals=None if residuals is None else tuple(each[-rows:] for each in residuals),
+            maps=self._added.maps,
         )
         output, self._kept = self._evaluate(self._unet, inputs)
         return output

@@ -68,6 +68,7 @@ class UNet(ContractingPath):
         prompts: KeysValues,
         deep: Tensor | None = None,
         residuals: Sequence[Tensor] | None = None,
+        maps: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Evaluate the network, given what does not depend on the latents; see `genpipe.models.denoiser`.
 
@@ -78,6 +79,7 @@ class UNet(ContractingPath):
                 prompts come first. What comes before the network first reads a prompt is computed once per image.
             deep: the deep features of an earlier evaluation of the same batch, in place of computing them.
             residuals: what a ControlNet adds to each skip, and last to what the bottom gives: each of B or k · B rows.
+            maps: what a T2I-Adapter adds to each level on the way down, of B rows each.
 
         Returns:
             The output (k · B, C_out, H, W), and the deep features: the input of the last layer, before the first skip is
@@ -85,7 +87,7 @@ class UNet(ContractingPath):
         """
         first = self.conv_in(latents.to(self._dtype))
         if deep is None:
-            deep = self._deep(first, shifts, prompts, residuals)
+            deep = self._deep(first, shifts, prompts, residuals, maps)
         if residuals is not None:
             first = add_rows(first, residuals[0])
         level = cast(Level, self.up[-1])
@@ -94,9 +96,16 @@ class UNet(ContractingPath):
         h = h.to(self.norm_out.weight.dtype)  # the last layers may run in a wider dtype than the rest
         return self.conv_out(silu(self.norm_out(h))), deep
 
-    def _deep(self, first: Tensor, shifts: Shifts, prompts: KeysValues, residuals: Sequence[Tensor] | None) -> Tensor:
+    def _deep(
+        self,
+        first: Tensor,
+        shifts: Shifts,
+        prompts: KeysValues,
+        residuals: Sequence[Tensor] | None,
+        maps: Sequence[Tensor] | None,
+    ) -> Tensor:
         """Run all but the first and the last layer: down, the bottom, and up to where the first skip is joined."""
-        h, skips = self.contract(first, shifts, prompts)
+        h, skips = self.contract(first, shifts, prompts, maps or ())
         if residuals is not None:
             *of_skips, of_bottom = residuals
             h, skips = add_rows(h, of_bottom), [add_rows(*pair) for pair in zip(skips, of_skips, strict=True)]

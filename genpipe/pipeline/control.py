@@ -9,19 +9,27 @@ from PIL import Image
 
 from genpipe.inputs import Control
 from genpipe.models.conditioning import Conditioning
-from genpipe.models.control import Controlled, Controls, Shown
+from genpipe.models.control import Controlled, ControlNetwork, Controls, Shown
 from genpipe.models.denoiser import Denoiser, MakeDenoiser, UNetDenoiser
+from genpipe.models.t2i_adapter import T2IAdapter
 from genpipe.pipeline.preprocessors import preprocess
-from genpipe.request import Request
+from genpipe.request import Request, check_size
 from genpipe.sampling.schedule import Schedule
 
 
 def shown(
-    requests: Sequence[Request], schedule: Schedule, *, before: int, total: int, device: torch.device
+    networks: Sequence[ControlNetwork],
+    requests: Sequence[Request],
+    schedule: Schedule,
+    *,
+    before: int,
+    total: int,
+    device: torch.device,
 ) -> list[Shown]:
     """Give what each control network is shown in a batch.
 
     Args:
+        networks: the model's, one for each control image.
         requests: that agree in how many control images they have, and in when those act.
         schedule: of the steps that are taken.
         before: steps that were taken before this schedule.
@@ -29,13 +37,17 @@ def shown(
         device: of the images.
 
     Raises:
-        ValueError: an image cannot be used.
+        ValueError: an image cannot be used, or a network takes no images of that size.
         OSError: a file cannot be read.
     """
     found = []
-    for controls in zip(*(request.control for request in requests), strict=True):
+    for network, controls in zip(networks, zip(*(request.control for request in requests), strict=True), strict=True):
         images = [control_image(each, request) for each, request in zip(controls, requests, strict=True)]
-        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
+        if isinstance(network, T2IAdapter):
+            check_size(requests[0].height, requests[0].width, network.config.factor)
+            images = [image.convert("L") if network.config.image_channels == 1 else image for image in images]
+        levels = np.stack([np.atleast_3d(np.asarray(image)) for image in images])
+        pixels = torch.from_numpy(levels).permute(0, 3, 1, 2)
         scales = [each.scale for each in controls]
         times = frozenset(_acting(schedule, controls[0], before, total))
         found.append(Shown(pixels.to(device).float() / 255, scales, times))

@@ -143,7 +143,7 @@ class Loaded:
         if controls and first.control:
             # A second pass is shown them from its own beginning to its own end.
             over = (before, total) if before < total else (0, len(schedule.steps) - 1)
-            images = shown(requests, schedule, before=over[0], total=over[1], device=self.device)
+            images = shown(controls, requests, schedule, before=over[0], total=over[1], device=self.device)
             run = partial(denoise, Controlled(unet, controls), controlled_by(images, make, guess=first.guess))
         return run(
             guidance,

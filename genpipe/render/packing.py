@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from genpipe.fields import settings_of
+from genpipe.fields import defaults_of, settings_of
 from genpipe.inputs import ImageInput
 from genpipe.render.journal import PENDING, Entry, Journal
 from genpipe.request import SHARED, Request
@@ -90,8 +90,9 @@ class Packer:
 
 def shape_of(settings: dict[str, Any], distilled: bool = False) -> str:
     """Write what the images of one batch must share as a text that sorts by size first."""
+    settings = {**defaults_of(Request), **settings}  # a folder of an older version lacks what came since
     shared = {name: settings[name] for name in SHARED} | {"guided": distilled or settings["guidance_scale"] > 1}
     shared |= {name: True for name in IMAGES if settings[name] is not None}
-    shared["control"] = [(one["start"], one["end"]) for one in settings.get("control", ())] or None
+    shared["control"] = [(one["start"], one["end"]) for one in settings["control"]] or None
     size = f"{shared.pop('height'):05}x{shared.pop('width'):05}"
     return " ".join([size, *(f"{key}={value}" for key, value in sorted(shared.items()) if value is not None)])

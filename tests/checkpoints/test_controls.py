@@ -12,10 +12,11 @@ from diffusers.models.controlnets.controlnet import ControlNetModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from genpipe.checkpoints import Checkpoint, CheckpointError, load_checkpoint
+from genpipe.checkpoints import CheckpointError, load_checkpoint
 from genpipe.checkpoints.layout import CONTROLNET
 from genpipe.checkpoints.ldm_layout import controlnet
 from genpipe.models.controlnet import ControlNet, ControlNetConfig
+from tests.checkpoints.loopback_hub import ID, Hub, point_at
 from tests.checkpoints.tiny_families import NAMES, tiny
 
 # Not all of the middle's depth is that of the coarsest level in files: it is here, as in all that are published.
@@ -62,9 +63,10 @@ def same(one: ControlNet, other: ControlNet) -> bool:
 def read(singles: Callable[[str], Path]) -> Callable[..., ControlNet]:
     """`read(family, path)`: the ControlNet at a path, loaded beside the family's model."""
 
-    def load(family: str, path: Path, **options: Any) -> ControlNet:
-        checkpoint: Checkpoint = load_checkpoint(singles(family), controls=[path], **options)
-        return checkpoint.controls[0]
+    def load(family: str, path: str | Path, **options: Any) -> ControlNet:
+        (network,) = load_checkpoint(singles(family), controls=[path], **options).controls
+        assert isinstance(network, ControlNet)
+        return network
 
     return load
 
@@ -119,6 +121,27 @@ def test_pickles_are_read_only_where_that_is_allowed(tmp_path: Path, read: Calla
     assert same(read("sd1", tmp_path / "canny.pth", allow_pickle=True), ours)
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_repository_of_the_hub_is_read(
+    tmp_path: Path, read: Callable[..., ControlNet], monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    ours, root = made_for("sd1"), tmp_path / "repository"
+    if alone:
+        root.mkdir()
+        save_file(named(ours, ""), root / "canny.safetensors")
+    else:
+        config: Any = ours.config
+        theirs: Any = ControlNetModel(**their_config(config))
+        theirs.load_state_dict(named(ours, None), strict=True)
+        theirs.save_pretrained(root)
+    hub = Hub(root)
+    try:
+        point_at(hub.address, tmp_path / "cache", monkeypatch)
+        assert same(read("sd1", ID), ours)
+    finally:
+        hub.close()
+
+
 def without(key: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
     return lambda state: {name: tensor for name, tensor in state.items() if name != key}
 
@@ -132,8 +155,16 @@ def without(key: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
         ("sd1", without("control_model.input_blocks.0.0.weight"), "lacks the tensor"),
         ("sd1", lambda state: {**state, "control_model.difference": torch.zeros(1)}, "of a form that .*difference"),
         ("sd1", lambda state: {**state, "control_model.task_embedding": torch.zeros(1)}, "of a form that .*task_emb"),
-        ("sd1", lambda state: {"lora_controlnet": torch.zeros(1)}, "is a Control-LoRA, not a ControlNet"),
-        ("sd1", lambda state: {"emb_params": torch.zeros(1, 4)}, "is a textual inversion, not a ControlNet"),
+        (
+            "sd1",
+            lambda state: {"lora_controlnet": torch.zeros(1)},
+            "is a Control-LoRA, not a ControlNet and not a T2I-Adapter",
+        ),
+        (
+            "sd1",
+            lambda state: {"emb_params": torch.zeros(1, 4)},
+            "is a textual inversion, not a ControlNet and not a T2I-Adapter",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(
@@ -164,7 +195,9 @@ def test_other_sizes_are_refused(
 
 
 def test_what_is_not_there_or_something_else_is_said(tmp_path: Path, read: Callable[..., ControlNet]) -> None:
-    with pytest.raises(CheckpointError, match="nowhere does not exist: give a file or a folder"):
+    with pytest.raises(CheckpointError, match=r"nowhere\.safetensors does not exist: give a file or a folder"):
+        read("sd1", tmp_path / "nowhere.safetensors")
+    with pytest.raises(CheckpointError, match="nowhere' does not exist"):
         read("sd1", tmp_path / "nowhere")
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
     with pytest.raises(CheckpointError, match="it is that of a UNet2DConditionModel"):

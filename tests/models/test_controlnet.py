@@ -121,12 +121,12 @@ def test_each_image_is_shown_its_own_at_its_own_scale_and_step(
     conditioning, images = unet_conditioning(unet, 4), torch.rand(2, 3, 32, 32)
     latents, scales, times = torch.randn(2, 4, 8, 8), [0.5, 1.25], [981.0, 0.0]
     shown = Shown(images, scales, TIMES)
-    together = Controls([network], [shown], TIMES, conditioning, guess=guess)(latents, times)
+    together = Controls([network], [shown], TIMES, conditioning, guess=guess)(latents, times).residuals
     assert together is not None
     for k in range(2):
         own = conditioning.rows([k, 2 + k])
         only = Shown(images[k : k + 1], scales[k : k + 1], TIMES)
-        alone = Controls([network], [only], TIMES, own, guess=guess)(latents[k : k + 1], times[k])
+        alone = Controls([network], [only], TIMES, own, guess=guess)(latents[k : k + 1], times[k]).residuals
         assert alone is not None
         rows = [[k, 2 + k] if len(each) == 4 else [k] for each in together]
         assert close([each[index] for each, index in zip(together, rows, strict=True)], alone)
@@ -149,12 +149,12 @@ def test_guess_mode_is_that_of_diffusers(name: str, guided: bool, copy_weights: 
         encoder_hidden_states=conditioning.context[-2:],
     )
     control = Controls([ours], [Shown(image, [0.8] * 2, TIMES)], TIMES, conditioning, guess=True)
-    found = control(latents, TIMES[1])
+    found = control(latents, TIMES[1]).residuals
     assert found is not None
     if guided:
         assert all(len(each) == 4 and not each[:2].any() for each in found)
     assert close([each[-2:] for each in found], [*down, middle])
-    last = control(latents, TIMES[1], last=True)
+    last = control(latents, TIMES[1], last=True).residuals
     assert last is not None and close(last, [*down, middle])
 
 

@@ -208,7 +208,8 @@ def test_a_network_is_evaluated_only_where_it_acts(folders: Folders, start: floa
     folder, paths = folders("sd1")
     fresh = Pipeline.from_pretrained(folder, device="cpu", dtype="fp32", control_model=paths[:1])
     seen: list[int] = []
-    fresh.checkpoint.controls[0].conv_in.register_forward_hook(lambda *_: seen.append(1))
+    network: Any = fresh.checkpoint.controls[0]
+    network.conv_in.register_forward_hook(lambda *_: seen.append(1))
     draw(fresh, control={"image": picture(1), "start": start, "end": end}, steps=4)
     assert len(seen) == times
 

@@ -109,3 +109,11 @@ def test_sizes_sort_as_numbers():
     settings = complete({}, MODEL).to_dict()
     small, large = shape_of({**settings, "height": 512}), shape_of({**settings, "height": 1024})
     assert small < large
+
+
+def test_what_a_folder_of_an_older_version_does_not_say_is_the_default(journal):
+    fill(journal, [{"prompt": "a"}])
+    (entry,) = journal.entries()
+    settings = journal.settings(entry.settings)
+    older = {name: value for name, value in settings.items() if name not in ("control", "guess", "speed", "image")}
+    assert shape_of(older) == shape_of(settings)

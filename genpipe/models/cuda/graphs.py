@@ -105,7 +105,7 @@ class CudaCapture:
 class Graphs:
     """`evaluate` of one U-Net by recordings, one per shape of its inputs, which outlive the batch.
 
-    A recording reads tensors of its own: latents, shifts and residuals are copied there at each call, prompts and extra
+    A recording reads tensors of its own: latents, shifts, residuals and maps are copied there at each call, prompts and extra
     channels at the first of a batch. Where none can be made, the network is evaluated plainly, with one warning.
 
     Args:
@@ -213,6 +213,7 @@ def _changing(inputs: Inputs) -> Iterator[Tensor]:
     if inputs.deep is not None:
         yield inputs.deep
     yield from inputs.residuals or ()
+    yield from inputs.maps or ()
 
 
 def _constant(inputs: Inputs) -> Iterator[Tensor]:
@@ -225,7 +226,15 @@ def _constant(inputs: Inputs) -> Iterator[Tensor]:
 
 def _shape(inputs: Inputs) -> Hashable:
     """What inputs must agree in to be read by the same recording."""
-    tensors = (inputs.latents, inputs.shifts, inputs.deep, inputs.extra, *(inputs.residuals or ()))
+    tensors = (
+        inputs.latents,
+        inputs.shifts,
+        inputs.deep,
+        inputs.extra,
+        *(inputs.residuals or ()),
+        None,
+        *(inputs.maps or ()),
+    )
     # The keys of all attentions have the same rows and tokens.
     keys, _ = next(iter(inputs.prompts.values()))
     described = tuple(None if tensor is None else (tuple(tensor.shape), tensor.dtype) for tensor in tensors)
@@ -249,4 +258,5 @@ def _copied(inputs: Inputs) -> Inputs:
         extra=like(inputs.extra),
         deep=like(inputs.deep),
         residuals=None if inputs.residuals is None else tuple(map(torch.empty_like, inputs.residuals)),
+        maps=None if inputs.maps is None else tuple(map(torch.empty_like, inputs.maps)),
     )
