@@ -29,16 +29,17 @@ def encode_png(levels: Levels, texts: Mapping[str, str] | None = None) -> bytes:
     """
     height, width, _ = levels.shape
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB, not interlaced
-    chunks = [_chunk(b"IHDR", header)]
+    parts = [_SIGNATURE, *_chunk(b"IHDR", header)]
     for key, text in (texts or {}).items():
         # Neither compressed, nor in a named language, nor with a translated key.
-        chunks.append(_chunk(b"iTXt", key.encode("latin-1") + b"\0" * 5 + text.encode("utf-8", "replace")))
-    chunks += [_chunk(b"IDAT", _deflate(_filtered(levels).data.cast("B"))), _chunk(b"IEND", b"")]
-    return _SIGNATURE + b"".join(chunks)
+        parts += _chunk(b"iTXt", key.encode("latin-1") + b"\0" * 5 + text.encode("utf-8", "replace"))
+    parts += _chunk(b"IDAT", _deflate(_filtered(levels).data.cast("B")))
+    parts += _chunk(b"IEND", b"")
+    return b"".join(parts)
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", _crc32(data, _crc32(kind)))
+def _chunk(kind: bytes, data: bytes) -> tuple[bytes, ...]:
+    return struct.pack(">I", len(data)), kind, data, struct.pack(">I", _crc32(data, _crc32(kind)))
 
 
 def _filtered(levels: Levels) -> Levels:

@@ -67,7 +67,7 @@ def render_command(parser: argparse.ArgumentParser) -> None:
     add_fields(group, ModelSpec, _MODEL)
     option(group, "--batch", type=_batch, metavar="N", help="images that are drawn together (default: auto)")
     option(group, "--devices", default="auto", metavar="LIST",
-           help="auto, cpu, cpu:4 (processes), cuda or cuda:0,cuda:1 (default: auto)")  # fmt: skip
+           help="auto, cpu, cpu:4 (processes), cuda, cuda:0,cuda:1 or names of nvidia-smi -L (default: auto)")  # fmt: skip
     option(group, "--engine", default="local", choices=("local", "ray"), metavar="NAME",
            help="local or ray (default: local)")  # fmt: skip
     option(group, "--address", metavar="ADDR", help="of the Ray cluster (default: one on this machine)")

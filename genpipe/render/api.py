@@ -29,7 +29,7 @@ def render(
             of a row (prompt, negative_prompt, seed, n, steps, guidance_scale, sampler, width, height, file_name and any
             others, which are carried through), or of `Request`s.
         out: the folder; None keeps the images in memory.
-        devices: "auto", "cpu", "cpu:4" (that many processes), "cuda", or "cuda:0,cuda:1".
+        devices: "auto", "cpu", "cpu:4" (that many processes), "cuda", "cuda:0,cuda:1", or names that `nvidia-smi -L` shows.
         engine: "local", "ray", or an object of that interface.
         address: of the Ray cluster; None starts one on this machine.
         storage: fsspec URL that the images go to instead of `out`.

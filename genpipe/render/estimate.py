@@ -10,7 +10,7 @@ from genpipe.render.options import Options
 from genpipe.render.packing import Batch, Packer
 from genpipe.render.run import BATCH, Run, request_of
 from genpipe.workers.engines import Engine
-from genpipe.workers.messages import Task
+from genpipe.workers.messages import Task, Work
 
 # Solver steps of the images that are drawn to measure the speed.
 STEPS = 2
@@ -28,7 +28,7 @@ def estimate(source: str | Path | Iterable[Any], options: Options, engine: Engin
     with tempfile.TemporaryDirectory(prefix="genpipe-") as folder:
         run = Run(source, folder, options, engine=engine)
         with run.planned() as (journal, model):
-            packer = Packer(journal, lambda _: options.batch or BATCH, distilled=model.distilled)
+            packer = Packer(journal, lambda shape, left: options.batch or BATCH, distilled=model.distilled)
             images = batches = shapes = 0
             work, area, last = 0.0, 0, None
             samples: list[Batch] = []
@@ -72,7 +72,7 @@ def _sample(journal: Journal, batches: list[Batch], engine: Engine, suffix: str)
         ]
         result = None
         for key in (1, 2):  # the first is slow by itself
-            engine.submit(key, tasks, "", 0)
+            engine.submit(Work(key, tasks))
             while (event := engine.event(1.0)) is None:
                 pass
             result = event.result

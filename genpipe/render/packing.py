@@ -36,13 +36,13 @@ class Packer:
     It looks at some thousands at a time; images that do not fill a batch wait for the next ones of their shape.
 
     Args:
-        size: gives how many images of a shape fill a batch; asked for each batch anew.
+        size: gives how many images fill a batch, of the shape and how many of it are left; asked for each batch anew.
         distilled: whether the network takes the scale of guidance as an input, so that a batch may mix all of them.
         window: how many images it looks at together.
     """
 
     def __init__(
-        self, journal: Journal, size: Callable[[str], int], *, distilled: bool = False, window: int = 4096
+        self, journal: Journal, size: Callable[[str, int], int], *, distilled: bool = False, window: int = 4096
     ) -> None:
         self.journal, self.size, self.distilled, self.window = journal, size, distilled, window
         self._returned: list[Batch] = []
@@ -74,7 +74,7 @@ class Packer:
             entries.sort(key=lambda entry: (entry.prompt, entry.settings))
             start = 0
             while start < len(entries):
-                size = self.size(shape)
+                size = self.size(shape, len(entries) - start)
                 if keep and len(entries) - start < size:
                     waiting[shape] = entries[start:]
                     break
@@ -96,3 +96,9 @@ def shape_of(settings: dict[str, Any], distilled: bool = False) -> str:
     shared["control"] = [(one["start"], one["end"]) for one in settings["control"]] or None
     size = f"{shared.pop('height'):05}x{shared.pop('width'):05}"
     return " ".join([size, *(f"{key}={value}" for key, value in sorted(shared.items()) if value is not None)])
+
+
+def pixels_of(shape: str) -> int:
+    """Read how many pixels an image of a shape has, which `shape_of` wrote."""
+    height, width = map(int, shape.split(" ")[0].split("x"))
+    return height * width

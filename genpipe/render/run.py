@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import sqlite3
 import tempfile
 import time
@@ -19,17 +20,19 @@ from genpipe.render.folder import OutputFolder, image_path
 from genpipe.render.identity import canonical_json
 from genpipe.render.journal import DONE, FAILED, Entry, Journal
 from genpipe.render.options import Options
-from genpipe.render.packing import Batch, Packer
+from genpipe.render.packing import Batch, Packer, pixels_of
 from genpipe.render.planning import Planner
 from genpipe.render.recorded import inputs_are_as_recorded
 from genpipe.render.rendered import Rendered
 from genpipe.render.results import Report
 from genpipe.render.rows import Row, read_rows
 from genpipe.workers.engines import Engine, Event, LocalEngine
-from genpipe.workers.messages import Job, Model, Result, Task
+from genpipe.workers.messages import Job, Model, Result, Task, Work
 
-# Images per batch where nothing was measured, and batches of that size from which on it pays to measure.
+# Images per batch where nothing was measured and a worker does not say; batches from which on it pays to measure.
 BATCH, MANY = 8, 8
+# Batches that each worker gets at least of a shape that has enough images.
+EACH = 2
 # Deaths of workers over one batch: at the second it is taken apart, at the fourth its images are given up.
 APART, GIVEN_UP = 2, 4
 
@@ -67,6 +70,7 @@ class Run:
         self.folder = OutputFolder(Path(self._kept.name if out is None else out), storage)  # pyright: ignore
         self._flying: dict[int, Batch] = {}
         self._sizes: dict[str, int] = {}
+        self._most: dict[str, int] = {}
         self._measured: set[str] = set()
 
     @property
@@ -225,7 +229,7 @@ class Run:
     # Drawing
 
     def _draw(self, journal: Journal, model: Model) -> Iterator[Rendered]:
-        packer = Packer(journal, self._size, distilled=model.distilled)
+        packer = Packer(journal, partial(self._size, model), distilled=model.distilled)
         key, drained, batch = 0, False, packer.next()
         if batch is not None:
             journal.set("results_are_written", False)
@@ -244,16 +248,19 @@ class Run:
             if batch is None and not self.stopped:
                 batch = packer.next()
 
-    def _size(self, shape: str) -> int:
+    def _size(self, model: Model, shape: str, left: int) -> int:
         if self.options.batch is not None:
             return self.options.batch
-        size = self._sizes.get(shape, BATCH)
-        return max(1, size // self.options.best_of)
+        # Asked for anew, it would shrink towards the end, and each size costs a GPU some time when it is new.
+        most = self._most.setdefault(shape, max(1, math.ceil(left / (EACH * self.engine.workers))))
+        size = BATCH if model.pixels is None else max(1, model.pixels // pixels_of(shape))
+        return min(most, max(1, self._sizes.get(shape, size) // self.options.best_of))
 
     def _submit(self, journal: Journal, key: int, batch: Batch) -> None:
         # Each worker draws its share of them.
         waiting = batch.waiting // self.engine.workers
-        if self.options.batch is not None or batch.shape in self._measured or waiting <= MANY * BATCH:
+        known = self.options.batch is not None or batch.shape in self._measured
+        if known or batch.deaths or waiting < MANY * len(batch.entries):
             waiting = 0
         else:
             self._measured.add(batch.shape)
@@ -266,14 +273,14 @@ class Run:
             )
             for entry in batch.entries
         ]
-        self.engine.submit(key, tasks, batch.shape, waiting)
+        self.engine.submit(Work(key, tasks, batch.shape, waiting, alone=batch.deaths > 0))
 
     def _settle(self, journal: Journal, packer: Packer, event: Event) -> Iterator[Rendered]:
         self.folder.check_there()
         batch = self._flying.pop(event.key)
         result = event.result
+        self.report.lost_workers = self.engine.lost
         if event.lost is not None:
-            self.report.lost_workers += 1
             batch.deaths += 1
             result = self._after_death(packer, batch, event.lost)
         elif result is None:

@@ -59,6 +59,7 @@ def best_size(
     limit: int,
     waiting: float,
     first: int = 1,
+    hoped: float = 1.0,
     memory: Callable[[], Memory] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> BatchSize:
@@ -75,16 +76,18 @@ def best_size(
         limit: the largest size.
         waiting: how many images, each drawn as `run` draws it, the finding is for.
         first: the size to begin with; smaller ones are tried where it does not fit, or larger ones are no faster.
+        hoped: the share by which the second size may be faster than the first; no other gains more than the one before it.
         memory: tells the memory, to stop before it runs out; None relies on MemoryError.
         clock: gives seconds.
 
     Raises:
         MemoryError: not even one image fits.
     """
-    search = _Search(run, limit, waiting, min(first, limit), memory, clock)
+    search = _Search(run, limit, waiting, min(first, limit), hoped, memory, clock)
     while True:
         why = search.grow()
-        search.shrink()
+        if why == _NO_FASTER:
+            search.shrink()
         search.compare()
         if why != _NO_FASTER or not search.is_growing:  # noise may have hidden that it is
             break
@@ -103,6 +106,7 @@ class _Search:
     limit: int
     waiting: float
     first: int
+    hoped: float
     memory: Callable[[], Memory] | None
     clock: Callable[[], float]
     seconds: dict[int, float] = field(default_factory=dict)  # of a run, by size: the best timing
@@ -162,8 +166,12 @@ class _Search:
         self.first = max(1, self.first // 2)
 
     def shrink(self) -> None:
-        """Time smaller sizes for as long as they are about as fast as the fastest."""
-        while (size := min(self.seconds)) > 1 and self.rates[size] > (1 - GAIN) * max(self.rates.values()):
+        """Time smaller sizes for as long as they are about as fast as the fastest, and it does not take long."""
+        while (size := min(self.seconds)) > 1:
+            best = max(self.rates.values())
+            cost = self.unseen + 2 * max(SHORTEST, self.seconds[size] / 2)
+            if self.rates[size] < (1 - GAIN) * best or cost > SHARE * self.waiting / best:
+                break
             self._try(size // 2)
 
     def compare(self) -> None:
@@ -202,10 +210,10 @@ class _Search:
 
     def _pays(self, size: int) -> bool:
         """Whether trying a size takes less time than it may save; it gains no more than the last one did."""
-        if len(self.seconds) < 2:
+        if not self.seconds:
             return True
-        before, last = sorted(self.seconds)[-2:]
-        gain = max(self.rates[last] / self.rates[before] - 1, GAIN)
+        *others, last = sorted(self.seconds)
+        gain = max(self.rates[last] / self.rates[others[-1]] - 1, GAIN) if others else self.hoped
         saving = self.waiting / max(self.rates.values()) * gain / (1 + gain)
         cost = self.unseen + 2 * max(SHORTEST, self.seconds[last] * size / last)
         return cost < saving

@@ -4,7 +4,7 @@ from genpipe.pipeline import Pipeline
 from genpipe.workers.messages import Model
 
 
-def describe(pipeline: Pipeline, *, fingerprint: str = "", depth: int = 1) -> Model:
+def describe(pipeline: Pipeline, *, fingerprint: str = "", depth: int = 1, pixels: int | None = None) -> Model:
     """Say of a model what those must know who plan its images without loading it; for the arguments see `Model`."""
     return Model(
         name=pipeline.name,
@@ -15,6 +15,7 @@ def describe(pipeline: Pipeline, *, fingerprint: str = "", depth: int = 1) -> Mo
         layers=min(len(each.layers) for each in pipeline.text_encoders),
         distilled=pipeline.distilled,
         depth=depth,
+        pixels=pixels,
         controls=len(pipeline.checkpoint.controls),
         sizes=pipeline.checkpoint.family.added_numbers,
         refines=pipeline.refiner is not None,

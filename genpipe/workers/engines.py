@@ -6,22 +6,29 @@ import queue
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from genpipe.embedded import EMBEDDED
 from genpipe.processors import processors
-from genpipe.workers.messages import Job, Model, Result, Task
+from genpipe.workers.devices import cpu_workers, environment_for, parse_devices, visible_slices
+from genpipe.workers.messages import Job, Model, Result, Work
 
-# Workers that die one after the other before any of them is ready.
+# Workers of a device that die one after the other, before they are ready or with a batch: then it is left out.
 DEATHS = 3
 
 
 @dataclass(frozen=True)
 class Event:
-    """What became of a batch: its result, or None where it was not drawn; `lost` names the accident where there was one."""
+    """What became of a batch.
+
+    Attributes:
+        result: None where it was not drawn.
+        lost: the accident where there was one, which this batch or another that was begun has caused.
+    """
 
     key: int
     result: Result | None = None
@@ -29,9 +36,15 @@ class Event:
 
 
 class Engine(Protocol):
-    """Draws batches somewhere. Batches are known by keys that the caller chooses."""
+    """Draws batches somewhere. Batches are known by keys that the caller chooses.
+
+    Attributes:
+        workers: how many there are.
+        lost: how many have died.
+    """
 
     workers: int
+    lost: int
 
     def open(self, job: Job) -> Model:
         """Load the model; raises ValueError or OSError where that cannot be."""
@@ -41,8 +54,8 @@ class Engine(Protocol):
         """Whether a worker would take one more batch."""
         ...
 
-    def submit(self, key: int, tasks: Sequence[Task], shape: str, waiting: int) -> None:
-        """Have a worker draw a batch; `waiting` is as in `workers.turns.Batch`."""
+    def submit(self, work: Work) -> None:
+        """Have a worker draw a batch."""
         ...
 
     def event(self, timeout: float) -> Event | None:
@@ -64,31 +77,34 @@ class _Worker:
     process: subprocess.Popen[bytes]
     ready: bool = False
     keys: set[int] = field(default_factory=set)
-    begun: int | None = None  # the last batch that its networks took up
+    begun: set[int] = field(default_factory=set)  # those of them that it has taken up
+    why: str | None = None  # it could not load the model
+    deaths: int = 0  # of the workers of its device, since one of them finished a batch
 
 
 class LocalEngine:
     """Processes of this machine: one a GPU, or several on the CPU.
 
     Args:
-        devices: "auto", "cpu", "cpu:4" (that many processes), "cuda", or "cuda:0,cuda:2".
+        devices: "auto", "cpu", "cpu:4" (that many processes), "cuda", "cuda:0,cuda:2", or names that `nvidia-smi -L` shows.
         command: of a worker's process.
     """
 
     def __init__(self, devices: str = "auto", command: Sequence[str] | None = None) -> None:
-        self.workers = 0
+        self.workers = self.lost = 0
         self._devices = parse_devices(devices)
         self._command = [sys.executable, "-m", "genpipe.workers.process"] if command is None else list(command)
         self._workers: list[_Worker] = []
         self._messages: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]] = queue.SimpleQueue()
         self._events: list[Event] = []
         self._job = Job("")
-        self._deaths = 0
-        self._threads = 1
-        self._depth = 1
+        self._threads = self._depth = 1
+        self._unready = 0  # workers that died one after the other before they were ready
 
     def open(self, job: Job) -> Model:
         self._job = job
+        if not self._devices or self._devices == ["cuda"]:
+            self._devices = visible_slices(os.environ) or self._devices
         on_cpu = self._devices if self._devices and self._devices[0] == "cpu" else ["cpu"] * cpu_workers(job.spec.model)
         self._threads = max(1, processors() // len(on_cpu))
         self._start(self._devices[0] if self._devices else None)
@@ -117,10 +133,10 @@ class LocalEngine:
     def room(self) -> bool:
         return any(worker.ready and len(worker.keys) < self._depth for worker in self._workers)
 
-    def submit(self, key: int, tasks: Sequence[Task], shape: str, waiting: int) -> None:
+    def submit(self, work: Work) -> None:
         worker = min((worker for worker in self._workers if worker.ready), key=lambda worker: len(worker.keys))
-        worker.keys.add(key)
-        self._send(worker, draw=key, tasks=[asdict(task) for task in tasks], shape=shape, waiting=waiting)
+        worker.keys.add(work.key)
+        self._send(worker, draw=asdict(work))
 
     def event(self, timeout: float) -> Event | None:
         while not self._events:
@@ -144,17 +160,18 @@ class LocalEngine:
             worker.process.wait()
         self._workers.clear()
 
-    def _start(self, device: str | None) -> None:
-        environment = {**os.environ}
+    def _start(self, device: str | None, deaths: int = 0) -> None:
+        own, name = environment_for(device)
+        environment = {**os.environ, **own}
         environment.setdefault("OMP_NUM_THREADS", str(self._threads))
         # The code that runs here, wherever the process was started from.
         root = str(Path(__file__).parents[2])
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-        worker = _Worker(device, process)
+        worker = _Worker(device, process, deaths=deaths)
         self._workers.append(worker)
         threading.Thread(target=self._listen, args=(worker,), daemon=True).start()
-        self._send(worker, job=asdict(self._job), device=device)
+        self._send(worker, job=asdict(self._job), device=name)
 
     def _send(self, worker: _Worker, **message: Any) -> None:
         assert worker.process.stdin is not None
@@ -177,68 +194,52 @@ class LocalEngine:
         if message is None:
             self._bury(worker)
         elif "opened" in message:
-            worker.ready, self._deaths = True, 0
+            worker.ready = True
         elif "refused" in message:
-            raise ValueError(message["refused"]) if message["usage"] else RuntimeError(message["refused"])
+            self._refused(worker, message["refused"], message["usage"])
         elif "stop" in message:
             raise OSError(message["stop"])
         elif "begun" in message:
-            worker.begun = message["begun"]
+            worker.begun.add(message["begun"])
         elif "done" in message:
+            worker.deaths = 0
             worker.keys.discard(message["done"])
+            worker.begun.discard(message["done"])
             self._events.append(Event(message["done"], Result(**message["result"])))
         else:
             worker.keys.discard(message["returned"])
+            worker.begun.discard(message["returned"])
             self._events.append(Event(message["returned"]))
+
+    def _refused(self, worker: _Worker, why: str, usage: bool) -> None:
+        """A worker cannot load the model: nobody can, or its device has failed and others have not."""
+        if worker.device is not None and environment_for(worker.device)[0]:
+            why = f"{worker.device}: {why}"
+        if usage and not worker.deaths:
+            raise ValueError(why)
+        if not any(one.ready for one in self._workers):
+            raise RuntimeError(why)
+        worker.why = why
 
     def _bury(self, worker: _Worker) -> None:
         if worker not in self._workers:
             return
         code = worker.process.wait()
+        for pipe in filter(None, (worker.process.stdin, worker.process.stdout)):
+            with suppress(OSError):
+                pipe.close()
         how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
         self._workers.remove(worker)
+        self.lost += 1
+        # Which of those that were begun it was, only one that is alone tells.
         lost = f"its worker died ({how})"
-        self._events += [Event(key, lost=lost if key == worker.begun else None) for key in sorted(worker.keys)]
-        if not worker.ready:
-            self._deaths += 1
-            if self._deaths >= DEATHS:
-                raise RuntimeError(f"workers die while they load the model ({how}): is there memory enough for it?")
-        self._start(worker.device)
-
-
-def parse_devices(text: str) -> list[str]:
-    """The workers' devices; [] for "auto", ["cuda"] for every card.
-
-    Raises:
-        ValueError: the text names none.
-    """
-    if text == "auto":
-        return []
-    devices: list[str] = []
-    for part in text.split(","):
-        kind, colon, number = part.strip().partition(":")
-        if kind not in ("cpu", "cuda", "mps") or (colon and not number.isdecimal()):
-            raise ValueError(f"devices {text!r} are not devices: use auto, cpu, cpu:4, cuda or cuda:0,cuda:1")
-        if kind == "cpu":
-            devices += ["cpu"] * (int(number) if colon else 1)
-        else:
-            devices.append(part.strip())
-    if not devices or len(devices) > 256:
-        raise ValueError(f"devices {text!r} are {len(devices)} workers: give 1 to 256")
-    return devices
-
-
-def cpu_workers(model: str | None) -> int:
-    """Processes that a CPU takes: one a processor, as far as three copies of the weights fit each into free memory.
-
-    A model on the hub gets one: its files are not known here, and they are large.
-    """
-    folder = EMBEDDED if model is None else Path(model)
-    size = sum(path.stat().st_size for path in folder.glob("*/*.safetensors")) if folder.is_dir() else 0
-    if not size:
-        return 1
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not every system tells
-        return 1
-    return max(1, min(processors(), free // (3 * size + (1 << 29))))
+        self._events += [Event(key, lost=lost if key in worker.begun else None) for key in sorted(worker.keys)]
+        deaths, others = worker.deaths + 1, any(one.ready for one in self._workers)
+        self._unready = 0 if worker.ready else self._unready + 1
+        if self._unready >= DEATHS and not others:
+            raise RuntimeError(f"workers die while they load the model ({how}): is there memory enough for it?")
+        if deaths >= DEATHS and others:
+            why = f"its workers died {deaths} times in a row ({worker.why or how})"
+            warnings.warn(f"{worker.device} is left out: {why}", stacklevel=2)
+            return
+        self._start(worker.device, deaths)

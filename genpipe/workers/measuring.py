@@ -19,8 +19,10 @@ from genpipe.workers.kept_sizes import KeptSizes
 
 # The largest batch, by the kind of device.
 LARGEST = {"cuda": 512, "mps": 16, "cpu": 16}
-# Pixels of the first batch that is tried on a GPU, which fewer do not fill.
-FIRST_PIXELS = 4 * 512 * 512
+# Pixels of a batch that fill a GPU about: the first that is tried there, and what is drawn while nothing is known.
+GPU_PIXELS = 16 * 512 * 512
+# By which share a GPU may be faster with twice as many.
+HOPED = 0.1
 # Solver steps of what is drawn to measure.
 STEPS = 2
 # A run has at least so many batches, so that one is written while the next is drawn.
@@ -82,15 +84,15 @@ def measured_size(
                 raise MemoryError from error
             raise
 
-    first = (
-        2 ** int(math.log2(max(1, FIRST_PIXELS // (request.width * request.height)))) if device.type == "cuda" else 1
-    )
+    full = device.type == "cuda"
+    first = 2 ** int(math.log2(max(1, GPU_PIXELS // (request.width * request.height)))) if full else 1
     try:
         found = best_size(
             draw,
             limit=limit,
             waiting=waiting * request.steps / steps,
             first=first,
+            hoped=HOPED if full else 1.0,
             memory=memory,
             clock=clock,
         )

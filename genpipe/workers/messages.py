@@ -1,5 +1,6 @@
 """What the coordinator and its workers say to each other: plain values, since it travels between processes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +51,7 @@ class Model:
         layers: of the text encoder.
         distilled: whether the scale of guidance is an input of its network, so that a batch must share it.
         depth: batches that a worker has at a time, those that it prepares and writes among them.
+        pixels: of a batch, where no better size of it has been found; None where the worker does not say.
         controls: how many control networks it has.
         sizes: how many numbers its network takes of sizes and crops, see `genpipe.fit.ignored`.
         refines: whether there is a refiner.
@@ -63,6 +65,7 @@ class Model:
     layers: int
     distilled: bool = False
     depth: int = 2
+    pixels: int | None = None
     controls: int = 0
     sizes: int = 0
     refines: bool = False
@@ -76,6 +79,30 @@ class Task:
     id: str
     path: str
     request: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A batch that a worker is to draw.
+
+    Attributes:
+        key: by which the coordinator knows it.
+        tasks: its images.
+        shape: what they have in common, as a text.
+        waiting: how many images of this shape there are to draw, if the best size of a batch is to be found first; else 0.
+        alone: draw it while nothing else is at the device, so that it is known which batch a worker dies over.
+    """
+
+    key: int
+    tasks: Sequence[Task]
+    shape: str = ""
+    waiting: int = 0
+    alone: bool = False
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Work":
+        """Make the work that `dataclasses.asdict` gave."""
+        return cls(**{**values, "tasks": [Task(**task) for task in values["tasks"]]})
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """A worker's process: `python -m genpipe.workers.process`, spoken to over its standard input and output.
 
-Messages are JSON objects, one a line. In: {"job", "device"}, then {"draw", "tasks", "shape", "waiting"} and {"drain"}.
-Out: {"opened", "device", "cards"} or {"refused"}; then {"begun"}, {"done", "result"}, {"returned"} and {"stop"}, which
-names the error that ends the run. When its input ends, so does the process: it never outlives its coordinator.
+Messages are JSON objects, one a line. In: {"job", "device"}, then {"draw"} with a `Work`, and {"drain"}. Out: {"opened",
+"device", "cards"} or {"refused"}; then {"begun"}, {"done", "result"}, {"returned"} and {"stop"}, which names the error that
+ends the run. When its input ends, so does the process: it never outlives its coordinator.
 """
 
 import json
@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from genpipe.workers.messages import Job, Task
-from genpipe.workers.turns import Batch, Turns
+from genpipe.workers.messages import Job, Work
+from genpipe.workers.turns import Turns
 
 # Seconds after which a thread that computes in Python lets others go on, if they wait: what launches a GPU's kernels comes
 # back from each with the wish to go on at once.
@@ -73,24 +73,25 @@ def _listen(drawing: list[Turns], todo: "queue.SimpleQueue[dict[str, Any]]", sen
             turns.drain()
         while True:
             try:
-                send(returned=todo.get_nowait()["draw"])
+                send(returned=todo.get_nowait()["draw"]["key"])
             except queue.Empty:
                 break
     os._exit(0)
 
 
 def _serve(turns: Turns, todo: "queue.SimpleQueue[dict[str, Any]]", send: Callable[..., None]) -> None:
-    def take() -> Batch:
-        message = todo.get()
-        return Batch(message["draw"], [Task(**task) for task in message["tasks"]], message["shape"], message["waiting"])
+    def take() -> Work:
+        work = Work.from_dict(todo.get()["draw"])
+        send(begun=work.key)
+        return work
 
     while True:
         try:
-            batch, result = turns.draw(take, lambda batch: send(begun=batch.key))
+            work, result = turns.draw(take)
             if result is None:
-                send(returned=batch.key)
+                send(returned=work.key)
             else:
-                send(done=batch.key, result=asdict(result))
+                send(done=work.key, result=asdict(result))
         except BrokenPipeError:
             os._exit(1)
         except OSError as error:

@@ -2,13 +2,13 @@
 
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from genpipe.workers.engines import DEATHS, Event, cpu_workers, parse_devices
-from genpipe.workers.messages import Job, Model, Result, Task
-from genpipe.workers.turns import Batch, Turns
+from genpipe.workers.devices import cpu_workers, parse_devices
+from genpipe.workers.engines import DEATHS, Event
+from genpipe.workers.messages import Job, Model, Result, Work
+from genpipe.workers.turns import Turns
 
 # Seconds between looks at what the cluster has.
 LOOK = 10.0
@@ -30,10 +30,9 @@ class Worker:
         self._turns = Turns(renderer)
         return asdict(renderer.model())
 
-    def draw(self, tasks: list[dict[str, Any]], shape: str, waiting: int) -> dict[str, Any] | None:
+    def draw(self, work: dict[str, Any]) -> dict[str, Any] | None:
         """A batch's result; None where `drain` came before the networks."""
-        batch = Batch(0, [Task(**task) for task in tasks], shape, waiting)
-        _, result = self._turns.draw(lambda: batch)
+        _, result = self._turns.draw(lambda: Work.from_dict(work))
         return None if result is None else asdict(result)
 
     def drain(self) -> None:
@@ -65,7 +64,7 @@ class RayEngine:
             import ray  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ValueError("the ray engine needs Ray: pip install 'genpipe[ray]'") from None
-        self.workers = 0
+        self.workers = self.lost = 0
         self._ray: Any = ray
         self._address = address
         self._devices = parse_devices(devices)
@@ -92,11 +91,11 @@ class RayEngine:
     def room(self) -> bool:
         return any(actor.ready and len(actor.keys) < self._depth for actor in self._actors)
 
-    def submit(self, key: int, tasks: Sequence[Task], shape: str, waiting: int) -> None:
+    def submit(self, work: Work) -> None:
         actor = min((actor for actor in self._actors if actor.ready), key=lambda actor: len(actor.keys))
-        actor.keys.add(key)
-        reference = actor.handle.draw.remote([asdict(task) for task in tasks], shape, waiting)
-        self._waiting[reference] = (actor, key)
+        actor.keys.add(work.key)
+        reference = actor.handle.draw.remote(asdict(work))
+        self._waiting[reference] = (actor, work.key)
 
     def event(self, timeout: float) -> Event | None:
         if time.monotonic() - self._looked > LOOK:
@@ -193,9 +192,9 @@ class RayEngine:
         if actor not in self._actors:
             return
         self._actors.remove(actor)
-        # The oldest is the one that it was at.
-        lost = f"its worker died ({how})"
-        self._events += [Event(key, lost=lost if key == min(actor.keys) else None) for key in sorted(actor.keys)]
+        self.lost += 1
+        # Which of them it was, only one that is alone tells.
+        self._events += [Event(key, lost=f"its worker died ({how})") for key in sorted(actor.keys)]
         actor.keys.clear()
         if not actor.ready:
             self._deaths += 1

@@ -23,15 +23,16 @@ from genpipe.workers.busy import Busy
 from genpipe.workers.chunks import Failure, in_chunks, is_lost
 from genpipe.workers.described import describe
 from genpipe.workers.kept_sizes import KeptSizes
-from genpipe.workers.measuring import device_memory, measured_size
+from genpipe.workers.measuring import GPU_PIXELS, device_memory, measured_size
 from genpipe.workers.messages import Job, Model, Result, Task
 from genpipe.workers.storage import open_storage
 from genpipe.workers.writing import Writer
 
 # Pixels decoded together on a GPU, and images on another device: the decoder's memory peaks far above the denoiser's.
 CHUNK_PIXELS, CHUNK = 4 * 512 * 512, 4
-# Batches that a worker has at a time: on a GPU one is prepared and one written beside that in the networks, and one waits.
-GPU_DEPTH, DEPTH = 4, 2
+# Batches that a worker has at a time: one in the networks and one that is written or waits; or beside that in the networks
+# one that is prepared, one that is decoded and written, and one that waits.
+DEPTH, DEPTH_BESIDE = 2, 4
 
 
 @dataclass
@@ -56,12 +57,15 @@ class Renderer:
         job: what the run's workers have to know.
         device: this worker's; None takes the best there is.
         kept: batch sizes that earlier runs found; by default those in the user's cache folder.
+        beside: prepare and decode batches beside the networks. By default on a GPU: a CPU has nothing left to do it with.
 
     Raises:
         ValueError: the model, the dtype or the judge is not there.
     """
 
-    def __init__(self, job: Job, device: str | None = None, *, kept: KeptSizes | None = None) -> None:
+    def __init__(
+        self, job: Job, device: str | None = None, *, kept: KeptSizes | None = None, beside: bool | None = None
+    ) -> None:
         self.job = job
         self.pipeline = Pipeline.from_pretrained(replace(job.spec, device=device))
         embedded = self.pipeline.name == "embedded"
@@ -69,6 +73,7 @@ class Renderer:
         self._writer = Writer(open_storage(job.out))
         self._kept = KeptSizes() if kept is None else kept
         self._cuda = self.pipeline.device.type == "cuda"
+        self._beside = self._cuda if beside is None else beside
         # One for all batches: torch keeps memory by stream.
         self._stream = torch.cuda.Stream(self.pipeline.device) if self._cuda else None
         self._decoding, self._busy = Lock(), Busy()
@@ -80,8 +85,12 @@ class Renderer:
 
     def model(self) -> Model:
         """Say what the coordinator must know to plan."""
-        depth = GPU_DEPTH if self._cuda else DEPTH
-        return describe(self.pipeline, fingerprint=self._model_fingerprint(), depth=depth)
+        return describe(
+            self.pipeline,
+            fingerprint=self._model_fingerprint(),
+            depth=DEPTH_BESIDE if self._beside else DEPTH,
+            pixels=GPU_PIXELS if self._cuda else None,
+        )
 
     def _model_fingerprint(self) -> str:
         if self._fingerprint is None:
@@ -120,7 +129,7 @@ class Renderer:
         )
         begun = Begun([task for task, _ in requests], drawn, result=Result(failed=refused))
         # Other LoRAs would change the networks that are running.
-        if self._cuda and drawn and drawn[0].loras == self._loras:
+        if self._beside and not self.job.spec.low_memory and drawn and drawn[0].loras == self._loras:
             self._encode_ahead(begun)
         return begun
 
@@ -154,13 +163,12 @@ class Renderer:
             encoder = self.pipeline.prompt_encoder
             fits, encoded, started = self._fits.get(shape), encoder.seconds, time.perf_counter()
             begun.latents = self._denoised(drawn, shape)
-            text = 0.0 if self._cuda else encoder.seconds - encoded
+            text = 0.0 if self._beside else encoder.seconds - encoded
             result.seconds.setdefault("text", text)
             result.seconds["denoise"] = time.perf_counter() - started - text
             if self._fits.get(shape) != fits:
                 result.size = self._fits[shape]
-            # A GPU decodes a batch beside the next one's denoising; a CPU has nothing left to do it with.
-            if not self._cuda:
+            if not self._beside:
                 self._decode(begun)
         return begun
 
@@ -170,8 +178,8 @@ class Renderer:
         Raises:
             OSError: a file cannot be written.
         """
-        if self._cuda:
-            with self._decoding, torch.cuda.stream(self._stream):
+        if self._beside:
+            with self._decoding, torch.cuda.stream(self._stream):  # None is no other
                 self._decode(begun)
         result = begun.result
         self._write_all(begun, result)
@@ -251,7 +259,7 @@ class Renderer:
         return [x if isinstance(x, Failure) else next(decoded) for x in latents]
 
     def _chunk(self, request: Request, shape: str) -> int:
-        usual = max(1, CHUNK_PIXELS // (request.width * request.height)) if self._cuda else CHUNK
+        usual = max(1, CHUNK_PIXELS // (request.width * request.height)) if self._beside else CHUNK
         return self._chunk_fits.get(shape, usual)
 
     def _best(

@@ -1,28 +1,10 @@
 """Several batches at a time on one worker: one prepared, one in the networks, others being written."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from threading import Lock
+from collections.abc import Callable
+from threading import Condition, Lock
 from typing import Any
 
-from genpipe.workers.messages import Result, Task
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a worker is to draw.
-
-    Attributes:
-        key: by which the coordinator knows it.
-        tasks: its images.
-        shape: what they have in common, as a text.
-        waiting: how many images of this shape there are to draw, if the best size of a batch is to be found first; else 0.
-    """
-
-    key: int
-    tasks: Sequence[Task]
-    shape: str
-    waiting: int
+from genpipe.workers.messages import Result, Work
 
 
 class Turns:
@@ -31,32 +13,46 @@ class Turns:
     def __init__(self, renderer: Any) -> None:
         self._renderer = renderer
         self._preparing, self._networks = Lock(), Lock()
+        self._finishing, self._finished = 0, Condition()
         self._drained = False
 
-    def draw(
-        self, take: Callable[[], Batch], begun: Callable[[Batch], None] = lambda batch: None
-    ) -> tuple[Batch, Result | None]:
+    def draw(self, take: Callable[[], Work]) -> tuple[Work, Result | None]:
         """Draw the next batch to its files.
 
         Args:
             take: gives it, once it is this thread's turn.
-            begun: called when the networks begin it.
 
         Returns:
             The batch and its result; None where `drain` came before the networks.
         """
         with self._preparing:
-            batch = take()
-            drawing = self._renderer.prepare(batch.tasks)
+            work = take()
+            if work.alone:
+                return work, self._draw_alone(work)
+            drawing = self._renderer.prepare(work.tasks)
             self._networks.acquire()  # before another batch may be prepared: this one comes first
         try:
             if self._drained:
-                return batch, None
-            begun(batch)
-            drawing = self._renderer.begin(drawing, batch.shape, batch.waiting)
+                return work, None
+            drawing = self._renderer.begin(drawing, work.shape, work.waiting)
+            with self._finished:
+                self._finishing += 1
         finally:
             self._networks.release()
-        return batch, self._renderer.finish(drawing)
+        try:
+            return work, self._renderer.finish(drawing)
+        finally:
+            with self._finished:
+                self._finishing -= 1
+                self._finished.notify_all()
+
+    def _draw_alone(self, work: Work) -> Result | None:
+        with self._networks, self._finished:
+            self._finished.wait_for(lambda: not self._finishing)
+            if self._drained:
+                return None
+            drawing = self._renderer.begin(self._renderer.prepare(work.tasks), work.shape, work.waiting)
+            return self._renderer.finish(drawing)
 
     def drain(self) -> None:
         """Begin nothing more."""

@@ -29,7 +29,7 @@ import numpy as np
 
 from genpipe.render import Options, Run
 from genpipe.workers.engines import Event
-from genpipe.workers.messages import Drawn, Job, Model, Result, Task
+from genpipe.workers.messages import Drawn, Job, Model, Result, Work
 
 SCALES = (1_000, 10_000, 100_000, 1_000_000)
 DEFAULTS = {"height": 512, "width": 512, "steps": 30, "guidance_scale": 7.5, "guidance_rescale": 0.0}
@@ -45,7 +45,7 @@ class Stub:
         images: where the files go, `images` being a link to it: in memory, where a million are soon made.
     """
 
-    workers = 1
+    workers, lost = 1, 0
 
     def __init__(self, images: Path) -> None:
         self.spent = self.opened = np.zeros(2)
@@ -65,12 +65,12 @@ class Stub:
             self.planned = now()
         return len(self._events) < 2
 
-    def submit(self, key: int, tasks: Sequence[Task], shape: str, measure: bool) -> None:
+    def submit(self, work: Work) -> None:
         started = now()
-        for task in tasks:
+        for task in work.tasks:
             os.close(os.open(f"{self._out}/{task.path}", os.O_CREAT | os.O_WRONLY))
-        drawn: list[Drawn] = [(task.number, 0, "0" * 64, None) for task in tasks]
-        self._events.append(Event(key, Result(drawn=drawn)))
+        drawn: list[Drawn] = [(task.number, 0, "0" * 64, None) for task in work.tasks]
+        self._events.append(Event(work.key, Result(drawn=drawn)))
         self.spent = self.spent + (now() - started)
 
     def event(self, timeout: float) -> Event | None:

@@ -252,11 +252,11 @@ def poisoned_worker(memory_at: int | None = None, nan_in: str | None = None, ful
     if full_after is not None:
         write = Folder.write
 
-        def limited(self: Folder, path: str, data: bytes) -> None:
+        def limited(self: Folder, path: str, data: bytes, **how: Any) -> None:
             written[0] += 1
             if written[0] > full_after:
                 raise OSError(28, "No space left on device", path)
-            write(self, path, data)
+            write(self, path, data, **how)
 
         Folder.write = limited
     process.main(make)

@@ -1,6 +1,6 @@
 """An engine that draws in this process, so that a test of the coordinator need not start another."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import pytest
 from genpipe.render import Options, Run
 from genpipe.workers.engines import Event
 from genpipe.workers.kept_sizes import KeptSizes
-from genpipe.workers.messages import Job, Model, Task
+from genpipe.workers.messages import Job, Model, Task, Work
 from genpipe.workers.renderer import Renderer
 
 DEFAULTS = {"height": 32, "width": 32, "steps": 2, "guidance_scale": 4.0, "guidance_rescale": 0.0}
@@ -19,12 +19,12 @@ MODEL = Model("tiny", "f" * 64, "float32", {"": DEFAULTS, "lcm": DEFAULTS}, 4, 3
 class Inline:
     """Draws each batch when it is asked for news."""
 
-    workers = 1
+    workers, lost = 1, 0
 
     def __init__(self) -> None:
         self.batches: list[list[Task]] = []
         self.renderer: Any = None
-        self._waiting: list[tuple[int, list[Task], str, int]] = []
+        self._waiting: list[Work] = []
 
     def open(self, job: Job) -> Model:
         self.renderer = Renderer(job, "cpu", kept=KeptSizes(Path(job.out) / ".genpipe/batch_sizes.json"))
@@ -33,13 +33,14 @@ class Inline:
     def room(self) -> bool:
         return len(self._waiting) < 2
 
-    def submit(self, key: int, tasks: Sequence[Task], shape: str, waiting: int) -> None:
-        self._waiting.append((key, list(tasks), shape, waiting))
+    def submit(self, work: Work) -> None:
+        self._waiting.append(work)
 
     def event(self, timeout: float) -> Event | None:
-        key, tasks, shape, waiting = self._waiting.pop(0)
-        self.batches.append(tasks)
-        return Event(key, self.renderer.finish(self.renderer.begin(self.renderer.prepare(tasks), shape, waiting)))
+        work = self._waiting.pop(0)
+        self.batches.append(list(work.tasks))
+        begun = self.renderer.begin(self.renderer.prepare(work.tasks), work.shape, work.waiting)
+        return Event(work.key, self.renderer.finish(begun))
 
     def drain(self) -> None: ...
 

@@ -47,7 +47,7 @@ def test_every_picture_is_in_one_batch_and_batches_agree(journal):
         for number in range(500)
     ]
     fill(journal, rows)
-    made = batches(Packer(journal, lambda _: 8, window=100))
+    made = batches(Packer(journal, lambda shape, left: 8, window=100))
     numbers = [entry.number for batch in made for entry in batch.entries]
     assert sorted(numbers) == list(range(1, 501))
     for batch in made:
@@ -60,11 +60,11 @@ def test_every_picture_is_in_one_batch_and_batches_agree(journal):
 def test_prompts_negative_prompts_and_scales_of_guidance_mix(journal):
     rows = [{"prompt": "a"}, {"prompt": "b", "guidance_scale": 9.0}, {"prompt": "c", "negative_prompt": "fog"}]
     fill(journal, rows)
-    assert [len(batch.entries) for batch in batches(Packer(journal, lambda _: 8))] == [3]
+    assert [len(batch.entries) for batch in batches(Packer(journal, lambda shape, left: 8))] == [3]
     fill(journal, [*rows, {"prompt": "d", "guidance_scale": 1.0}])
     # A distilled network takes any scale as an input; another evaluates images without guidance apart.
     for distilled, sizes in ((False, [1, 3]), (True, [4])):
-        packer = Packer(journal, lambda _: 8, distilled=distilled)
+        packer = Packer(journal, lambda shape, left: 8, distilled=distilled)
         assert sorted(len(batch.entries) for batch in batches(packer)) == sizes
 
 
@@ -74,25 +74,27 @@ def test_images_that_begin_from_an_image_have_batches_of_their_own(journal, tmp_
         Image.new("RGB", (32, 32), "red" if name == "one" else "blue").save(tmp_path / f"{name}.png")
     rows = [{"prompt": "a", "image": str(tmp_path / f"{name}.png"), "strength": 0.5} for name in ("one", "two")]
     fill(journal, [{"prompt": "b", "strength": 0.5}, rows[0], {"prompt": "c", "strength": 0.5}, rows[1]])
-    found = sorted(sorted(entry.prompt for entry in batch.entries) for batch in batches(Packer(journal, lambda _: 8)))
+    found = sorted(
+        sorted(entry.prompt for entry in batch.entries) for batch in batches(Packer(journal, lambda shape, left: 8))
+    )
     assert found == [["a", "a"], ["b", "c"]]
 
 
 def test_equal_prompts_are_neighbours(journal):
     fill(journal, [{"prompt": prompt} for prompt in "abcabcabcabc"])
-    (first, second) = batches(Packer(journal, lambda _: 6))
+    (first, second) = batches(Packer(journal, lambda shape, left: 6))
     assert [entry.prompt for entry in [*first.entries, *second.entries]] == list("aaaabbbbcccc")
 
 
 def test_shapes_change_seldom(journal):
     fill(journal, [{"prompt": "a", "width": 32 * (1 + number % 3)} for number in range(90)])
-    shapes = [batch.shape for batch in batches(Packer(journal, lambda _: 4))]
+    shapes = [batch.shape for batch in batches(Packer(journal, lambda shape, left: 4))]
     assert sum(one != other for one, other in pairwise(shapes)) == 2
 
 
 def test_what_was_given_back_comes_again(journal):
     fill(journal, ["a", "b", "c"])
-    packer = Packer(journal, lambda _: 2)
+    packer = Packer(journal, lambda shape, left: 2)
     first = packer.next()
     assert first is not None
     packer.give_back(first)
@@ -102,7 +104,7 @@ def test_what_was_given_back_comes_again(journal):
 def test_the_size_is_asked_anew(journal):
     fill(journal, [str(number) for number in range(12)])
     sizes = iter([1, 2, 4, 8])
-    assert [len(batch.entries) for batch in batches(Packer(journal, lambda _: next(sizes)))] == [1, 2, 4, 5]
+    assert [len(batch.entries) for batch in batches(Packer(journal, lambda shape, left: next(sizes)))] == [1, 2, 4, 5]
 
 
 def test_sizes_sort_as_numbers():

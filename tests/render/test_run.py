@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -224,9 +225,9 @@ class Failing(Inline):
         self.prompt = prompt
 
     def event(self, timeout: float) -> Event | None:
-        key, tasks, *_ = self._waiting[0]
-        bad = [task for task in tasks if task.request["prompt"] == self.prompt]
-        self._waiting[0] = (key, [task for task in tasks if task not in bad], "", False)
+        work = self._waiting[0]
+        bad = [task for task in work.tasks if task.request["prompt"] == self.prompt]
+        self._waiting[0] = replace(work, tasks=[task for task in work.tasks if task not in bad])
         event = super().event(timeout)
         assert event is not None and event.result is not None
         event.result.failed += [(task.number, "it would not") for task in bad]
@@ -250,21 +251,24 @@ class Mortal(Inline):
 
     def __init__(self, prompt: str) -> None:
         super().__init__()
-        self.prompt, self.deaths = prompt, 0
+        self.prompt = prompt
+        self.alone: list[bool] = []
 
     def event(self, timeout: float) -> Event | None:
-        key, tasks, *_ = self._waiting[0]
-        if any(task.request["prompt"] == self.prompt for task in tasks):
-            self.deaths += 1
+        work = self._waiting[0]
+        if any(task.request["prompt"] == self.prompt for task in work.tasks):
+            self.alone.append(work.alone)
+            self.lost += 1
             self._waiting.pop(0)
-            return Event(key, lost="its worker died (killed by signal 9)")
+            return Event(work.key, lost="its worker died (killed by signal 9)")
         return super().event(timeout)
 
 
 def test_a_picture_that_kills_its_workers_is_given_up_and_its_neighbours_are_not(run, tmp_path):
     engine = Mortal("a ship")
     finished = run(PROMPTS, engine=engine)
-    assert (finished.done, finished.failed, engine.deaths) == (4, 1, 4)
+    assert (finished.done, finished.failed, finished.report.lost_workers) == (4, 1, 4)
+    assert engine.alone == [False, True, True, True]
     assert "killed by signal 9), 4 times" in (tmp_path / "out/failures.jsonl").read_text()
 
 
@@ -534,14 +538,14 @@ def test_measured_and_reduced_sizes_are_used_for_what_follows(run, tmp_path):
             return MODEL
 
         def event(self, timeout):
-            key, tasks, _, waiting = self._waiting.pop(0)
-            self.batches.append(tasks)
+            work = self._waiting.pop(0)
+            self.batches.append(list(work.tasks))
             drawn = []
-            for task in tasks:
+            for task in work.tasks:
                 Path(self.out, task.path).parent.mkdir(exist_ok=True)
                 Path(self.out, task.path).write_bytes(b"x")
                 drawn.append((task.number, 1, "00" * 32, None))
-            return Event(key, Result(drawn=drawn, size=16 if waiting else None))
+            return Event(work.key, Result(drawn=drawn, size=16 if work.waiting else None))
 
     engine = Sized()
     run([str(number) for number in range(200)], engine=engine)

@@ -13,9 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from genpipe.processors import processors
 from genpipe.render import LocalEngine, Options, Run
-from genpipe.workers.engines import cpu_workers, parse_devices
 
 ROOT = Path(__file__).parents[2]
 COUNT = 24
@@ -171,34 +169,3 @@ def test_workers_that_die_while_loading_end_the_run(tmp_path):
     engine = LocalEngine("cpu", [sys.executable, "-c", "import sys; sys.exit(3)"])
     with pytest.raises(RuntimeError, match=r"workers die while they load the model \(exit status 3\)"):
         list(Run(["a"], tmp_path / "out", Options(), engine=engine).pictures())
-
-
-@pytest.mark.parametrize(
-    ("text", "devices"),
-    [
-        ("auto", []),
-        ("cpu", ["cpu"]),
-        ("cpu:3", ["cpu"] * 3),
-        ("cuda", ["cuda"]),
-        ("cuda:0,cuda:2", ["cuda:0", "cuda:2"]),
-    ],
-)
-def test_devices(text, devices):
-    assert parse_devices(text) == devices
-
-
-@pytest.mark.parametrize("text", ["", "gpu", "cpu:", "cpu:x", "cuda:-1", "cpu:0", "cpu:1000"])
-def test_what_is_no_device(text):
-    with pytest.raises(ValueError, match="devices"):
-        parse_devices(text)
-
-
-def test_a_cpu_takes_as_many_processes_as_fit_its_memory(monkeypatch, tmp_path):
-    monkeypatch.setattr("genpipe.workers.engines.processors", lambda: 16)
-    assert 1 <= cpu_workers(None) <= 16
-    (tmp_path / "unet").mkdir()
-    with open(tmp_path / "unet" / "w.safetensors", "wb") as file:
-        file.truncate(1 << 40)
-    assert cpu_workers(str(tmp_path)) == 1
-    assert cpu_workers("owner/name") == 1
-    assert processors() >= 1

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from genpipe.metadata import read_metadata, read_request
 from genpipe.models.finite import NonFiniteError
 from genpipe.spec import ModelSpec
 from genpipe.workers.kept_sizes import KeptSizes
-from genpipe.workers.messages import Job, Task, thumbnail_path
+from genpipe.workers.messages import Job, Task, Work, thumbnail_path
 from genpipe.workers.renderer import Renderer
+from genpipe.workers.turns import Turns
 
 PROMPTS = ["a red cat", "a blue dog", "a pirate ship", "a red cat", "", "a ship"]
 
@@ -227,14 +229,14 @@ def test_the_best_size_is_found_before_the_batch_is_drawn(job, monkeypatch, tmp_
         return stream(requests)
 
     monkeypatch.setattr(renderer.pipeline, "stream", small)
-    result = draw(renderer, [task(number) for number in range(4)], shape="s", waiting=10**6)
+    result = draw(renderer, [task(number) for number in range(4)], shape="s", waiting=10**7)
     assert len(result.drawn) == 4 and result.size in (1, 2) and {1, 2, 4} <= set(sizes)
     assert result.said is not None and "32x32" in result.said and "there is no memory for more" in result.said
     assert sizes[-4 // result.size :] == [result.size] * (4 // result.size)
     sizes.clear()
     again = Renderer(job, "cpu", kept=KeptSizes(tmp_path / "sizes.json"))
     monkeypatch.setattr(again.pipeline, "stream", small)
-    result = draw(again, [task(4)], shape="s", waiting=100)
+    result = draw(again, [task(4)], shape="s", waiting=10**7)
     assert len(sizes) == 1 and result.said is not None and "as an earlier run found" in result.said
 
 
@@ -245,7 +247,7 @@ def test_what_cannot_be_drawn_has_no_best_size(job, monkeypatch):
         raise NonFiniteError("it is not finite")
 
     monkeypatch.setattr(renderer.pipeline, "stream", broken)
-    result = draw(renderer, [task(1), task(2)], shape="s", waiting=100)
+    result = draw(renderer, [task(1), task(2)], shape="s", waiting=10**7)
     assert (result.size, result.said) == (None, None) and len(result.failed) == 2
 
 
@@ -280,3 +282,62 @@ def test_bytes_are_those_of_the_pipelines_own_files(job, tmp_path):
     pipe = Pipeline.from_pretrained(replace(job.spec, device="cpu"))
     save_image(pipe(**dict(one.request), progress=False, deterministic=True), tmp_path / "alone.png")
     assert (tmp_path / one.path).read_bytes() == (tmp_path / "alone.png").read_bytes()
+
+
+def test_a_renderer_that_prepares_and_decodes_beside_its_networks_draws_the_same(job, tmp_path):
+    tasks = [task(number, prompt, guidance_scale=3.0 + number) for number, prompt in enumerate(PROMPTS)]
+    draw(Renderer(job, "cpu"), tasks)
+    plain = [(tmp_path / one.path).read_bytes() for one in tasks]
+    renderer = Renderer(replace(job, out=str(tmp_path / "beside")), "cpu", beside=True)
+    (tmp_path / "beside").mkdir()
+    works = iter([Work(number, tasks[2 * number : 2 * number + 2]) for number in range(3)])
+    turns = Turns(renderer)
+    with ThreadPoolExecutor(renderer.model().depth) as threads:
+        results = [one.result()[1] for one in [threads.submit(turns.draw, lambda: next(works)) for _ in range(3)]]
+    assert all(
+        result is not None and {"text", "denoise", "decode", "busy"} <= result.seconds.keys() for result in results
+    )
+    for one, before in zip(tasks, plain, strict=True):
+        (tmp_path / one.path).write_bytes(before)
+        assert np.abs(pixels(tmp_path / one.path) - pixels(tmp_path / "beside" / one.path)).max() <= 1
+
+
+def test_prompts_are_encoded_before_it_is_their_batchs_turn(job):
+    renderer = Renderer(job, "cpu", beside=True)
+    draw(renderer, [task(1, "a red cat")])
+    encoder, encoded = renderer.pipeline.text_encoders[0], []
+    forward = encoder.forward
+    encoder.forward = lambda ids, **more: encoded.append(len(ids)) or forward(ids, **more)
+    prepared = renderer.prepare([task(2, "a blue dog"), task(3, "a ship")])
+    assert sum(encoded) == 2
+    renderer.finish(renderer.begin(prepared))
+    assert sum(encoded) == 2
+
+
+def test_out_of_memory_while_prompts_are_encoded_ahead_costs_nothing(job, monkeypatch):
+    renderer = Renderer(job, "cpu", beside=True)
+    draw(renderer, [task(1)])
+
+    def short(requests):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(renderer.pipeline, "encode", short)
+    assert len(draw(renderer, [task(2, "a ship")]).drawn) == 1
+
+
+def test_out_of_memory_while_decoding_decodes_fewer_at_a_time(job, monkeypatch):
+    renderer = Renderer(job, "cpu", beside=True)
+    decode, sizes = renderer.pipeline.decode, []
+
+    def small(latents, requests):
+        sizes.append(len(requests))
+        if len(requests) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(latents, requests)
+
+    monkeypatch.setattr(renderer.pipeline, "decode", small)
+    result = draw(renderer, [task(number) for number in range(6)], shape="s")
+    assert (len(result.drawn), result.failed, result.size, sizes) == (6, [], None, [6, 3, 1, 1, 1, 1, 1, 1])
+    sizes.clear()
+    draw(renderer, [task(6), task(7)], shape="s")
+    assert sizes == [1, 1]

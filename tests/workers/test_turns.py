@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from genpipe.workers.messages import Result
-from genpipe.workers.turns import Batch, Turns
+from genpipe.workers.messages import Result, Work
+from genpipe.workers.turns import Turns
 
 
 class Staged:
@@ -30,8 +30,9 @@ class Staged:
             self.within[stage] -= 1
 
     def prepare(self, tasks: Any) -> Any:
-        self.stage("prepare", tasks)
-        return tasks
+        (number,) = tasks
+        self.stage("prepare", number)
+        return number
 
     def begin(self, prepared: Any, shape: str, waiting: int) -> Any:
         self.stage("begin", prepared)
@@ -45,12 +46,15 @@ class Staged:
         for stage in stages:
             self.gates[stage].release(times)
 
+    def stays_away(self, event: tuple[str, Any]) -> bool:
+        threading.Event().wait(0.1)
+        return event not in self.seen
+
     def wait_for(self, *events: tuple[str, Any]) -> None:
-        done = threading.Event()
         for _ in range(2000):
             if set(events) <= set(self.seen):
                 return
-            done.wait(0.005)
+            threading.Event().wait(0.005)
         raise AssertionError(f"{events} are not all among {self.seen}")
 
 
@@ -62,47 +66,57 @@ def staged():
 
 
 def test_one_is_prepared_and_others_written_beside_that_in_the_networks(staged):
-    turns, batches = Turns(staged), iter(range(6))
-    lock = threading.Lock()
+    turns, numbers = Turns(staged), iter(range(6))
 
-    def take() -> Batch:
-        with lock:
-            number = next(batches)
-        return Batch(number, f"tasks {number}", "", 0)  # pyright: ignore[reportArgumentType]
+    def take() -> Work:
+        number = next(numbers)
+        return Work(number, [number])  # pyright: ignore[reportArgumentType]
 
     staged.open("prepare")
     with ThreadPoolExecutor(4) as threads:
         drawn = [threads.submit(turns.draw, take) for _ in range(6)]
-        staged.wait_for(("begin", "tasks 0"), ("prepare", "tasks 1"))
-        assert ("prepare", "tasks 2") not in staged.seen  # one ahead, not all
+        staged.wait_for(("begin", 0), ("prepare", 1))
+        assert ("prepare", 2) not in staged.seen  # one ahead, not all
         staged.open("begin", times=2)
-        staged.wait_for(("finish", "tasks 0"), ("finish", "tasks 1"), ("begin", "tasks 2"), ("prepare", "tasks 3"))
+        staged.wait_for(("finish", 0), ("finish", 1), ("begin", 2), ("prepare", 3))
         staged.open("begin", "finish")
         results = [future.result(timeout=20) for future in drawn]
-    assert sorted(batch.key for batch, _ in results) == list(range(6)) and None not in [one for _, one in results]
+    assert sorted(work.key for work, _ in results) == list(range(6)) and None not in [one for _, one in results]
     assert staged.most["begin"] == staged.most["prepare"] == 1 and staged.most["finish"] >= 2
-    assert [batch for stage, batch in staged.seen if stage == "begin"] == [f"tasks {k}" for k in range(6)]
+    assert [batch for stage, batch in staged.seen if stage == "begin"] == list(range(6))
+
+
+def test_what_is_to_be_drawn_alone_is(staged):
+    turns = Turns(staged)
+    works = iter([Work(0, [0]), Work(1, [1], alone=True), Work(2, [2])])  # pyright: ignore[reportArgumentType]
+    staged.open("prepare", "begin")
+    with ThreadPoolExecutor(3) as threads:
+        drawn = [threads.submit(turns.draw, lambda: next(works)) for _ in range(3)]
+        staged.wait_for(("finish", 0))
+        assert staged.stays_away(("prepare", 1))
+        staged.open("finish", times=1)
+        staged.wait_for(("finish", 1))
+        assert staged.stays_away(("prepare", 2))
+        staged.open("finish")
+        assert [future.result(timeout=20)[1] for future in drawn] == [Result()] * 3
 
 
 def test_what_is_prepared_when_it_is_drained_is_given_back(staged):
     turns = Turns(staged)
     staged.open("prepare")
-
-    def drawn(number: int) -> Any:
-        return turns.draw(lambda: Batch(number, (), "", 0), begun=lambda batch: told.append(batch.key))
-
-    told: list[int] = []
     with ThreadPoolExecutor(2) as threads:
-        first = threads.submit(drawn, 1)
-        staged.wait_for(("begin", ()))
-        second = threads.submit(drawn, 2)
+        first = threads.submit(turns.draw, lambda: Work(1, [1]))  # pyright: ignore[reportArgumentType]
+        staged.wait_for(("begin", 1))
+        second = threads.submit(turns.draw, lambda: Work(2, [2]))  # pyright: ignore[reportArgumentType]
+        staged.wait_for(("prepare", 2))
         turns.drain()
         staged.open("begin", "finish")
-        assert first.result(timeout=20)[1] is not None and second.result(timeout=20)[1] is None
-    assert told == [1]
+        assert first.result(timeout=20)[1] == Result() and second.result(timeout=20)[1] is None
+    assert turns.draw(lambda: Work(3, [3], alone=True))[1] is None  # pyright: ignore[reportArgumentType]
+    assert [batch for stage, batch in staged.seen if stage == "begin"] == [1]
 
 
-def test_an_error_in_the_networks_lets_the_next_batch_at_them(staged):
+def test_an_error_in_the_networks_lets_the_next_batch_at_them():
     class Broken(Staged):
         def begin(self, prepared: Any, shape: str, waiting: int) -> Any:
             if shape == "broken":
@@ -112,6 +126,7 @@ def test_an_error_in_the_networks_lets_the_next_batch_at_them(staged):
     broken = Broken()
     broken.open("prepare", "finish")
     turns = Turns(broken)
-    with pytest.raises(RuntimeError, match="it broke"):
-        turns.draw(lambda: Batch(1, [], "broken", 0))
-    assert turns.draw(lambda: Batch(2, [], "", 0))[1] == Result()
+    for alone in (False, True):
+        with pytest.raises(RuntimeError, match="it broke"):
+            turns.draw(lambda alone=alone: Work(1, [1], "broken", alone=alone))  # pyright: ignore[reportArgumentType]
+    assert turns.draw(lambda: Work(2, [2]))[1] == Result()  # pyright: ignore[reportArgumentType]

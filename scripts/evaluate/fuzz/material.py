@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from genpipe.vision.architectures import build
 from genpipe.vision.preprocess import Preprocess
 from genpipe.vision.weights import Classifier, save_classifier
 from genpipe.workers.engines import Event
-from genpipe.workers.messages import Job, Model, Result, Task
+from genpipe.workers.messages import Job, Model, Result, Work
 from genpipe.workers.storage import open_storage
 
 SCHEDULER = {**SD1.scheduler_config, "_class_name": "DDIMScheduler"}
@@ -55,10 +54,10 @@ FORMATS = (
 class Instant:
     """An engine that writes an image of one pixel for each task, at once."""
 
-    workers = 1
+    workers, lost = 1, 0
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[int, list[Task]]] = []
+        self._waiting: list[Work] = []
         self._out = ""
 
     def open(self, job: Job) -> Model:
@@ -68,21 +67,21 @@ class Instant:
     def room(self) -> bool:
         return len(self._waiting) < 2
 
-    def submit(self, key: int, tasks: Sequence[Task], shape: str, measure: bool) -> None:
-        self._waiting.append((key, list(tasks)))
+    def submit(self, work: Work) -> None:
+        self._waiting.append(work)
 
     def event(self, timeout: float) -> Event | None:
         import hashlib
 
-        key, tasks = self._waiting.pop(0)
+        work = self._waiting.pop(0)
         storage, result = open_storage(self._out), Result()
         data = io.BytesIO()
         Image.new("RGB", (1, 1)).save(data, "PNG")
-        for task in tasks:
+        for task in work.tasks:
             storage.write(task.path, data.getvalue())
             result.drawn.append((task.number, len(data.getvalue()), hashlib.sha256(data.getvalue()).hexdigest(), None))
         result.seconds = {"text": 0.0, "denoise": 0.0, "decode": 0.0, "judge": 0.0, "encode": 0.0, "write": 0.0}
-        return Event(key, result)
+        return Event(work.key, result)
 
     def drain(self) -> None: ...
 
