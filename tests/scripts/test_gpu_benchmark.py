@@ -73,11 +73,11 @@ def test_a_section_gives_its_figures(made: tuple[Plan, dict[str, Any]], name: st
 
 
 def test_sections_run_one_after_the_other_in_processes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    status = main(["--toy", "--minutes", "5", "--out", str(tmp_path), "--sections", "sd15", "suite"])
+    status = main(["--toy", "--minutes", "5", "--out", str(tmp_path), "--sections", "suite", "sd15"])
     sections = measured(tmp_path)
     assert status == 0, (tmp_path / "errors.txt").read_text()
-    assert list(sections) == ["card", "sd15", "suite"] and sorted(path.name for path in tmp_path.iterdir()) == FILES
-    assert sections["sd15"]["figures"]["step_ms/2"] > 0
+    assert list(sections) == ["card", "suite", "sd15"] and sorted(path.name for path in tmp_path.iterdir()) == FILES
+    assert sections["sd15"]["figures"]["step_ms/2"] > 0 and sections["sd15"]["state"] == "done"
     assert sections["suite"]["figures"]["passed"] > 0 == sections["suite"]["figures"]["failed"]
     printed = capfd.readouterr().out
     assert printed == (tmp_path / "summary.txt").read_text() + "\n" and len(printed) <= LONGEST + 1

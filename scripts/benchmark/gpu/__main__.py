@@ -5,7 +5,7 @@
     python -m scripts.benchmark.gpu --toy --minutes 2 --out bench
 
 Each section runs in a process of its own with its own limit, the most important first; those that find no time left are
-named. Without a GPU, or with --toy, the same sections measure tiny networks on the CPU, which shows that they run. --out
+named. The tests, where they do not come last, run beside the sections that follow them, at the lowest priority. Without a GPU, or with --toy, the same sections measure tiny networks on the CPU, which shows that they run. --out
 holds results.json, rewritten with every figure; summary.txt, which is printed last; errors.txt, how sections failed; and
 failing_tests.txt. Steps are those of the pipeline: the denoiser in bf16, guidance and the solver. Nothing needs a network;
 diffusers is compared with where it is installed. CONTENT
@@ -47,6 +47,7 @@ class Process:
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.figures, self.log = name, folder / f"{name}.jsonl", folder / f"{name}.log"
+        self.began = self.ends = time.monotonic()
         self._log = self.log.open("wb")
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
@@ -58,6 +59,8 @@ class Process:
     def go(self, plan: Plan) -> None:
         """Begin to measure."""
         assert self._process.stdin is not None
+        self.began = time.monotonic()
+        self.ends = self.began + plan.ends - time.time()
         with suppress(BrokenPipeError):  # it failed while it imported, as its log tells
             self._process.stdin.write(json.dumps(asdict(plan)).encode() + b"\n")
             self._process.stdin.flush()
@@ -101,44 +104,53 @@ class Run:
         self._process: list[Process] = []
 
     def run(self, names: Sequence[str], folder: Path) -> None:
-        """Run sections one after the other; while one is measured, the next imports."""
+        """Run sections one after the other, but beside the following ones those that may; the next one imports meanwhile."""
         loaded = (SECTIONS[name].checkpoint for name in names)
         needed = tuple(dict.fromkeys(name for name in loaded if name is not None))
         waiting = Process(names[0], folder)
         self._process = [waiting]
+        beside: list[Process] = []
         for name, following in zip(names, [*names[1:], None], strict=True):
-            process, left = waiting, self._ends - time.monotonic()
+            process, section, left = waiting, self._sections[name], self._ends - time.monotonic()
             if left < LEAST:
                 self._keep(name, "no time was left", 0.0, {})
                 continue
-            limit = min(left, self._sections[name].seconds * self._scale)
+            alone = following is None or not section.beside
+            limit = min(left, section.seconds * self._scale) if alone else left
             found = {each: section["figures"] for each, section in self.results["sections"].items()}
             process.go(Plan(str(folder), self._toy, time.time() + limit, needed, found))
+            self._keep(name, "running", 0.0, {})
             if following is not None:
                 waiting = Process(following, folder)
                 self._process.append(waiting)
-            self._watch(process, limit)
+            if alone:
+                self._watch(process, beside)
+            else:
+                beside.append(process)
+        for process in beside:
+            self._watch(process, [])
 
     def stop(self) -> None:
         """End what still runs."""
         for process in self._process:
             process.kill()
 
-    def _watch(self, process: Process, limit: float) -> None:
-        """Wait for a section to end, at its limit by force; keep its figures as they come."""
-        started, size = time.monotonic(), 0
-        while (status := process.status()) is None and time.monotonic() - started < limit:
+    def _watch(self, process: Process, beside: Sequence[Process]) -> None:
+        """Wait for a section to end, at its limit by force; keep its figures as they come, and those of the ones beside it."""
+        sizes: dict[str, int] = {}
+        while (status := process.status()) is None and time.monotonic() < process.ends:
             time.sleep(0.05)
-            now = process.figures.stat().st_size if process.figures.exists() else 0
-            if now != size:
-                size = now
-                self._keep(process.name, "running", time.monotonic() - started, process.found())
+            for each in (process, *beside):
+                size = each.figures.stat().st_size if each.figures.exists() else 0
+                if size != sizes.get(each.name):
+                    sizes[each.name] = size
+                    self._keep(each.name, "running", time.monotonic() - each.began, each.found())
         process.kill()
         state = "done" if status == 0 else "out of time" if status is None else f"failed (exit status {status})"
         if status != 0:
             lines = process.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
             self._errors.append(f"=== {process.name}: {state}\n" + "\n".join(lines) + "\n")
-        self._keep(process.name, state, time.monotonic() - started, process.found())
+        self._keep(process.name, state, time.monotonic() - process.began, process.found())
 
     def _keep(self, name: str, state: str, seconds: float, figures: dict[str, Any]) -> None:
         self.results["sections"][name] = {"state": state, "seconds": seconds, "figures": figures}

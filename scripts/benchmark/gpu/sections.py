@@ -26,12 +26,14 @@ class Section:
         seconds: the longest that it may take where there are 4.5 minutes in all; more where there are more.
         about: what it measures, for help.
         checkpoint: that it loads.
+        beside: whether others may be measured at the same time.
     """
 
     module: str
     seconds: float
     about: str
     checkpoint: str | None = None
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ SECTIONS = {
     "diffusers_compiled": Section("peers", 75, "diffusers in bf16, channels_last, compiled", "sd15"),
     "parity": Section("peers", 60, "Stable Diffusion 1.5 in fp32 without TF32 against diffusers"),
     "parity_sdxl": Section("peers", 90, "the same of SDXL"),
-    "suite": Section("suite", 150, "all tests, with the names of those that fail"),
+    "suite": Section("suite", 150, "all tests, with the names of those that fail", beside=True),
 }
 
 
