@@ -49,7 +49,11 @@ class ImageNoise:
             torch.randn(self._shape, generator=generator, dtype=torch.float32, device="cpu")
             for generator in self.generators
         ]
-        return torch.stack(drawn).to(self._device)
+        if self._device.type != "cuda":
+            return torch.stack(drawn).to(self._device)
+        # From memory that the GPU reads by itself, so that nobody waits for it before the next step is drawn.
+        pinned = torch.empty((len(drawn), *self._shape), dtype=torch.float32, device="cpu", pin_memory=True)
+        return torch.stack(drawn, out=pinned).to(self._device, non_blocking=True)
 
 
 def turned(noise: Tensor, other: Tensor, share: float) -> Tensor:

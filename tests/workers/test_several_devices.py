@@ -70,6 +70,11 @@ def test_a_slice_is_all_that_its_process_sees(drawn):
     assert sorted(noted) == [["MIG-a", "cuda", "MIG-a"], ["MIG-b", "cuda", "MIG-b"]]
 
 
+def test_cards_are_numbered_among_those_that_are_visible(drawn):
+    _, noted = drawn("cuda:0,cuda:1", CUDA_VISIBLE_DEVICES="2,3")
+    assert sorted(noted) == [["2,3", "cuda:0", "2,3"], ["2,3", "cuda:1", "2,3"]]
+
+
 @pytest.mark.parametrize("devices", ["auto", "cuda"])
 def test_slices_that_are_visible_are_all_used(drawn, devices):
     run, noted = drawn(devices, CUDA_VISIBLE_DEVICES="MIG-a,MIG-b")
