@@ -74,6 +74,8 @@ class ModelSpec:
         int8: multiply the wide layers of the denoiser in int8 (on a CPU, in bf16): faster, and not quite the same images.
         weights: keep the denoiser's weights in memory as "fp8", "int8" or "bf16", and widen them layer by layer as they
             run: less memory, slower, and not quite the same images. Not to be mixed up with `int8`, which multiplies in it.
+        fp8: multiply wide layers of the denoiser in fp8 (on an NVIDIA GPU from Ada or Hopper on, in bf16): faster, and not
+            quite the same images.
         refiner: SDXL's refiner, a file or a folder, which draws the last part of the schedule (`Request.refiner_start`).
         control_model: ControlNets and T2I-Adapters, each a file, a folder or a hub id; a request's `control` holds an image for each.
         embeddings: a file, or a folder of files, of textual inversions; prompts use them by the file's name.
@@ -139,6 +141,11 @@ class ModelSpec:
     )
     int8: bool = setting(
         Flag(), "multiply in int8 on a CPU: faster, and not quite the same image (default: no)", default=False
+    )
+    fp8: bool = setting(
+        Flag(),
+        "multiply in fp8 on a GPU (Ada, Hopper): faster, and not quite the same image (default: no)",
+        default=False,
     )
     weights: str | None = setting(
         Choice(tuple(WEIGHTS)),
@@ -220,6 +227,7 @@ class ModelOptions(TypedDict, total=False):
     low_memory: bool
     compile: bool
     int8: bool
+    fp8: bool
     weights: str | None
     refiner: "str | Path | None"
     control_model: "str | Path | Sequence[str | Path]"

@@ -76,6 +76,7 @@ MODEL_TEXTS = {
     "low_memory": None,
     "compile": None,
     "int8": None,
+    "fp8": None,
     "weights": "fp8",
     "refiner": "refiner",
     "control_model": "canny.safetensors",

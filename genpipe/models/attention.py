@@ -57,8 +57,11 @@ class Attention(nn.Module):
 
     def attend(self, x: Tensor, keys_values: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Do the same up to the last layer, `out`."""
-        q = self._by_head(self.query(x))
-        k, v = self.keys_values(x) if keys_values is None else keys_values
+        return self.attended(self.query(x), self.keys_values(x) if keys_values is None else keys_values)
+
+    def attended(self, queries: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
+        """Do the same for queries (B, N, inner)."""
+        q, (k, v) = self._by_head(queries), keys_values
         return _attend(q, k, v, scale=None, upcast=self.upcast).transpose(1, 2).flatten(2)
 
     def _by_head(self, projected: Tensor) -> Tensor:
@@ -103,7 +106,11 @@ class FusedSelfAttention(nn.Module):
 
     def attend(self, x: Tensor, keys_values: None = None) -> Tensor:
         """Do the same up to the last layer, `out`."""
-        q, k, v = self.project(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d) each
+        return self.attended(self.project(x))
+
+    def attended(self, projected: Tensor) -> Tensor:
+        """Do the same for queries, keys and values side by side, (B, N, 3 · inner)."""
+        q, k, v = projected.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d) each
         if self.blocked_from is not None and k.shape[2] >= self.blocked_from and q.dtype == torch.bfloat16:
             h = blocked_attention(q, k, v)  # its scores are never rounded: it needs no upcasting
         else:

@@ -64,9 +64,11 @@ def prepare(network: Network, *, device: torch.device, dtype: torch.dtype, forms
 
         compile_blocks(network)
     elif cuda is not None and cuda.kernels:
-        from genpipe.models.cuda.modules import fuse  # needs Triton
+        from genpipe.models.cuda.modules import fuse, to_fp8  # they need Triton
 
         fuse(network)
+        if cuda.fp8:
+            to_fp8(network)
     return network
 
 

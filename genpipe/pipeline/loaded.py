@@ -67,7 +67,13 @@ class Loaded:
             for tokenizer in checkpoint.tokenizers:
                 tokenizer.normalise = normalise
         self.networks = Networks(
-            checkpoint, device=device, dtype=dtype, low_memory=spec.low_memory, int8=spec.int8, compiled=spec.compile
+            checkpoint,
+            device=device,
+            dtype=dtype,
+            low_memory=spec.low_memory,
+            int8=spec.int8,
+            compiled=spec.compile,
+            fp8=spec.fp8,
         )
         parts = [
             TextPart(tokenizer, partial(self.networks.in_memory, encoder))

@@ -15,11 +15,12 @@ from genpipe.hardware import instruction_set, keep_freed_memory, obey_quota, use
 from genpipe.models.cpu.forms import PLAIN, Forms, forms_for
 from genpipe.models.cpu.quantised import QuantisedLayer, can_quantise
 from genpipe.models.cuda.forms import CudaForms, best_forms, evaluation, runs_kernels
+from genpipe.models.cuda.fp8 import Fp8Linear, check_fp8
 from genpipe.models.denoiser import Evaluate, evaluate
 from genpipe.models.prepare import prepare
 from genpipe.models.unet import UNet
 from genpipe.models.vae import VAE
-from genpipe.spec import DTYPES, WEIGHTS
+from genpipe.spec import DTYPES, WEIGHTS, ModelSpec
 
 
 class Networks:
@@ -31,6 +32,7 @@ class Networks:
         low_memory: keep the denoiser alone in memory; the others are read from their files each time.
         int8: quantise the denoiser's wide layers.
         compiled: compile the denoiser's blocks.
+        fp8: multiply its wide layers in fp8.
 
     Attributes:
         vae_dtype: what the autoencoder runs in: `dtype`, unless that is fp16, which those of SDXL overflow.
@@ -46,9 +48,10 @@ class Networks:
         low_memory: bool,
         int8: bool,
         compiled: bool = False,
+        fp8: bool = False,
     ) -> None:
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
-        self._low_memory, self._int8 = low_memory, int8
+        self._low_memory, self._int8, self._fp8 = low_memory, int8, fp8
         # Files of Stable Diffusion 1.x and 2.x say force_upcast too, by default, and do not overflow.
         overflows = checkpoint.family.added_numbers > 0 and checkpoint.vae.config.force_upcast
         self.vae_dtype = without_overflow(dtype, device) if overflows else dtype
@@ -57,7 +60,7 @@ class Networks:
         if device.type == "cpu":
             self._forms = replace(forms_for(instruction_set(), dtype), int8=int8)
         elif device.type == "cuda":
-            self._forms = best_forms(device, dtype, compiled=compiled)
+            self._forms = best_forms(device, dtype, compiled=compiled, fp8=fp8)
             self.evaluate = evaluation(checkpoint.unet, self._forms, device)
 
     def prepare_all(self, *, unchanged: tuple[nn.Module, ...] = ()) -> None:
@@ -67,7 +70,7 @@ class Networks:
             unchanged: those that are prepared already.
 
         Raises:
-            ValueError: int8 was asked for, and the denoiser's layers are too narrow for it.
+            ValueError: int8 or fp8 was asked for, and the denoiser's layers are too narrow for it.
         """
         kept = (self.checkpoint.unet, *self.checkpoint.controls)
         if not self._low_memory:
@@ -75,10 +78,11 @@ class Networks:
         for network in kept:
             if not any(network is one for one in unchanged):
                 self.prepare(network)
-        if self._int8 and not any(isinstance(module, QuantisedLayer) for module in self.checkpoint.unet.modules()):
-            raise ValueError(
-                "int8 would save nothing, the layers of this model are too narrow: leave it out (--no-int8)"
-            )
+        for name, asked, kind in (("int8", self._int8, QuantisedLayer), ("fp8", self._fp8, Fp8Linear)):
+            if asked and not any(isinstance(module, kind) for module in self.checkpoint.unet.modules()):
+                raise ValueError(
+                    f"{name} would save nothing, the layers of this model are too narrow: leave it out (--no-{name})"
+                )
 
     def prepare(self, network: Network) -> Network:
         """Put one network into the form in which it runs."""
@@ -94,23 +98,30 @@ class Networks:
         yield self.prepare(self.checkpoint.read_again(network)) if self._low_memory else network
 
 
-def prepare_process(
-    device: torch.device, dtype: torch.dtype, *, low_memory: bool, int8: bool, compiled: bool = False
-) -> None:
+def prepare_process(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> None:
     """Set this process's memory, and the place of what is compiled, up for a model that is to be loaded.
 
     Raises:
-        ValueError: int8 cannot run on this device, in this dtype or on this processor; or nothing can be compiled for it.
+        ValueError: int8 or fp8 cannot run on this device, in this dtype or on this processor; or nothing can be compiled.
     """
-    if compiled:
-        check_compile(device, possible=device.type == "cuda" and runs_kernels(device))
+    nvidia = device.type == "cuda" and torch.version.cuda is not None
+    if spec.compile:
+        check_compile(device, possible=nvidia and runs_kernels(device))
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    if spec.fp8:
+        check_fp8(
+            device,
+            dtype,
+            capability=torch.cuda.get_device_capability(device) if nvidia else None,
+            kernels=nvidia and runs_kernels(device),
+            excluded=[name for name in ("compile", "weights") if getattr(spec, name)],
+        )
     use_huge_pages()
     if device.type == "cpu":
         obey_quota()
-    if int8:
+    if spec.int8:
         check_int8(device, dtype, native=instruction_set() != "other" and can_quantise())
-    if device.type == "cpu" and not low_memory:
+    if device.type == "cpu" and not spec.low_memory:
         keep_freed_memory()  # from the first conversion on
 
 

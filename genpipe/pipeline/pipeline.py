@@ -121,7 +121,7 @@ class Pipeline:
         device = choose_device(spec.device)
         dtype = choose_dtype(spec.dtype, device)
         unet_dtype = stored_dtype(spec.weights, dtype, int8=spec.int8)
-        prepare_process(device, dtype, low_memory=spec.low_memory, int8=spec.int8, compiled=spec.compile)
+        prepare_process(spec, device, dtype)
         checkpoint = checkpoint_of(spec, unet_dtype=unet_dtype)
         tiny, refiner, config = None, None, checkpoint.vae.config
         if spec.tiny_vae is not None:

@@ -121,6 +121,7 @@ class RenderOptions(Settings, total=False):
     low_memory: bool
     compile: bool
     int8: bool
+    fp8: bool
     weights: str | None
     refiner: "str | Path | None"
     control_model: "str | Path | Sequence[str | Path]"

@@ -15,6 +15,7 @@ from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.vae import VAE
 from genpipe.pipeline import Pipeline, Progress
 from genpipe.pipeline.networks import check_compile, check_int8
+from genpipe.spec import ModelSpec
 from tests.conftest import needs_int8
 from tests.pipeline.drawing import difference, draw, middle
 
@@ -128,6 +129,10 @@ def test_compile_where_it_cannot_be_gets_one_clear_line(device: str, possible: b
     assert "\n" not in str(caught.value) and "--no-compile" in str(caught.value)
 
 
-def test_a_model_on_a_cpu_is_not_compiled(tiny_checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match="compile is for CUDA alone"):
-        Pipeline.from_pretrained(tiny_checkpoint, compile=True, device="cpu")
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [("compile", "compile is for CUDA alone"), ("fp8", "fp8 runs on NVIDIA's GPUs alone, not on cpu")],
+)
+def test_what_is_for_a_gpu_is_refused_on_a_cpu(option: str, says: str, tiny_checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match=says):
+        Pipeline.from_pretrained(ModelSpec.from_dict({"model": tiny_checkpoint, "device": "cpu", option: True}))

@@ -26,6 +26,8 @@ class CudaForms:
         graphs: replay the U-Net's evaluations as CUDA graphs (`genpipe.models.cuda.graphs`).
         compiled: compile the U-Net's blocks, in the place of the kernels (`genpipe.models.cuda.compiled`).
         phases: compute an upsampling and its convolution as one transposed convolution (`PhaseUpsample`).
+        fp8: multiply in fp8 what follows the norms of transformer blocks (`genpipe.models.cuda.fp8`); it needs `kernels`,
+            and changes images.
         search: let cuDNN time its kernels of each convolution, and take the fastest.
     """
 
@@ -35,6 +37,7 @@ class CudaForms:
     compiled: bool = False
     phases: bool = False
     search: bool = False
+    fp8: bool = False
 
 
 PLAIN = CudaForms()
@@ -47,16 +50,17 @@ NAMED = {
     "kernels": KERNELS,
     "graphs": GRAPHS,
     "compiled": replace(GRAPHS, compiled=True),
+    "fp8": replace(GRAPHS, fp8=True),
     "search": replace(GRAPHS, search=True),
     "phases": replace(GRAPHS, phases=True),
 }
 
 
-def best_forms(device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> CudaForms:
-    """Choose the form that is fastest on a CUDA device in a dtype, with compiled blocks or without."""
+def best_forms(device: torch.device, dtype: torch.dtype, *, compiled: bool = False, fp8: bool = False) -> CudaForms:
+    """Choose the form that is fastest on a CUDA device in a dtype, with compiled blocks or fp8 where they are asked for."""
     nvidia, wide = torch.version.cuda is not None, dtype == torch.float32
     kernels = nvidia and not wide and torch.cuda.get_device_capability(device) >= CAPABILITY and runs_kernels(device)
-    return CudaForms(channels_last=not wide, kernels=kernels, graphs=nvidia, compiled=compiled)
+    return CudaForms(channels_last=not wide, kernels=kernels, graphs=nvidia, compiled=compiled, fp8=fp8)
 
 
 def runs_kernels(device: torch.device, attempt: Callable[[torch.device], bool] | None = None) -> bool:

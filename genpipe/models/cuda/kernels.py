@@ -72,14 +72,29 @@ def group_norm(
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, before: Tensor) -> Tensor:
     """LayerNorm ("Layer Normalization", 2016) of x + before, for x (..., C) and the others (C,)."""
+    result = torch.empty_like(x, memory_format=torch.contiguous_format)
+    _layer_norm_into(result, None, x, weight, bias, eps, before)
+    return result
+
+
+def layer_norm_fp8(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, before: Tensor) -> tuple[Tensor, Tensor]:
+    """Do the same in fp8 (e4m3), (..., C), each row divided by a scale of its own, (rows, 1) in fp32."""
+    result = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
+    scales = torch.empty(x.numel() // x.shape[-1], 1, dtype=torch.float32, device=x.device)
+    _layer_norm_into(result, scales, x, weight, bias, eps, before)
+    return result, scales
+
+
+def _layer_norm_into(
+    result: Tensor, scales: Tensor | None, x: Tensor, weight: Tensor, bias: Tensor, eps: float, before: Tensor
+) -> None:
     x = x.contiguous()
     channels = x.shape[-1]
     count, padded = x.numel() // channels, _power(channels)
     tile = max(1, TILE // padded)
-    result = torch.empty_like(x)
-    grid = (_divided(count, tile),)
-    _launch(_layer_norm, grid, x, before, weight, bias, result, count, eps, CHANNELS=channels, TILE=tile, C=padded)
-    return result
+    given = x, before, weight, bias, result, weight if scales is None else scales
+    constants = {"CHANNELS": channels, "TILE": tile, "C": padded, "SCALED": scales is not None}
+    _launch(_layer_norm, (_divided(count, tile),), *given, count, eps, **constants)
 
 
 def gated_gelu(x: Tensor) -> Tensor:
@@ -212,8 +227,9 @@ def _normalise(
 
 @triton.jit(do_not_specialize=["count", "eps"])
 def _layer_norm(
-    x, before, weight, bias, result, count, eps, CHANNELS: tl.constexpr, TILE: tl.constexpr, C: tl.constexpr
-):
+    x, before, weight, bias, result, scales, count, eps,
+    CHANNELS: tl.constexpr, TILE: tl.constexpr, C: tl.constexpr, SCALED: tl.constexpr,
+):  # fmt: skip
     first = tl.program_id(0) * TILE
     row, column = tl.arange(0, TILE), tl.arange(0, C)
     there = column < CHANNELS
@@ -226,6 +242,10 @@ def _layer_norm(
     value *= tl.rsqrt(tl.sum(value * value, 1) / CHANNELS + eps)[:, None]
     value *= tl.load(weight + column, mask=there, other=0.0).to(tl.float32)[None, :]
     value += tl.load(bias + column, mask=there, other=0.0).to(tl.float32)[None, :]
+    if SCALED:
+        scale = tl.maximum(tl.max(tl.abs(value), 1), 1e-12) / 448.0  # the largest number of e4m3
+        value /= scale[:, None]
+        tl.store(scales + first + row, scale, mask=row < count - first)
     tl.store(result + tile, value.to(result.dtype.element_ty), mask=inside)
 
 

@@ -11,9 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genpipe.blocks import ResidualBlock
-from genpipe.models.attention import GatedFeedForward, KeysValues, SpatialTransformer, TransformerBlock, repeat_rows
+from genpipe.models.attention import (
+    Attention,
+    FusedSelfAttention,
+    KeysValues,
+    SpatialTransformer,
+    TransformerBlock,
+    repeat_rows,
+)
 from genpipe.models.contracting import Level, Middle
 from genpipe.models.cuda import kernels
+from genpipe.models.cuda.fp8 import Fp8Linear, suits_fp8
 from genpipe.models.stored import StoredLayer
 
 
@@ -29,6 +37,20 @@ def fuse(network: nn.Module) -> None:
             for residual, transformer in zip(residuals, transformers, strict=False):
                 if isinstance(residual, FusedResidualBlock) and isinstance(transformer, FusedSpatialTransformer):
                     transformer.follow(residual)
+
+
+def to_fp8(network: nn.Module) -> None:
+    """Let the layers that follow the norms of fused transformer blocks multiply in fp8."""
+    for block in network.modules():
+        if isinstance(block, FusedTransformerBlock):
+            for parent, name in (
+                (block.attention1, "project" if isinstance(block.attention1, FusedSelfAttention) else "query"),
+                (block.attention2, "query"),
+                (block.feed_forward, "project"),
+            ):
+                layer = getattr(parent, name)
+                if suits_fp8(layer):
+                    parent.register_module(name, Fp8Linear(layer))
 
 
 def _fuse(network: nn.Module) -> None:
@@ -112,13 +134,17 @@ class FusedTransformerBlock(TransformerBlock):
         rows = len(prompts[0])
         if self.only_cross:
             x = repeat_rows(x, rows)
-        h = _layer_norm(self.norm1, x, self.before[0])
-        x = _plus(x, self.attention1.out, self.attention1.attend(h, own))
-        x = repeat_rows(x, rows)
-        h = _layer_norm(self.norm2, x, self.before[1])
-        x = _plus(x, self.attention2.out, self.attention2.attend(h, prompts))
-        h = _layer_norm(self.norm3, x, self.before[2])
-        return _plus(x, self.feed_forward.out, _gated(self.feed_forward, h))
+        first = cast(nn.Module, self.attention1)
+        if isinstance(first, FusedSelfAttention):
+            h = first.attended(_projected(first.project, self.norm1, x, self.before[0]))
+        else:
+            assert isinstance(first, Attention) and own is not None
+            h = first.attended(_projected(first.query, self.norm1, x, self.before[0]), own)
+        x = repeat_rows(_plus(x, self.attention1.out, h), rows)
+        h = self.attention2.attended(_projected(self.attention2.query, self.norm2, x, self.before[1]), prompts)
+        x = _plus(x, self.attention2.out, h)
+        h = _projected(self.feed_forward.project, self.norm3, x, self.before[2])
+        return _plus(x, self.feed_forward.out, kernels.gated_gelu(h))
 
 
 class FusedSpatialTransformer(SpatialTransformer):
@@ -166,12 +192,10 @@ class FusedSpatialTransformer(SpatialTransformer):
         return x
 
 
-def _layer_norm(norm: nn.LayerNorm, x: Tensor, before: Tensor) -> Tensor:
-    return kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, before=before)
-
-
-def _gated(layer: GatedFeedForward, x: Tensor) -> Tensor:
-    return kernels.gated_gelu(layer.project(x))
+def _projected(layer: nn.Module, norm: nn.LayerNorm, x: Tensor, before: Tensor) -> Tensor:
+    if isinstance(layer, Fp8Linear):
+        return layer(*kernels.layer_norm_fp8(x, norm.weight, norm.bias, norm.eps, before=before))
+    return layer(kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, before=before))
 
 
 def _plus(x: Tensor, layer: nn.Linear, h: Tensor) -> Tensor:

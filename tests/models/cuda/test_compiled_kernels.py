@@ -19,7 +19,7 @@ from genpipe.models.cuda import kernels
 CONSTANTS = {
     "_moments": {"GROUPS": 32, "PER_GROUP": 10, "TILE": 32, "G": 8, "W": 16},
     "_normalise": {"TILE": 64, "C": 64, "PIECES": kernels.PIECES},
-    "_layer_norm": {"CHANNELS": 320, "TILE": 8, "C": 512},
+    "_layer_norm": {"CHANNELS": 320, "TILE": 8, "C": 512, "SCALED": False},
     "_gated_gelu": {"TILE": 16, "C": 256},
     "_add": {"TILE": 64, "C": 64},
 }

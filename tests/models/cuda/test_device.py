@@ -78,6 +78,18 @@ def test_a_unet_on_a_device(name: str, dtype: torch.dtype, form: str, unet_pair:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9), reason="needs a GPU with fp8"
+)
+@torch.inference_mode()
+def test_fp8_loses_little(unet_pair: UNetPair) -> None:
+    exact, _ = unet_pair(**UNET_FAMILIES["SDXL"])
+    expected = outputs(exact, CPU, torch.float32, "plain")
+    output = outputs(exact, torch.device("cuda"), torch.bfloat16, "fp8")
+    assert 0.001 < (output - expected).norm() / expected.norm() < 0.1
+
+
+@pytest.mark.gpu
 @needs_gpu
 @torch.inference_mode()
 @pytest.mark.parametrize(("dtype", "form"), [(torch.bfloat16, "kernels"), (torch.float16, "channels_last")])
