@@ -4,7 +4,7 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -28,6 +28,8 @@ FORMATS: dict[str, dict[str, Any]] = {
     ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
     ".webp": {"format": "WEBP", "quality": 95},
 }
+# Signs a file: from its bytes, its suffix and the image's `info`.
+Sign = Callable[[bytes, str, Mapping[Any, Any]], bytes]
 # What images are read from. Pillow knows more formats, among them PostScript, which it hands to a program that runs it.
 READ_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
@@ -209,32 +211,36 @@ def grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Ima
     return sheet
 
 
-def save_image(image: Image.Image, path: str | Path) -> None:
+def save_image(image: Image.Image, path: str | Path, *, sign: Sign | None = None) -> None:
     """Write an image to `path`, wholly or not at all; the suffix (.png, .jpg, .jpeg, .webp) says in which format.
 
+    `sign` signs the file, see `genpipe.signing.Signer`.
+
     Raises:
-        ValueError: another suffix.
+        ValueError: another suffix, or it cannot be signed.
         OSError: the file cannot be written.
     """
     path = Path(path)
     check_suffix(path)
-    data = encode_image(image, path.suffix)
+    data = encode_image(image, path.suffix, sign=sign)
     with atomic_write(path, durable=True) as part:
         part.write_bytes(data)
 
 
-def encode_image(image: Image.Image, suffix: str) -> bytes:
-    """Give the bytes of an image's file, in the format of a suffix in `FORMATS`; they say what made it."""
+def encode_image(image: Image.Image, suffix: str, *, sign: Sign | None = None) -> bytes:
+    """Give the bytes of an image's file, in the format of a suffix in `FORMATS`; they say what made it, and may be signed."""
     params = FORMATS[suffix.lower()]
     if params["format"] == "PNG" and image.mode == "RGB":
         import numpy as np
 
         from genpipe.png import encode_png
 
-        return encode_png(np.asarray(image), png_texts(image.info))
-    data = io.BytesIO()
-    Image.Image.save(image, data, **{**saving_options(image.info, params["format"]), **params})
-    return data.getvalue()
+        data = encode_png(np.asarray(image), png_texts(image.info))
+    else:
+        file = io.BytesIO()
+        Image.Image.save(image, file, **{**saving_options(image.info, params["format"]), **params})
+        data = file.getvalue()
+    return data if sign is None else sign(data, suffix, image.info)
 
 
 def check_suffix(path: Path) -> None:
@@ -243,7 +249,7 @@ def check_suffix(path: Path) -> None:
         raise ValueError(f"{str(path)!r} has to end in {', '.join(FORMATS)}: .png keeps the very pixels")
 
 
-def save_new(image: Image.Image, folder: str | Path, stem: str) -> Path:
+def save_new(image: Image.Image, folder: str | Path, stem: str, *, sign: Sign | None = None) -> Path:
     """Write a PNG of this name and never over another file: pirate-ship.png, pirate-ship-2.png, ….
 
     Returns:
@@ -252,7 +258,7 @@ def save_new(image: Image.Image, folder: str | Path, stem: str) -> Path:
     Raises:
         OSError: the file cannot be written.
     """
-    data, number = encode_image(image, ".png"), 1
+    data, number = encode_image(image, ".png", sign=sign), 1
     while True:
         path = Path(folder) / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
         number += 1

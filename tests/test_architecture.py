@@ -34,6 +34,7 @@ _LOW |= {
     "seeds",
     "lora_tags",
     "fit",
+    "signing",
     "imprint",
 }
 _PIPELINE = _LOW | {"prompts", "judge", "pipeline"}
@@ -61,6 +62,7 @@ ALLOWED: dict[str, set[str]] = {
     "png": set(),
     "images": {"files", "moved", "png", "imprint"},
     "imprint": set(),
+    "signing": {"imprint"},
     "filenames": {"images"},
     "dialects": {"request", "fields", "sampling", "sizes"},
     "metadata": {"fields", "images", "imprint", "request", "spec", "dialects"},
@@ -79,7 +81,13 @@ ALLOWED: dict[str, set[str]] = {
     "scripts": _ALL | {"training", "workers", "render", "server", "cli"},
 }
 # The areas of the package that may import these; scripts and tests may import all of them.
-GUESTS: dict[str, set[str]] = {"diffusers": {"sampling"}, "transformers": {"judge"}, "accelerate": {"training"}}
+GUESTS: dict[str, set[str]] = {
+    "diffusers": {"sampling"},
+    "transformers": {"judge"},
+    "accelerate": {"training"},
+    "c2pa": {"signing"},
+    "cryptography": {"signing"},
+}
 
 
 def sources() -> Iterator[tuple[str, Path]]:

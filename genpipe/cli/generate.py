@@ -78,6 +78,8 @@ def generate_command(parser: argparse.ArgumentParser) -> None:
     option(group, "--plot", nargs="+", type=axis, default=[], metavar="NAME=V,V",
            help="a labelled sheet over one or two settings instead, as in steps=10,20 sampler=ddim,euler_a")  # fmt: skip
     option(group, "--preview", metavar="PATH", help="keep a small image of the current step in this file")
+    option(group, "--sign", metavar="PEM",
+           help="sign the files (C2PA) with the certificates and the private key in this file")  # fmt: skip
     option(group, "-q", "--quiet", action="store_true", help="no progress and no seed on stderr")
 
 
@@ -107,7 +109,13 @@ def _generate(args: argparse.Namespace) -> int:
         check_axes(args.plot, {*given_fields(args, Request), *sized})
         if len(wanted) > 1 or args.best_of > 1 or args.grid:
             raise ValueError("--plot draws its own images: leave -n, --matrix, --best-of and --grid out")
-    output = Output(args.output, args.outdir, f"{stem}-plot" if args.plot else stem, [seed for _, seed in wanted])
+    sign = None
+    if args.sign is not None:
+        from genpipe.signing import Signer
+
+        sign = Signer(args.sign)
+    named = f"{stem}-plot" if args.plot else stem
+    output = Output(args.output, args.outdir, named, [seed for _, seed in wanted], sign=sign)
     preview = None if args.preview is None else Preview(args.preview)
 
     if spec.model is None:

@@ -34,6 +34,7 @@ _OWN = (
     "best_of",
     "score",
     "judge",
+    "sign",
     "strict",
     "verify",
     "force",
@@ -77,6 +78,8 @@ def render_command(parser: argparse.ArgumentParser) -> None:
     option(group, "-o", "--out", metavar="DIR", help="the folder, made if missing")
     option(group, "--storage", metavar="URL", help="where the images go instead, by fsspec, as in s3://bucket/x")
     option(group, "--format", default="png", metavar="NAME", help="png, jpg or webp (default: png)")
+    option(group, "--sign", metavar="PEM",
+           help="sign the files (C2PA) with the certificates and the private key in this file, which workers read too")  # fmt: skip
     option(group, "--dry-run", action="store_true", help="show what would be drawn and how long it would take")
     option(group, "--strict", action="store_true", help="stop at a row that cannot be drawn")
     option(group, "--verify", action="store_true", help="check the hashes of the images that are there")

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from genpipe.files import sweep
-from genpipe.images import check_suffix, save_image, save_new
+from genpipe.images import Sign, check_suffix, save_image, save_new
 
 _PLACE = re.compile(r"\{seed\}|\{index\}|%(\d{0,2})d")
 
@@ -22,14 +22,17 @@ class Output:
         outdir: what --outdir says, made if missing.
         stem: names images that `output` does not, and then never the name of a file that is there.
         seeds: of the images.
+        sign: signs them; None for none.
 
     Raises:
         ValueError: `output` names one file for several images, is a folder, or has no suffix of an image.
         OSError: the folder cannot be written into.
     """
 
-    def __init__(self, output: str | None, outdir: str | None, stem: str, seeds: Sequence[int]) -> None:
-        self._output, self._folder, self._stem = output, Path(outdir or "."), stem
+    def __init__(
+        self, output: str | None, outdir: str | None, stem: str, seeds: Sequence[int], *, sign: Sign | None = None
+    ) -> None:
+        self._output, self._folder, self._stem, self._sign = output, Path(outdir or "."), stem, sign
         if outdir is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
         self._paths: list[Path] = []
@@ -51,17 +54,17 @@ class Output:
     def save(self, image: Image.Image, index: int) -> Path:
         """Save one of the images, and give its path."""
         if not self._paths:
-            return save_new(image, self._folder, self._stem)
-        save_image(image, self._paths[index])
+            return save_new(image, self._folder, self._stem, sign=self._sign)
+        save_image(image, self._paths[index], sign=self._sign)
         return self._paths[index]
 
     def save_beside(self, image: Image.Image, word: str) -> Path:
         """Save an image of all of them, called after this word, and give its path."""
         if self._output is None:
-            return save_new(image, self._folder, f"{self._stem}-{word}")
+            return save_new(image, self._folder, f"{self._stem}-{word}", sign=self._sign)
         start, suffix = os.path.splitext(self._output)
         name = _PLACE.sub(word, self._output) if _PLACE.search(self._output) else f"{start}-{word}{suffix}"
-        save_image(image, self._folder / name)
+        save_image(image, self._folder / name, sign=self._sign)
         return self._folder / name
 
 

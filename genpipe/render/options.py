@@ -9,6 +9,7 @@ from genpipe.fields import Choice, Whole, defaults_of, settings_of
 from genpipe.messages import listed, quoted
 from genpipe.request import BEST_OF, COUNT, SETTINGS, Request, Settings
 from genpipe.spec import ModelSpec
+from genpipe.workers.messages import Job
 
 BATCH = Whole(1, 1024, "leave it out to have it measured")
 _FORMAT = Choice(("png", "jpg", "webp"))
@@ -30,6 +31,7 @@ class Options:
         best_of: images drawn for each that is kept, the one with the highest score.
         score: have the judge score each image.
         judge: which, see `genpipe.judge.choose_judge`; None is the embedded one, for the embedded model.
+        sign: a file of certificates and a private key that the images are signed with, see `genpipe.signing`; not stored.
         strict: stop at a row that cannot be drawn.
         verify: check the hashes of the images that are there, not only their sizes.
         force: go on in a folder that was made with other settings.
@@ -49,6 +51,7 @@ class Options:
     best_of: int = 1
     score: bool = False
     judge: str | None = None
+    sign: str | None = None
     strict: bool = False
     verify: bool = False
     force: bool = False
@@ -66,6 +69,10 @@ class Options:
         BEST_OF.check("best_of", self.best_of)
         if self.batch is not None:
             BATCH.check("batch", self.batch)
+        if self.sign is not None:
+            from genpipe.signing import Signer
+
+            Signer(self.sign)  # or it cannot be used
         Request.check_settings(self.given)
 
     @classmethod
@@ -99,6 +106,18 @@ class Options:
     def suffix(self) -> str:
         """The suffix of files that do not say otherwise."""
         return f".{self.format}"
+
+    def job(self, out: str) -> Job:
+        """Give what the workers of a run into a folder, or what an fsspec URL names, have to know."""
+        return Job(
+            out=out,
+            spec=self.spec,
+            deterministic=self.deterministic,
+            best_of=self.best_of,
+            judged=self.judged,
+            judge=self.judge,
+            sign=None if self.sign is None else str(Path(self.sign).expanduser().absolute()),
+        )
 
     @property
     def judged(self) -> bool:
@@ -137,6 +156,7 @@ class RenderOptions(Settings, total=False):
     best_of: int
     score: bool
     judge: str | None
+    sign: str | None
     strict: bool
     verify: bool
     force: bool

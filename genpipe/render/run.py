@@ -27,7 +27,7 @@ from genpipe.render.rendered import Rendered
 from genpipe.render.results import Report
 from genpipe.render.rows import Row, read_rows
 from genpipe.workers.engines import Engine, Event, LocalEngine
-from genpipe.workers.messages import Job, Model, Result, Task, Work
+from genpipe.workers.messages import Model, Result, Task, Work
 
 # Images per batch where nothing was measured and a worker does not say; batches from which on it pays to measure.
 BATCH, MANY = 8, 8
@@ -115,7 +115,7 @@ class Run:
         journal = self.folder.open()
         try:
             started = time.perf_counter()
-            model = self.engine.open(self._job())
+            model = self.engine.open(self.options.job(self.folder.url))
             self.report.workers, self.report.startup = self.engine.workers, time.perf_counter() - started
             started = time.perf_counter()
             self._check_settings(journal, model)
@@ -130,17 +130,6 @@ class Run:
             self.folder.close()
             if self._kept is not None:
                 self._kept.cleanup()
-
-    def _job(self) -> Job:
-        options = self.options
-        return Job(
-            out=self.folder.url,
-            spec=options.spec,
-            deterministic=options.deterministic,
-            best_of=options.best_of,
-            judged=options.judged,
-            judge=options.judge,
-        )
 
     # Before drawing
 

@@ -23,6 +23,7 @@ class Job:
         best_of: images drawn for one that is kept, by the judge's word.
         judged: whether a judge scores the images.
         judge: which, see `genpipe.judge.choose_judge`.
+        sign: what the files are signed with, see `genpipe.signing`; None signs none.
     """
 
     out: str
@@ -31,6 +32,7 @@ class Job:
     best_of: int = 1
     judged: bool = False
     judge: str | None = None
+    sign: str | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Job":

@@ -70,7 +70,12 @@ class Renderer:
         self.pipeline = Pipeline.from_pretrained(replace(job.spec, device=device))
         embedded = self.pipeline.name == "embedded"
         self.judge = choose_scorer(job.judge, embedded=embedded) if job.judged else None
-        self._writer = Writer(open_storage(job.out))
+        sign = None
+        if job.sign is not None:
+            from genpipe.signing import Signer
+
+            sign = Signer(job.sign)
+        self._writer = Writer(open_storage(job.out), sign=sign)
         self._kept = KeptSizes() if kept is None else kept
         self._cuda = self.pipeline.device.type == "cuda"
         self._beside = self._cuda if beside is None else beside

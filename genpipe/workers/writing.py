@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from genpipe.images import Picture, encode_image
+from genpipe.images import Picture, Sign, encode_image
 from genpipe.imprint import SOURCE, saving_options
 from genpipe.workers.messages import THUMBNAIL, Drawn, Task, thumbnail_path
 from genpipe.workers.storage import Storage
@@ -29,8 +29,8 @@ class Written(NamedTuple):
 class Writer:
     """Threads that write images, each with a small copy where it is large."""
 
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
+    def __init__(self, storage: Storage, *, sign: Sign | None = None) -> None:
+        self._storage, self._sign = storage, sign
         self._threads = ThreadPoolExecutor(THREADS, "write")
 
     def submit(self, task: Task, image: Picture, detail: dict[str, Any] | None) -> Future[Written]:
@@ -39,7 +39,7 @@ class Writer:
 
     def _write(self, task: Task, image: Picture, detail: dict[str, Any] | None) -> Written:
         started = time.perf_counter()
-        data = encode_image(image, Path(task.path).suffix)
+        data = encode_image(image, Path(task.path).suffix, sign=self._sign)
         small = _small_copy(image) if max(image.size) > THUMBNAIL else None
         digest = hashlib.sha256(data).hexdigest()
         encoded = time.perf_counter()
