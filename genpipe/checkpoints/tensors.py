@@ -111,9 +111,9 @@ class Safetensors:
             start, end, shape = start + third * size, start + (third + 1) * size, (shape[0] // 3, *shape[1:])
         if start == end:
             return torch.empty(shape, dtype=dtype)
-        # Written to only in memory: "c" is a private mapping.
+        # Written to only in memory: "c" is a private mapping. By a text, as numpy would resolve a `Path` each time.
         offset = self._start + start
-        tensor = torch.from_numpy(np.memmap(self.path, np.uint8, "c", offset=offset, shape=(end - start,)))
+        tensor = torch.from_numpy(np.memmap(str(self.path), np.uint8, "c", offset=offset, shape=(end - start,)))
         tensor = tensor.clone() if offset % dtype.itemsize else tensor  # where a writer has not aligned it
         return tensor.view(dtype).reshape(shape)
 
@@ -191,7 +191,7 @@ class Gguf:
         place, entry = self._places[key], self.entries[key]
         if not place.size:
             return torch.empty(entry.shape, dtype=torch.float16)
-        data = np.memmap(self.path, np.uint8, "c", offset=place.start, shape=(place.size,))
+        data = np.memmap(str(self.path), np.uint8, "c", offset=place.start, shape=(place.size,))
         if entry.blocks:
             rows = data.reshape(math.prod(place.shape[:-1]), -1)  # some of them are widened at a time
             try:

@@ -66,7 +66,7 @@ def _control(name: str, value: Any) -> Control:
 def _lora(name: str, value: Any) -> Lora:
     own = {"text_strength"} & value.keys() if isinstance(value, dict) else set()
     known = _known(value, {"path", "sha256", "strength", *own}) and isinstance(value["path"], str)
-    strengths = [value[key] for key in ("strength", *own)] if known else [None]
+    strengths: list[Any] = [value[key] for key in ("strength", *own)] if known else [None]
     if not all(type(one) in (int, float) and math.isfinite(one) for one in strengths):
         raise ValueError(f"{name} is not the record of a LoRA")
     return Lora(value["sha256"], value["strength"], value["path"], value.get("text_strength"))
