@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 
+from genpipe.models.cuda.graphs import release_graphs
 from genpipe.models.finite import NonFiniteError
 
 T = TypeVar("T")
@@ -81,7 +82,8 @@ def is_lost(error: BaseException) -> bool:
 
 
 def free_unused() -> None:
-    """Give back what nothing refers to any more."""
+    """Give back what nothing refers to any more, and what can be made again."""
+    release_graphs()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -49,10 +49,9 @@ NAMED = {
     "channels_last": CHANNELS_LAST,
     "kernels": KERNELS,
     "graphs": GRAPHS,
-    "compiled": replace(GRAPHS, compiled=True),
-    "fp8": replace(GRAPHS, fp8=True),
-    "search": replace(GRAPHS, search=True),
     "phases": replace(GRAPHS, phases=True),
+    "search": replace(GRAPHS, search=True),
+    "fp8": replace(GRAPHS, fp8=True),
 }
 
 

@@ -133,6 +133,7 @@ class Graphs:
         self._graphs: dict[Hashable, _Graph] = {}  # in the order of their last use
         self._refused: set[Hashable] = set()
         self._lock = Lock()
+        _ALIVE.add(self)
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -176,6 +177,15 @@ class Graphs:
             warnings.warn(f"evaluating without CUDA graphs, at some cost of time: {reason}", stacklevel=4)
         self._refused.add(key)
         return None
+
+
+_ALIVE: "weakref.WeakSet[Graphs]" = weakref.WeakSet()
+
+
+def release_graphs() -> None:
+    """Let go of all recordings of this process, as where memory is short; they are made again when they are wanted."""
+    for graphs in list(_ALIVE):
+        graphs.clear()
 
 
 class _Graph:

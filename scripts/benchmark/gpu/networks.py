@@ -34,7 +34,7 @@ from scripts.benchmark.gpu.measuring import (
 from scripts.benchmark.gpu.sections import Plan, Say
 from scripts.make.checkpoint import FAMILIES, make_checkpoint, narrow
 
-SHOWN = 15  # kernels
+SHOWN = 30  # kernels
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "accelerate")
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genpipe.models.conditioning import Conditioning
-from genpipe.models.cuda.graphs import Capture, Graphs, Outputs
+from genpipe.models.cuda.graphs import Capture, Graphs, Outputs, release_graphs
 from genpipe.models.denoiser import Denoiser, UNetDenoiser
 from genpipe.models.prepare import prepare
 from genpipe.models.unet import UNet
@@ -160,6 +160,21 @@ def test_what_cannot_be_recorded_is_evaluated_plainly_with_one_warning(unet_pair
     with pytest.warns(UserWarning, match=r"^evaluating without CUDA graphs, .*: CUDA out of memory[^\n]*$") as seen:
         assert all_equal()
     assert len(seen) == 1 and len(evaluate) == 0  # the memory of the others went to it
+
+
+@torch.inference_mode()
+def test_where_memory_is_short_all_recordings_can_be_let_go(unet_pair: UNetPair) -> None:
+    unet = prepare(unet_pair()[0], device=CPU, dtype=FP32)
+    captures = [Recall(), Recall()]
+    several = [graphs(unet, capture) for capture in captures]
+    pairs = [both(unet, unet_conditioning(unet, 2), evaluate) for evaluate in several]
+    for _, denoiser in pairs:
+        denoiser(latents(1), TIMES[0])
+    release_graphs()
+    assert [len(evaluate) for evaluate in several] == [0, 0] and [capture.released for capture in captures] == [1, 1]
+    for plain, denoiser in pairs:
+        assert torch.equal(denoiser(latents(1), TIMES[1]), plain(latents(1), TIMES[1]))
+    assert [capture.made for capture in captures] == [2, 2]
 
 
 @torch.inference_mode()
