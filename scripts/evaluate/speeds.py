@@ -113,7 +113,7 @@ def quality(pipeline: Pipeline, count: int) -> dict[str, Any]:
     pool = tuple(pipeline.checkpoint.defaults.get("concepts", names()))
     scenes = held_out_scenes(random.Random("held out"), pool, count)
     prompts, seeds = [caption(scene) for scene in scenes], seeds_for(FIRST_SEED, count)
-    judge = Judge.load(JUDGES / "model.safetensors")
+    judge = Judge.load(JUDGES / "model.safetensors", device=pipeline.device)
     images = {speed: draw(pipeline, prompts, seeds, speed, speed=speed) for speed in SPEEDS}
     seen = {speed: measure(judge, drawn, scenes) for speed, drawn in images.items()}
     reference = seen["exact"].satisfied

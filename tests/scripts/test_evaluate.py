@@ -121,7 +121,7 @@ def test_what_is_made_good_is_a_share_of_what_one_draw_lacks(evaluate: ModuleTyp
     [
         (["--images", "0"], "--images 0 is too few: use 1 or more"),
         (["--parts", "all"], "invalid choice: 'all'"),
-        (["--model", "nowhere/at/all"], "nowhere/at/all"),
+        (["--model", "nowhere/at/all", "--device", "cpu"], "nowhere/at/all"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -118,7 +118,7 @@ def test_speeds_are_timed_in_turn_and_the_first_images_not_counted(
         (["--steps", "0"], "--steps 0 is out of range: use 1 to 1000"),
         (["--parts", "all"], "invalid choice: 'all'"),
         (["--checkpoint", "nowhere"], "--checkpoint nowhere holds no model_index.json"),
-        (["--model", "nowhere/at/all"], "nowhere/at/all"),
+        (["--model", "nowhere/at/all", "--device", "cpu"], "nowhere/at/all"),
     ],
 )
 def test_mistakes_are_one_line(
