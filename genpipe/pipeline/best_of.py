@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from genpipe.images import Picture
 from genpipe.judge import Scorer, Unscored, best_index, choose_judge, judged
 from genpipe.metadata import annotate_choice
@@ -18,19 +20,20 @@ def candidates(request: Request, best_of: int) -> list[Request]:
     return [replace(request, seed=seed) for seed in seeds_for(request.seed, best_of)]
 
 
-def choose_scorer(judge: str | Path | Scorer | None, *, embedded: bool) -> Scorer:
+def choose_scorer(judge: str | Path | Scorer | None, *, embedded: bool, device: torch.device) -> Scorer:
     """Return the judge to choose by.
 
     Args:
         judge: one, or the name of one, see `genpipe.judge.choose_judge`.
         embedded: whether the images are the embedded model's.
+        device: of a judge that is loaded here.
 
     Raises:
         ValueError: there is no such judge, or it does not know what is to be drawn.
     """
     if judge is None and not embedded:
         raise ValueError("the embedded judge knows only what the embedded model draws: give a CLIP model as judge")
-    return choose_judge(judge) if judge is None or isinstance(judge, str | Path) else judge
+    return choose_judge(judge, device=device) if judge is None or isinstance(judge, str | Path) else judge
 
 
 def shown(request: Request) -> str:

@@ -213,7 +213,7 @@ class Pipeline:
         if best_of > 1:
             from genpipe.pipeline.best_of import best, choose_scorer
 
-            scorer = choose_scorer(judge, embedded=self.name == "embedded")
+            scorer = choose_scorer(judge, embedded=self.name == "embedded", device=self.device)
         with one_thread(deterministic):
             images = draw(
                 requests,

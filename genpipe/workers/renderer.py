@@ -69,7 +69,7 @@ class Renderer:
         self.job = job
         self.pipeline = Pipeline.from_pretrained(replace(job.spec, device=device))
         embedded = self.pipeline.name == "embedded"
-        self.judge = choose_scorer(job.judge, embedded=embedded) if job.judged else None
+        self.judge = choose_scorer(job.judge, embedded=embedded, device=self.pipeline.device) if job.judged else None
         sign = None
         if job.sign is not None:
             from genpipe.signing import Signer

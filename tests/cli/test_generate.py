@@ -375,9 +375,14 @@ def test_the_best_of_several_seeds_is_saved(draw, monkeypatch):
             return [Score(prompt, (index % 3) / 2) for index, prompt in enumerate(prompts)]
 
     asked = []
-    monkeypatch.setattr("genpipe.pipeline.best_of.choose_judge", lambda name: asked.append(name) or Last())
+
+    def choose(name, *, device):
+        asked.append((name, str(device)))
+        return Last()
+
+    monkeypatch.setattr("genpipe.pipeline.best_of.choose_judge", choose)
     status, out, _ = draw("ship", "-n", 2, "--seed", 5, "--best-of", 3, "--judge", "clip", "--steps", 1)
-    assert status == 0 and set(asked) == {"clip"}
+    assert status == 0 and set(asked) == {("clip", "cpu")}  # where the images are drawn
     paths = out.split()
     assert [read_request(path).seed for path in paths] == [7, 10]
     assert [entry["total"] for entry in read_metadata(paths[0])["best_of"]] == [0.0, 0.5, 1.0]
