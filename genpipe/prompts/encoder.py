@@ -65,6 +65,7 @@ class PromptEncoder:
         self._kept: dict[_Key, Conditioning] = {}  # of one row each, the least recently used first
         # Prompts that are drawn are read twice, and many have the same negative prompt.
         self._read = lru_cache(KEPT_READ)(read_chunks)
+        self._size = 0  # bytes of what is kept
         self._lock = Lock()
         self.seconds = 0.0
 
@@ -119,11 +120,11 @@ class PromptEncoder:
 
     def _keep(self, used: dict[_Key, Conditioning]) -> None:
         for key, row in used.items():
-            self._kept.pop(key, None)
+            if self._kept.pop(key, None) is None:
+                self._size += row.nbytes
             self._kept[key] = row
-        size = sum(row.nbytes for row in self._kept.values())
-        while size > self._kept_bytes:
-            size -= self._kept.pop(next(iter(self._kept))).nbytes
+        while self._size > self._kept_bytes:
+            self._size -= self._kept.pop(next(iter(self._kept))).nbytes
 
     def _encode(self, keys: Sequence[_Key]) -> list[Conditioning]:
         """A row for each prompt, read in its syntax, and the layers to leave out for it."""

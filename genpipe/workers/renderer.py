@@ -1,7 +1,7 @@
 """What a worker does with a batch: networks, judge, files. The only part of rendering that loads torch."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any
@@ -31,8 +31,8 @@ from genpipe.workers.writing import Writer
 # Pixels decoded together on a GPU, and images on another device: the decoder's memory peaks far above the denoiser's.
 CHUNK_PIXELS, CHUNK = 4 * 512 * 512, 4
 # Batches that a worker has at a time: one in the networks and one that is written or waits; or beside that in the networks
-# one that is prepared, one that is decoded and written, and one that waits.
-DEPTH, DEPTH_BESIDE = 2, 4
+# one that is prepared, one whose last steps the device is at, one that is decoded and written, and one that waits.
+DEPTH, DEPTH_BESIDE = 2, 5
 
 
 @dataclass
@@ -149,10 +149,14 @@ class Renderer:
                 raise
         begun.result.seconds["text"] = time.perf_counter() - started
 
-    def begin(self, begun: Begun, shape: str = "", waiting: int = 0) -> Begun:
+    def begin(
+        self, begun: Begun, shape: str = "", waiting: int = 0, launched: Callable[[], None] = lambda: None
+    ) -> Begun:
         """Run the networks over a batch that `prepare` gave; one thread at a time.
 
         Args:
+            launched: called, maybe more than once, when all steps have been given to a device that works by itself: another
+                batch may begin.
             shape: the batch's, by which sizes that fit are remembered.
             waiting: how many images of this shape there are to draw, if it is to be found out first how many of them a
                 batch should take; else 0.
@@ -167,7 +171,7 @@ class Renderer:
                 result.seconds["measure"] = time.perf_counter() - started
             encoder = self.pipeline.prompt_encoder
             fits, encoded, started = self._fits.get(shape), encoder.seconds, time.perf_counter()
-            begun.latents = self._denoised(drawn, shape)
+            begun.latents = self._denoised(drawn, shape, launched)
             text = 0.0 if self._beside else encoder.seconds - encoded
             result.seconds.setdefault("text", text)
             result.seconds["denoise"] = time.perf_counter() - started - text
@@ -240,13 +244,21 @@ class Renderer:
         ]
         begun.result.seconds |= {"decode": decoded - started, "judge": time.perf_counter() - decoded}
 
-    def _denoised(self, requests: list[Request], shape: str) -> list[Tensor | Failure]:
+    def _denoised(self, requests: list[Request], shape: str, launched: Callable[[], None]) -> list[Tensor | Failure]:
         """Denoise each request to its latents (C, h, w)."""
 
         def run(batch: list[Request]) -> list[Tensor]:
             latents = torch.empty(0)
             for state in self.pipeline.stream(batch):
                 latents = state.latents
+                # What follows waits for the device, and looks at what it gave.
+                if (
+                    self._beside
+                    and not self.job.deterministic
+                    and batch[-1] is requests[-1]
+                    and state.step == state.steps
+                ):
+                    launched()
             return list(latents)
 
         size = 1 if self.job.deterministic else self._fits.get(shape, len(requests))

@@ -142,10 +142,10 @@ def make(job, device):
     renderer = Renderer(job, device)
     begin = renderer.begin
 
-    def deadly(begun, shape, waiting):
+    def deadly(begun, *how):
         if any(request.prompt == "death" for request in begun.candidates):
             os._exit(9)
-        return begin(begun, shape, waiting)
+        return begin(begun, *how)
 
     renderer.begin = deadly
     return renderer

@@ -314,6 +314,16 @@ def test_prompts_are_encoded_before_it_is_their_batchs_turn(job):
     assert sum(encoded) == 2
 
 
+@pytest.mark.parametrize(
+    ("beside", "deterministic", "said"), [(True, False, True), (True, True, False), (False, False, False)]
+)
+def test_the_last_step_is_told_where_the_device_works_by_itself(job, beside, deterministic, said):
+    renderer = Renderer(replace(job, deterministic=deterministic), "cpu", beside=beside)
+    told: list[bool] = []
+    renderer.finish(renderer.begin(renderer.prepare([task(1), task(2)]), launched=lambda: told.append(True)))
+    assert told == [True] * said
+
+
 def test_out_of_memory_while_prompts_are_encoded_ahead_costs_nothing(job, monkeypatch):
     renderer = Renderer(job, "cpu", beside=True)
     draw(renderer, [task(1)])

@@ -1,6 +1,7 @@
 """Batches side by side: the networks are one batch's at a time, and preparing and writing go on beside them."""
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +15,7 @@ class Staged:
     """A renderer whose stages wait to be let go, and tell what goes on at the same time."""
 
     def __init__(self) -> None:
-        self.within = {"prepare": 0, "begin": 0, "finish": 0}
+        self.within = {"prepare": 0, "begin": 0, "wait": 0, "finish": 0}
         self.most = dict(self.within)
         self.seen: list[tuple[str, Any]] = []
         self.lock = threading.Lock()
@@ -34,8 +35,11 @@ class Staged:
         self.stage("prepare", number)
         return number
 
-    def begin(self, prepared: Any, shape: str, waiting: int) -> Any:
+    def begin(self, prepared: Any, shape: str, waiting: int, launched: Callable[[], None] = lambda: None) -> Any:
         self.stage("begin", prepared)
+        if shape == "launched":
+            launched()
+            self.stage("wait", prepared)
         return prepared
 
     def finish(self, begun: Any) -> Result:
@@ -62,7 +66,7 @@ class Staged:
 def staged():
     made = Staged()
     yield made
-    made.open("prepare", "begin", "finish")
+    made.open("prepare", "begin", "wait", "finish")
 
 
 def test_one_is_prepared_and_others_written_beside_that_in_the_networks(staged):
@@ -84,6 +88,17 @@ def test_one_is_prepared_and_others_written_beside_that_in_the_networks(staged):
     assert sorted(work.key for work, _ in results) == list(range(6)) and None not in [one for _, one in results]
     assert staged.most["begin"] == staged.most["prepare"] == 1 and staged.most["finish"] >= 2
     assert [batch for stage, batch in staged.seen if stage == "begin"] == list(range(6))
+
+
+def test_the_next_batch_begins_while_the_device_is_at_the_last_steps_of_one(staged):
+    turns = Turns(staged)
+    works = iter([Work(k, [k], "launched") for k in range(2)])  # pyright: ignore[reportArgumentType]
+    staged.open("prepare", "begin")
+    with ThreadPoolExecutor(2) as threads:
+        drawn = [threads.submit(turns.draw, lambda: next(works)) for _ in range(2)]
+        staged.wait_for(("wait", 0), ("begin", 1), ("wait", 1))
+        staged.open("wait", "finish")
+        assert [future.result(timeout=20)[1] for future in drawn] == [Result()] * 2
 
 
 def test_what_is_to_be_drawn_alone_is(staged):
@@ -118,7 +133,7 @@ def test_what_is_prepared_when_it_is_drained_is_given_back(staged):
 
 def test_an_error_in_the_networks_lets_the_next_batch_at_them():
     class Broken(Staged):
-        def begin(self, prepared: Any, shape: str, waiting: int) -> Any:
+        def begin(self, prepared: Any, shape: str, waiting: int, launched: Any = None) -> Any:
             if shape == "broken":
                 raise RuntimeError("it broke")
             return prepared
