@@ -1,5 +1,6 @@
 """Beside others: how exact the images are, what diffusers takes on a GPU, whether both draw the same in fp32."""
 
+import importlib
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,22 @@ from scripts.benchmark.gpu.sections import Plan, Say
 from scripts.make.checkpoint import FAMILIES, narrow
 
 GUIDANCE = 7.5
+
+
+def found(module: str, name: str) -> Any:
+    """What a module holds by a name; None where it, or a package that it needs, is not installed."""
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ImportError:
+        return None
+
+
+# Now, since it takes seconds in which the section before is still measured.
+PIPELINE = found("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "StableDiffusionPipeline")
+SCHEDULER = found("diffusers.schedulers.scheduling_ddim", "DDIMScheduler")
+CHECK = found("scripts.evaluate.parity", "check")
+if PIPELINE is not None:
+    found("diffusers.utils.logging", "disable_progress_bar")()
 
 
 def quality(plan: Plan, say: Say) -> None:
@@ -92,14 +109,12 @@ def parity_sdxl(plan: Plan, say: Say) -> None:
 
 def agreement(plan: Plan, say: Say, name: str) -> None:
     """The check of `scripts.evaluate.parity`."""
-    try:
-        from scripts.evaluate.parity import check
-    except ImportError:
+    if CHECK is None:
         say("diffusers", "absent")
         return
     family = narrow(FAMILIES[name]) if plan.toy else FAMILIES[name]
     with tempfile.TemporaryDirectory(dir=plan.folder) as folder:
-        result = check(family, Path(folder), family.steps, plan.device)
+        result = CHECK(family, Path(folder), family.steps, plan.device)
     for solver, row in result["solvers"].items():
         for key, value in row.items():
             say(f"{solver}/{key}", value)
@@ -108,19 +123,13 @@ def agreement(plan: Plan, say: Say, name: str) -> None:
 
 def pipeline(plan: Plan, say: Say) -> Any:
     """Its pipeline of Stable Diffusion 1.5 in bf16; None where diffusers is absent, which is said."""
-    try:
-        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-        from diffusers.utils.logging import disable_progress_bar
-    except ImportError:
+    if PIPELINE is None:
         say("diffusers", "absent")
         return None
-    disable_progress_bar()
-    pipe: Any = StableDiffusionPipeline.from_pretrained(
-        plan.checkpoint("sd15"), torch_dtype=torch.bfloat16, safety_checker=None
-    ).to(plan.device)
+    pipe = PIPELINE.from_pretrained(plan.checkpoint("sd15"), torch_dtype=torch.bfloat16, safety_checker=None)
+    pipe.to(plan.device)
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    pipe.scheduler = SCHEDULER.from_config(pipe.scheduler.config, clip_sample=False)
     return pipe
 
 
