@@ -47,10 +47,9 @@ def group_norm(
     x = x.contiguous(memory_format=torch.channels_last)
     batch, channels, height, width = x.shape
     rows, per_group = height * width, channels // groups
-    wide = _power(per_group)
-    together = min(_power(groups), max(8, COLUMNS // wide))  # groups per program
-    blocks = _divided(groups, together)
-    tile = max(1, TILE // (together * wide))
+    wide = 128 if per_group <= 64 else _power(3 * per_group)
+    together = min(groups, wide // per_group)  # groups per program
+    blocks, tile = _divided(groups, together), max(1, TILE // wide)
     pieces = max(1, min(PIECES, _divided(rows, tile), SUMMING // (batch * blocks)))
     part = _divided(_divided(rows, pieces), tile) * tile
     pieces = _divided(rows, part)
@@ -59,8 +58,8 @@ def group_norm(
     stride = 0 if shift is None or len(shift) == 1 else shift.stride(0)
     given = x, weight if before is None else before, weight if shift is None else shift, sums
     numbers = rows, channels, stride, int(before is not None), int(shift is not None)
-    constants = {"GROUPS": groups, "PER_GROUP": per_group, "TILE": tile, "G": together, "W": wide}
-    _launch(_moments, (pieces, blocks, batch), *given, *numbers, part, **constants)
+    constants = {"STEP": together * per_group, "TILE": tile, "C": wide, "G": max(32, _power(together))}
+    _launch(_moments, (pieces, blocks, batch), *given, *numbers, part, groups, per_group, together, **constants)
 
     tile, blocks = TILE // COLUMNS, _divided(channels, COLUMNS)
     part = _divided(_divided(rows, max(1, NORMALISING // (batch * blocks))), tile) * tile
@@ -152,37 +151,44 @@ def _value(x, before, shift, columns, mask, has_before, has_shift):
     return first + _added(before, shift, columns, mask, has_before, has_shift)
 
 
-@triton.jit(do_not_specialize=["rows", "stride", "has_before", "has_shift", "part"])
+@triton.jit(
+    do_not_specialize=[
+        "rows", "stride", "has_before", "has_shift", "part", "groups", "per_group", "together"
+    ]
+)  # fmt: skip
 def _moments(
-    x, before, shift, sums, rows, channels, stride, has_before, has_shift, part,
-    GROUPS: tl.constexpr, PER_GROUP: tl.constexpr, TILE: tl.constexpr, G: tl.constexpr, W: tl.constexpr,
+    x, before, shift, sums, rows, channels, stride, has_before, has_shift, part, groups, per_group, together,
+    STEP: tl.constexpr, TILE: tl.constexpr, C: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
     """Sum some groups, less their first values, and their squares over one part of an image's pixels."""
     piece, image = tl.program_id(0), tl.program_id(2)
     x += image.to(tl.int64) * rows * channels
     shift += image * stride
-    group, channel = tl.program_id(1) * G + tl.arange(0, G), tl.arange(0, W)
-    columns = group[:, None] * PER_GROUP + channel[None, :]  # (G, W)
-    there = group < GROUPS
-    mask = there[:, None] & (channel[None, :] < PER_GROUP)
-    first = _value(x, before, shift, group * PER_GROUP, there, has_before, has_shift)
-    added = _added(before, shift, columns, mask, has_before, has_shift) - first[:, None]
-    total = tl.zeros((TILE, G, W), tl.float32)
-    squares = tl.zeros((TILE, G, W), tl.float32)
+    lane = tl.arange(0, C)
+    column = tl.program_id(1) * STEP + lane
+    there = (lane < STEP) & (column < channels)
+    first = _value(x, before, shift, column // per_group * per_group, there, has_before, has_shift)
+    added = _added(before, shift, column, there, has_before, has_shift) - first
+    total = tl.zeros((TILE, C), tl.float32)
+    squares = tl.zeros((TILE, C), tl.float32)
     top = piece * part
     last = tl.minimum(top + part, rows)
     row = tl.arange(0, TILE)
     while top < last:
-        inside = (row < last - top)[:, None, None] & mask[None, :, :]
-        tile = x + top.to(tl.int64) * channels + (row * channels)[:, None, None] + columns[None, :, :]
-        value = tl.load(tile, mask=inside, other=0.0).to(tl.float32) + added[None, :, :]
+        inside = (row < last - top)[:, None] & there[None, :]
+        tile = x + top.to(tl.int64) * channels + (row * channels)[:, None] + column[None, :]
+        value = tl.load(tile, mask=inside, other=0.0).to(tl.float32) + added[None, :]
         value = tl.where(inside, value, 0.0)
         total += value
         squares += value * value
         top += TILE
-    sums += (image * tl.num_programs(0) + piece) * 2 * GROUPS + group
-    tl.store(sums, tl.sum(tl.sum(total, 2), 0), mask=there)
-    tl.store(sums + GROUPS, tl.sum(tl.sum(squares, 2), 0), mask=there)
+    index = tl.arange(0, G)
+    group = tl.program_id(1) * together + index
+    mine = (column // per_group)[None, :] == group[:, None]  # (G, C)
+    sums += (image * tl.num_programs(0) + piece) * 2 * groups + group
+    stored = (index < together) & (group < groups)
+    tl.store(sums, tl.sum(tl.where(mine, tl.sum(total, 0)[None, :], 0.0), 1), mask=stored)
+    tl.store(sums + groups, tl.sum(tl.where(mine, tl.sum(squares, 0)[None, :], 0.0), 1), mask=stored)
 
 
 @triton.jit(

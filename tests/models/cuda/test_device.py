@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from genpipe.blocks import ResidualBlock
 from genpipe.models.attention import TransformerBlock
 from genpipe.models.cuda.forms import CHANNELS_LAST, KERNELS, NAMED, PLAIN, best_forms, evaluation, runs_kernels
+from genpipe.models.cuda.fp8 import Fp8Linear
 from genpipe.models.denoiser import UNetDenoiser
 from genpipe.models.finite import float32_copy
 from genpipe.models.prepare import prepare
@@ -141,6 +143,22 @@ def test_fused_modules_compute_the_same(name: str, device: torch.device, unet_pa
     for unet, timestep in ((fused, TIMES[0]), (copied, [TIMES[1], TIMES[0]])):
         expected, output = (UNetDenoiser(each, TIMES, conditioning)(latents, timestep) for each in (plain, unet))
         assert (output - expected).abs().max() <= 2e-4 * expected.abs().max()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+@torch.inference_mode()
+def test_what_overflows_in_fp8_is_repeated_by_plain_layers(device: torch.device, unet_pair: UNetPair) -> None:
+    exact, _ = unet_pair(**SMALL)
+    conditioning, latents = unet_conditioning(exact, 2, device), torch.randn(1, 4, 8, 6, device=device)
+    forms = replace(KERNELS, fp8=True)
+    plain, fp8 = (
+        prepare(copy.deepcopy(exact), device=device, dtype=torch.float32, forms=each) for each in (PLAIN, forms)
+    )
+    assert sum(isinstance(module, Fp8Linear) for module in fp8.modules()) == 3 * 4
+    copied = float32_copy(fp8)
+    assert not any(isinstance(module, Fp8Linear) for module in copied.modules())
+    expected, output = (UNetDenoiser(unet, TIMES, conditioning)(latents, TIMES[0]) for unet in (plain, copied))
+    assert 1e-4 < (output - expected).norm() / expected.norm() < 0.05  # of the rounded weights
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")

@@ -31,6 +31,8 @@ def agree(output: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
         ((1, 2560, 3, 2), 32, torch.float16),
         ((3, 24, 1, 1), 8, torch.float32),
         ((2, 64, 9, 8), 4, torch.float32),
+        ((1, 200, 3, 5), 1, torch.float32),
+        ((2, 96, 2, 3), 96, torch.float32),
     ],
 )
 @pytest.mark.parametrize("adding", [False, True])
