@@ -25,8 +25,9 @@ from genpipe.models.unet_config import UNetConfig
 Operation = tuple[Any, ...]
 
 
-def step_operations(size: int, batch: int) -> Counter[Operation]:
-    """Every product of one guided step of Stable Diffusion 1.5, computed plainly, and how often it comes."""
+def step_operations(size: int, batch: int, config: UNetConfig | None = None) -> Counter[Operation]:
+    """Every product of one guided step of a U-Net, by default Stable Diffusion 1.5's, computed plainly, and how often it
+    comes."""
     found: Counter[Operation] = Counter()
 
     def see(module: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> None:
@@ -42,12 +43,19 @@ def step_operations(size: int, batch: int) -> Counter[Operation]:
             keys = given[1][0].shape[2] if len(given) > 1 and given[1] is not None else x.shape[1]
             found["attention", len(x) * module.heads, x.shape[1], keys, module.head_channels] += 1
 
-    unet = skeleton(lambda: UNet(UNetConfig()))
+    config = config or UNetConfig()
+    unet = skeleton(lambda: UNet(config))
     upsampled = {module.conv for module in unet.modules() if isinstance(module, Upsample)}
     for module in unet.modules():
         module.register_forward_hook(see)
+    rows, side = 2 * batch, size // 8
     with torch.device("meta"):
-        unet(torch.empty(2 * batch, 4, size // 8, size // 8), torch.empty(2 * batch), torch.empty(2 * batch, 77, 768))
+        added: dict[str, Tensor] = {}
+        if config.added_channels is not None and config.added_time_channels is not None:
+            pooled = config.added_channels - 6 * config.added_time_channels
+            added = {"pooled": torch.empty(rows, pooled), "time_ids": torch.empty(rows, 6)}
+        context = torch.empty(rows, 77, config.context_channels)
+        unet(torch.empty(rows, 4, side, side), torch.empty(rows), context, **added)
     return found
 
 
@@ -122,10 +130,10 @@ def forms_of(operation: Operation, dtype: torch.dtype) -> Iterator[tuple[str, Ca
 
 
 @torch.inference_mode()
-def ceiling(size: int, batch: int, dtype: torch.dtype) -> dict[str, Any]:
+def ceiling(size: int, batch: int, dtype: torch.dtype, config: UNetConfig | None = None) -> dict[str, Any]:
     """The seconds that a guided step would take if each product ran at the best rate measured for its shape."""
     kinds: dict[str, dict[str, float]] = {}
-    for operation, count in step_operations(size, batch).items():
+    for operation, count in step_operations(size, batch, config).items():
         row = kinds.setdefault(operation[0], {"flops": 0.0, "seconds": 0.0})
         row["flops"] += count * flops(operation)
         row["seconds"] += count * min(best_seconds(run, budget=0.15) for _, run in forms_of(operation, dtype))

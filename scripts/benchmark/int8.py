@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genpipe.models.unet_config import UNetConfig
 from scripts.benchmark.ceiling import best_seconds, forms_of, step_operations
 
 BUDGET = 0.15  # seconds of measuring for each shape
@@ -17,14 +18,14 @@ def quantise(x: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def int8(size: int, batch: int) -> dict[str, dict[str, float]] | None:
+def int8(size: int, batch: int, config: UNetConfig | None = None) -> dict[str, dict[str, float]] | None:
     """Seconds of a guided step's linear layers and convolutions in bf16, in int8, and to quantise what goes into them;
     None where this torch lacks oneDNN's operators."""
     quantised = torch.ops.onednn
     if not all(hasattr(quantised, name) for name in ("qlinear_pointwise", "qconv_pointwise")):
         return None
     spent: dict[str, dict[str, float]] = {}
-    for operation, count in step_operations(size, batch).items():
+    for operation, count in step_operations(size, batch, config).items():
         kind, *numbers = operation
         if kind not in ("linear", "convolution"):  # what remains in bf16
             continue

@@ -46,13 +46,39 @@ class Task:
     steps: int
 
 
-def inputs(task: Task) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents (B, 4, h, w), the context (2B, 77, 768) of a guided batch, token ids (1, 77); the same for every peer."""
+@dataclass(frozen=True)
+class Inputs:
+    """What the networks are given, the same for every peer.
+
+    Attributes:
+        latents: (B, 4, h, w).
+        context: (2B, 77, D), of a guided batch.
+        ids: token ids (1, 77).
+        pooled, time_ids: (2B, P) and (2B, 6), where the U-Net takes them.
+        scaling: of the latents.
+    """
+
+    latents: Tensor
+    context: Tensor
+    ids: Tensor
+    pooled: Tensor | None
+    time_ids: Tensor | None
+    scaling: float
+
+
+def inputs(task: Task) -> Inputs:
+    """Random ones, in the widths of the checkpoint's networks."""
     generator = torch.Generator().manual_seed(SEED)
-    latents = torch.randn(task.batch, 4, task.size // 8, task.size // 8, generator=generator)
-    context = torch.randn(2 * task.batch, 77, 768, generator=generator)
-    ids = torch.randint(0, 400, (1, 77), generator=generator)
-    return latents, context, ids
+    unet, vae = (json.loads(Path(task.folder, name, "config.json").read_text()) for name in ("unet", "vae"))
+    rows, side = 2 * task.batch, task.size // 8
+    latents = torch.randn(task.batch, 4, side, side, generator=generator)
+    context = torch.randn(rows, 77, unet["cross_attention_dim"], generator=generator)
+    ids, pooled, time_ids = torch.randint(0, 400, (1, 77), generator=generator), None, None
+    if unet.get("addition_embed_type") == "text_time":
+        width = unet["projection_class_embeddings_input_dim"] - 6 * unet["addition_time_embed_dim"]
+        pooled = torch.randn(rows, width, generator=generator)
+        time_ids = torch.tensor([[task.size, task.size, 0, 0, task.size, task.size]] * rows, dtype=torch.float32)
+    return Inputs(latents, context, ids, pooled, time_ids, vae.get("scaling_factor", SCALING))
 
 
 def genpipe(task: Task, **loading: Any) -> Run:
@@ -61,14 +87,15 @@ def genpipe(task: Task, **loading: Any) -> Run:
     from genpipe.pipeline import Pipeline
 
     pipe = Pipeline.from_pretrained(task.folder, device="cpu", **loading)
-    latents, context, ids = inputs(task)
+    given = inputs(task)
     if task.part == "text":
-        return lambda: pipe.text_encoders[0](ids).context
+        return lambda: pipe.text_encoders[0](given.ids).context
     if task.part == "step":
-        denoiser = UNetDenoiser(pipe.unet, [TIMESTEP], Conditioning(context))
-        return lambda: denoiser(latents, TIMESTEP)
+        conditioning = Conditioning(given.context, given.pooled, given.time_ids)
+        denoiser = UNetDenoiser(pipe.unet, [TIMESTEP], conditioning)
+        return lambda: denoiser(given.latents, TIMESTEP)
     if task.part == "decode":
-        return lambda: pipe.vae.decode(latents)
+        return lambda: pipe.vae.decode(given.latents)
     settings = {"n": task.batch, "seed": SEED, "steps": task.steps, "sampler": "ddim"}
     settings |= {"height": task.size, "width": task.size}
     return lambda: _pixels(pipe(PROMPT, guidance_scale=GUIDANCE, progress=False, **settings))
@@ -77,8 +104,8 @@ def genpipe(task: Task, **loading: Any) -> Run:
 def diffusers(task: Task, *, tuned: bool, compiled: bool = False) -> Run:
     library: Any = importlib.import_module("diffusers")
     dtype = torch.bfloat16 if tuned else torch.float32
-    latents, context, ids = inputs(task)
-    latents, context = latents.to(dtype), context.to(dtype)
+    given = inputs(task)
+    latents, context = given.latents.to(dtype), given.context.to(dtype)
 
     def network(kind: str, name: str) -> Any:
         home: Any = importlib.import_module("transformers") if kind == "CLIPTextModel" else library
@@ -90,15 +117,20 @@ def diffusers(task: Task, *, tuned: bool, compiled: bool = False) -> Run:
 
     if task.part == "text":
         encoder = network("CLIPTextModel", "text_encoder")
-        return lambda: encoder(ids)[0]
+        return lambda: encoder(given.ids)[0]
     if task.part == "step":
         unet = quick(network("UNet2DConditionModel", "unet"))
         timestep = torch.tensor(TIMESTEP)
-        return lambda: unet(torch.cat([latents, latents]), timestep, context, return_dict=False)[0]
+        added = {}
+        if given.pooled is not None and given.time_ids is not None:
+            added = {"added_cond_kwargs": {"text_embeds": given.pooled.to(dtype), "time_ids": given.time_ids.to(dtype)}}
+        return lambda: unet(torch.cat([latents, latents]), timestep, context, return_dict=False, **added)[0]
     if task.part == "decode":
         decode = quick(network("AutoencoderKL", "vae").decode)
-        return lambda: decode(latents / SCALING, return_dict=False)[0]
-    pipe = library.StableDiffusionPipeline.from_pretrained(task.folder, torch_dtype=dtype, safety_checker=None)
+        return lambda: decode(latents / given.scaling, return_dict=False)[0]
+    kind = json.loads(Path(task.folder, "model_index.json").read_text())["_class_name"]
+    unchecked = {"safety_checker": None} if kind == "StableDiffusionPipeline" else {}
+    pipe = getattr(library, kind).from_pretrained(task.folder, torch_dtype=dtype, **unchecked)
     pipe.set_progress_bar_config(disable=True)
     if tuned:
         pipe.unet.to(memory_format=torch.channels_last)
@@ -122,7 +154,8 @@ def diffusers(task: Task, *, tuned: bool, compiled: bool = False) -> Run:
 def openvino(task: Task) -> Run:
     library: Any = importlib.import_module("openvino")
     reference: Any = importlib.import_module("diffusers")
-    latents, context, _ = inputs(task)
+    inputs_ = inputs(task)
+    latents, context = inputs_.latents, inputs_.context
 
     class Part(torch.nn.Module):
         def __init__(self, network: torch.nn.Module) -> None:
@@ -138,7 +171,7 @@ def openvino(task: Task) -> Run:
         given = (torch.cat([latents, latents]), torch.tensor(TIMESTEP), context)
     else:
         network = reference.AutoencoderKL.from_pretrained(task.folder, subfolder="vae")
-        given = (latents / SCALING,)
+        given = (latents / inputs_.scaling,)
     model = library.convert_model(Part(network.eval()), example_input=given)
     model.reshape({index: library.PartialShape(list(tensor.shape)) for index, tensor in enumerate(given)})
     compiled = library.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
@@ -157,9 +190,10 @@ BUILDERS: dict[str, Callable[[Task], Run]] = {
 }
 
 
-def can(peer: str, part: str) -> bool:
-    """Whether the peer has this part: OpenVINO is converted network by network, and brings no pipeline; text encoders are
-    not compiled; what is done for memory shows in a whole picture."""
+def can(peer: str, part: str, family: str = "sd15") -> bool:
+    """Whether the peer has this part of a family's checkpoint: OpenVINO is converted network by network, and brings no pipeline; text encoders are
+    not compiled; what is done for memory shows in a whole picture. SDXL's two text encoders are not compared, and its U-Net
+    is not converted."""
     networks = ("step", "decode")
     some = {
         "int8": ("step", "picture"),
@@ -167,7 +201,7 @@ def can(peer: str, part: str) -> bool:
         "compile": (*networks, "picture"),
         "openvino": networks,
     }
-    return part in some.get(peer, (part,))
+    return part in some.get(peer, (part,)) and (family == "sd15" or (part != "text" and peer != "openvino"))
 
 
 def peak_bytes() -> int:

@@ -1,12 +1,13 @@
-"""Time genpipe against its yardsticks, side by side in one run, on Stable Diffusion 1.5 at full size with random weights.
+"""Time genpipe against its yardsticks, in one run, on Stable Diffusion 1.5 or XL at full size with random weights.
 
     python -m scripts.benchmark.step --out bench                     # everything; half an hour on two cores
     python -m scripts.benchmark.step --parts step,decode --peers genpipe,tuned --sizes 512
+    python -m scripts.benchmark.step --family sdxl --parts ceiling,step --sizes 512,1024 --peers genpipe,diffusers,tuned
     python -m scripts.benchmark.step --tune                          # measure this processor's table of forms, and write it
 
 First the ceiling: the floating-point operations of every layer, attention included, over the best rate measured for its
-shape. Then each part, each peer in a process of its own, in turn, run after run, so that a noisy machine slows all alike; the
-first run of each is not counted. Each peer's output is compared with that of diffusers in fp32 (PSNR). Parts: text (one
+shape. Then each part, each peer in a process of its own, in turn, run after run, so that a noisy machine slows all alike (of
+SDXL one after the other, as three copies take more than 20 GB); the first run of each is not counted. Each peer's output is compared with that of diffusers in fp32 (PSNR). Parts: text (one
 prompt), step (one evaluation of a guided batch), decode, picture (a whole one; a fresh process each, with its peak memory),
 int8 (what its products would take in int8), cold (the command `genpipe "pirate ship"`, embedded model, against
 `python -c "import torch"`). OpenVINO is an optional extra: pip install "genpipe[bench]". A plot and a table go into --out;
@@ -31,6 +32,7 @@ import numpy as np
 import torch
 
 from genpipe.hardware import choose_device, choose_dtype, instruction_set, keep_freed_memory
+from genpipe.models.unet_config import UNetConfig
 from scripts.benchmark.ceiling import ceiling, tune
 from scripts.benchmark.int8 import int8
 from scripts.benchmark.peers import PEERS, Task, can
@@ -77,13 +79,17 @@ class Worker:
         return json.loads(line) if line else {}
 
 
-def measure(peers: list[str], task: Task, runs: int) -> dict[str, Any]:
+def measure(peers: list[str], task: Task, runs: int, *, together: bool = True) -> dict[str, Any]:
     """Rows by peer: median seconds, loading, peak memory, and PSNR against diffusers in fp32 where that is a peer; or why
-    it is left out."""
+    it is left out.
+
+    Args:
+        together: hold all peers in memory, and let them take turns.
+    """
     rows: dict[str, dict[str, Any]] = {}
     outputs: dict[str, np.ndarray] = {}
-    # Where memory is measured, one process after the other: each has it for itself.
-    groups = [[peer] for peer in peers] if task.part == "picture" else [peers]
+    # Where memory is measured or scarce, one process after the other: each has it for itself.
+    groups = [[peer] for peer in peers] if task.part == "picture" or not together else [peers]
     with tempfile.TemporaryDirectory() as folder:
         for group in groups:
             # OpenVINO's conversion takes the most memory.
@@ -183,6 +189,7 @@ def state(dtype: torch.dtype) -> dict[str, Any]:
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ["ceiling", "int8", *PARTS, "cold"]
+    parser.add_argument("--family", choices=("sd15", "sdxl"), default="sd15", help="of the checkpoint (%(default)s)")
     parser.add_argument("--parts", type=_listed(str, parts), default=parts, metavar="A,B", help=", ".join(parts))
     parser.add_argument("--peers", type=_listed(str, PEERS), default=list(PEERS), metavar="A,B", help=", ".join(PEERS))
     parser.add_argument("--sizes", type=_listed(int), default=[512], metavar="N,M", help="in pixels (default: 512)")
@@ -196,12 +203,14 @@ def main(given: list[str] | None = None) -> None:
     )
     arguments = parser.parse_args(given)
     dtype = choose_dtype(None, choose_device("cpu"))
+    family = FAMILIES[arguments.family]
+    config = UNetConfig.from_dict(family.unet)
 
     keep_freed_memory()  # as genpipe does, so that the ceiling is not one of new pages
     if arguments.tune:
         print(json.dumps({instruction_set(): tune(instruction_set(), list(dict.fromkeys([dtype, torch.float32])))}))
         return
-    report: dict[str, Any] = state(dtype) | {"results": []}
+    report: dict[str, Any] = state(dtype) | {"family": arguments.family, "results": []}
     texts: list[str] = []
 
     def say(text: str) -> None:
@@ -210,25 +219,26 @@ def main(given: list[str] | None = None) -> None:
 
     limits: dict[tuple[int, int], dict[str, Any]] = {}
     if "ceiling" in arguments.parts:
-        limits = {(size, 1): ceiling(size, 1, dtype) for size in arguments.sizes}  # of batch 1: every shape is measured
+        # Of batch 1: every shape is measured.
+        limits = {(size, 1): ceiling(size, 1, dtype, config) for size in arguments.sizes}
         report["ceiling"] = [{"size": size, "batch": batch, **found} for (size, batch), found in limits.items()]
         for found in report["ceiling"]:
             say(ceiling_text(found))
     if "int8" in arguments.parts:
         for size in arguments.sizes:
-            found = report.setdefault("int8", {})[str(size)] = int8(size, 1)
+            found = report.setdefault("int8", {})[str(size)] = int8(size, 1, config)
             say(f"int8 is not in this torch, {report['torch']}.\n" if found is None else int8_table(size, found))
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = arguments.checkpoint or Path(folder)
         measured = [part for part in PARTS if part in arguments.parts]
         if measured and not (checkpoint / "model_index.json").is_file():
-            make_checkpoint(FAMILIES["sd15"], checkpoint)
+            make_checkpoint(family, checkpoint)
         for part in measured:
-            peers = [peer for peer in arguments.peers if can(peer, part)]
+            peers = [peer for peer in arguments.peers if can(peer, part, arguments.family)]
             for size in arguments.sizes if part != "text" else [512]:
                 for batch in arguments.batches if part != "text" else [1]:
                     task = Task(part, str(checkpoint), size, batch, arguments.steps)
-                    rows = measure(peers, task, arguments.runs)
+                    rows = measure(peers, task, arguments.runs, together=arguments.family == "sd15")
                     if part == "step" and (size, batch) in limits:
                         for row in (row for row in rows.values() if "seconds" in row):
                             row["share_of_ceiling"] = limits[size, batch]["seconds"] / row["seconds"]

@@ -20,7 +20,8 @@ from genpipe.checkpoints import save_checkpoint
 from genpipe.checkpoints.weights import skeleton
 from genpipe.models.unet import UNet
 from genpipe.models.unet_config import UNetConfig
-from tests.conftest import tiny_parts
+from scripts.make.checkpoint import FAMILIES
+from tests.conftest import tiny_parts, tiny_xl_parts
 from tests.models.conftest import packs_fp32
 
 NAMES = ("step", "peers", "ceiling", "report")
@@ -39,6 +40,14 @@ def bench(modules: dict[str, ModuleType]) -> Any:
 @pytest.fixture
 def peers(modules: dict[str, ModuleType]) -> Any:
     return modules["peers"]
+
+
+@pytest.fixture(scope="module")
+def xl_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny, in the form of SDXL."""
+    folder = tmp_path_factory.mktemp("benchmark") / "xl"
+    save_checkpoint(folder, **tiny_xl_parts())
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +79,16 @@ def test_the_peers_compute_the_same(bench: Any, peers: Any, checkpoint: Path, pa
     assert 25 < bench.psnr(computed(peers, peers.BUILDERS["tuned"], given), theirs) < 80
 
 
+@pytest.mark.filterwarnings("ignore:.*torch_dtype")
+@pytest.mark.parametrize("part", ["step", "decode", "picture"])
+def test_the_peers_compute_the_same_of_sdxl(bench: Any, peers: Any, xl_checkpoint: Path, part: str) -> None:
+    given = task(peers, part, xl_checkpoint)
+    theirs = computed(peers, peers.BUILDERS["diffusers"], given)
+    ours = computed(peers, partial(peers.genpipe, dtype="fp32"), given)
+    assert ours.shape == theirs.shape and np.ptp(theirs) > 0
+    assert bench.psnr(ours, theirs) > (45 if part == "picture" else 80)
+
+
 def test_each_part_has_its_peers(peers: Any) -> None:
     def named(part: str) -> set[str]:
         return {peer for peer in peers.PEERS if peers.can(peer, part)}
@@ -79,6 +98,8 @@ def test_each_part_has_its_peers(peers: Any) -> None:
     assert named("step") == both | {"int8", "openvino"}
     assert named("picture") == both | {"int8", "low_memory"}
     assert named("text") == {"genpipe", "diffusers", "tuned"}
+    assert {peer for peer in peers.PEERS if peers.can(peer, "step", "sdxl")} == both | {"int8"}
+    assert not any(peers.can(peer, "text", "sdxl") for peer in peers.PEERS)
 
 
 class Scripted:
@@ -127,6 +148,9 @@ def test_peers_take_turns_and_draw_whole_images_one_after_the_other(
     # An error of 0.1 in one of two values, over a range of 1.
     assert found["genpipe"]["psnr"] == pytest.approx(-10 * math.log10(0.1**2 / 2))
     scripted.clear()
+    bench.measure(names[:2], task(peers, "step", Path()), 2, together=False)
+    assert scripted == ["genpipe"] * 3 + ["diffusers"] * 3
+    scripted.clear()
     bench.measure(names[:2], task(peers, "picture", Path()), 3)
     assert scripted == ["genpipe"] * 2 + ["diffusers"] * 2  # a whole picture of a fresh process, once
 
@@ -135,7 +159,7 @@ def test_a_run_gets_a_table_a_plot_and_its_share_of_the_ceiling(
     bench: Any, checkpoint: Path, scripted: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     known = {"flops": 1e12, "seconds": 0.5, "gflops_per_second": {"all": 2000.0}}
-    monkeypatch.setattr(bench, "ceiling", lambda size, batch, dtype: known)
+    monkeypatch.setattr(bench, "ceiling", lambda size, batch, dtype, config: known)
     few = ["--sizes", "256", "--batches", "1,3", "--parts", "ceiling,step", "--runs", "3"]
     some = ["--peers", "genpipe,openvino,diffusers,compile"]
     bench.main([*few, *some, "--checkpoint", str(checkpoint), "--out", str(tmp_path)])
@@ -153,14 +177,21 @@ def test_a_run_gets_a_table_a_plot_and_its_share_of_the_ceiling(
 def test_the_operations_of_a_step_are_those_that_torch_counts(
     modules: dict[str, ModuleType], size: int, batch: int
 ) -> None:
-    assert modules["ceiling"].step_flops(size, batch) == step_flops(size, batch)
+    ceiling = modules["ceiling"]
+    assert ceiling.step_flops(size, batch) == step_flops(size, batch, UNetConfig(), {})
+    config, rows = UNetConfig.from_dict(FAMILIES["sdxl"].unet), 2 * batch
+    added = {"pooled": torch.empty(rows, 1280, device="meta"), "time_ids": torch.empty(rows, 6, device="meta")}
+    operations = ceiling.step_operations(size, batch, config)
+    counted = sum(count * ceiling.flops(operation) for operation, count in operations.items())
+    assert counted == step_flops(size, batch, config, added)
 
 
-def step_flops(size: int, batch: int) -> int:
+def step_flops(size: int, batch: int, config: UNetConfig, added: dict[str, torch.Tensor]) -> int:
     """As torch counts them; on the meta device it sees attention too."""
-    unet = skeleton(lambda: UNet(UNetConfig()))
+    unet, rows = skeleton(lambda: UNet(config)), 2 * batch
     with FlopCounterMode(display=False) as counter, torch.device("meta"):
-        unet(torch.empty(2 * batch, 4, size // 8, size // 8), torch.empty(2 * batch), torch.empty(2 * batch, 77, 768))
+        latents, context = torch.empty(rows, 4, size // 8, size // 8), torch.empty(rows, 77, config.context_channels)
+        unet(latents, torch.empty(rows), context, **added)
     return counter.get_total_flops()
 
 
