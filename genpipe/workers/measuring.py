@@ -36,6 +36,7 @@ def measured_size(
     waiting: int,
     depends_on: Mapping[str, Any],
     kept: KeptSizes,
+    pixels: int | None = None,
     memory: Callable[[], Memory] | None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[int, str]:
@@ -46,6 +47,7 @@ def measured_size(
         waiting: how many there are to draw.
         depends_on: what the finding depends on besides device and versions: the model, the dtype, the shape, ….
         kept: the findings of earlier runs.
+        pixels: of a batch that fills the device about, to begin with; None begins with one image.
         memory, clock: see `best_size`.
 
     Returns:
@@ -84,15 +86,14 @@ def measured_size(
                 raise MemoryError from error
             raise
 
-    full = device.type == "cuda"
-    first = 2 ** int(math.log2(max(1, GPU_PIXELS // (request.width * request.height)))) if full else 1
+    first = 1 if pixels is None else 2 ** int(math.log2(max(1, pixels // (request.width * request.height))))
     try:
         found = best_size(
             draw,
             limit=limit,
             waiting=waiting * request.steps / steps,
             first=first,
-            hoped=HOPED if full else 1.0,
+            hoped=1.0 if pixels is None else HOPED,
             memory=memory,
             clock=clock,
         )

@@ -79,6 +79,7 @@ class Renderer:
         self._kept = KeptSizes() if kept is None else kept
         self._cuda = self.pipeline.device.type == "cuda"
         self._beside = self._cuda if beside is None else beside
+        self._pixels = GPU_PIXELS if self._beside else None
         # One for all batches: torch keeps memory by stream.
         self._stream = torch.cuda.Stream(self.pipeline.device) if self._cuda else None
         self._decoding, self._busy = Lock(), Busy()
@@ -94,7 +95,7 @@ class Renderer:
             self.pipeline,
             fingerprint=self._model_fingerprint(),
             depth=DEPTH_BESIDE if self._beside else DEPTH,
-            pixels=GPU_PIXELS if self._cuda else None,
+            pixels=self._pixels,
         )
 
     def _model_fingerprint(self) -> str:
@@ -223,6 +224,7 @@ class Renderer:
                     waiting=waiting * self.job.best_of,
                     depends_on=depends_on,
                     kept=self._kept,
+                    pixels=self._pixels,
                     memory=None if told is None else memory,
                 )
         except Exception as error:

@@ -552,3 +552,24 @@ def test_measured_and_reduced_sizes_are_used_for_what_follows(run, tmp_path):
     assert [len(batch) for batch in engine.batches][:2] == [8, 8]
     assert {len(batch) for batch in engine.batches[3:-1]} == {16}
     assert sum(map(len, engine.batches)) == 200
+
+
+@pytest.mark.parametrize(
+    ("workers", "count", "pixels", "sizes"),
+    [
+        (1, 100, 16 * 32 * 32, [16] * 6 + [4]),
+        (1, 20, 64 * 32 * 32, [10, 10]),  # a worker has two at least, so that one is written beside the other
+        (4, 20, 64 * 32 * 32, [3] * 6 + [2]),
+        (1, 20, None, [8, 8, 4]),
+        (1, 20, 100, [1] * 20),
+    ],
+)
+def test_batches_are_as_large_as_a_device_wants_and_as_many_as_there_are_devices(run, workers, count, pixels, sizes):
+    class Wide(Inline):
+        def open(self, job):
+            self.workers = workers
+            return replace(super().open(job), pixels=pixels)
+
+    engine = Wide()
+    run([f"a cat {number}" for number in range(count)], engine=engine, settings={"steps": 1})
+    assert [len(batch) for batch in engine.batches] == sizes
