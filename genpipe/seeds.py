@@ -1,7 +1,9 @@
 """Seeds, and which image of a call has which. Imports no torch."""
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from genpipe.fields import settings_of
 from genpipe.messages import quoted
@@ -47,6 +49,18 @@ def expand(
     elif seed is not None or len(seeds) != len(texts):
         raise ValueError(f"seeds holds {len(seeds)} for {len(texts)} images: give one for each, and no seed beside it")
     return list(zip(texts, seeds, strict=True))
+
+
+def varied(requests: Iterable[Request]) -> list[Request]:
+    """Let the variations of one prompt and seed go toward one seed after the other."""
+    found, counts = [], Counter[tuple[str, int]]()
+    for request in requests:
+        if request.variation is not None:
+            key = (request.prompt, request.seed)
+            request = replace(request, vary_seed=(request.variation[0] + counts[key]) % (MAX_SEED + 1))
+            counts[key] += 1
+        found.append(request)
+    return found
 
 
 def random_seed() -> int:

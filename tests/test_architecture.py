@@ -213,6 +213,8 @@ def test_torch_would_be_noticed():
             ["convert", "--help"],
             ["classify", "--help"],
             ["render", "--help"],
+            ["serve", "--help"],
+            ["serve", "--host", "0.0.0.0"],
         ),
         *(["vision", "--help"], ["vision", "train", "--help"], ["vision", "train", "x", "--freeze", "features"]),
         *(["ship", "--nope"], ["ship", "--steps", "0"], ["ship", "--seed", "x"], ["ship", "--sampler", "eulr"]),

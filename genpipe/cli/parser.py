@@ -13,6 +13,7 @@ from genpipe.cli.generate import generate_command
 from genpipe.cli.info import info_command
 from genpipe.cli.models import models_command
 from genpipe.cli.render import render_command
+from genpipe.cli.serve import serve_command
 from genpipe.cli.show import show_command
 from genpipe.cli.tokens import tokens_command
 from genpipe.cli.train import train_command
@@ -24,6 +25,7 @@ from genpipe.messages import quoted
 COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "generate": generate_command,
     "render": render_command,
+    "serve": serve_command,
     "classify": classify_command,
     "train": train_command,
     "vision": vision_command,

@@ -2,9 +2,7 @@
 
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from genpipe.checkpoints import Checkpoint
@@ -12,8 +10,8 @@ from genpipe.fields import refuse_unknown
 from genpipe.fit import check_controls, ignored, size_of_image
 from genpipe.lora_tags import named_in
 from genpipe.pipeline.networks import shown_beside
-from genpipe.request import MAX_SEED, Request, check_size
-from genpipe.seeds import expand
+from genpipe.request import Request, check_size
+from genpipe.seeds import expand, varied
 
 
 def make_requests(
@@ -53,15 +51,10 @@ def make_requests(
     checked = Request.check_settings(given)  # so that files are read once
     given = {name: getattr(checked, name) for name in given}
     requests = []
-    varied: Counter[tuple[str, int]] = Counter()
     for text, own in images:
         plain, named = named_in(text, lora_dir)
-        request = Request(prompt=plain, seed=own, **{**given, "loras": (*given.get("loras", ()), *named)})
-        if request.variation is not None:  # images of one prompt and seed go toward one seed after the other
-            other = (request.variation[0] + varied[text, own]) % (MAX_SEED + 1)
-            request = replace(request, vary_seed=other)
-            varied[text, own] += 1
-        requests.append(request)
+        requests.append(Request(prompt=plain, seed=own, **{**given, "loras": (*given.get("loras", ()), *named)}))
+    requests = varied(requests)
     check_controls(requests[0], len(checkpoint.controls))
     layers = min(len(each.layers) for each in checkpoint.text_encoders)
     if requests[0].clip_skip >= layers:

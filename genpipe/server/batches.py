@@ -197,15 +197,9 @@ def _by_shape(images: Sequence[_Image]) -> list[list[_Image]]:
     groups: dict[Hashable, list[_Image]] = {}
     for image in images:
         request = image.job.request
-        key = (
-            image.job.model,
-            request.height,
-            request.width,
-            request.speed,
-            request.image is None,
-            request.mask is None,
-        )
-        # Images to begin from may have parts to change or not; each is put back by itself.
+        assert image.latents is not None
+        key = (image.job.model, tuple(image.latents.shape), request.speed, request.tile)
+        # Images to begin from may have parts that stay or not; each is put together by itself.
         groups.setdefault(key if request.image is None else image, []).append(image)
     return list(groups.values())
 

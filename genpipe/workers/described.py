@@ -1,6 +1,7 @@
 """What a worker says of the model that it holds."""
 
 from genpipe.pipeline import Pipeline
+from genpipe.pipeline.networks import shown_beside
 from genpipe.workers.messages import Model
 
 
@@ -19,4 +20,7 @@ def describe(pipeline: Pipeline, *, fingerprint: str = "", depth: int = 1, pixel
         controls=len(pipeline.checkpoint.controls),
         sizes=pipeline.checkpoint.family.added_numbers,
         refines=pipeline.refiner is not None,
+        shown=shown_beside(pipeline.checkpoint),
+        # No map of the U-Net may have an odd side.
+        tile_factor=pipeline.vae.config.factor * 2 ** (len(pipeline.unet.config.channels) - 1),
     )

@@ -57,6 +57,8 @@ class Model:
         controls: how many control networks it has.
         sizes: how many numbers its network takes of sizes and crops, see `genpipe.fit.ignored`.
         refines: whether there is a refiner.
+        shown: what its network is shown beside the latents, see `genpipe.fit.ignored`.
+        tile_factor: what sides of images without edges are multiples of, in pixels; 0 is as of others.
     """
 
     name: str
@@ -71,6 +73,8 @@ class Model:
     controls: int = 0
     sizes: int = 0
     refines: bool = False
+    shown: str | None = "unknown"
+    tile_factor: int = 0
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ def complete(settings: Mapping[str, Any], model: Model) -> Request:
         ValueError: a setting is unknown, out of its range, or not for this model.
     """
     sampler = Request.check_settings(settings).sampler
-    settings = size_of_image(settings, model.factor) | dict(settings)
+    factor = model.tile_factor or model.factor if settings.get("tile") else model.factor
+    settings = size_of_image(settings, factor) | dict(settings)
     defaults = model.defaults.get(sampler or "", model.defaults[""])
     request = Request(**{"prompt": "", "seed": 0, **defaults, **settings})
     check_controls(request, model.controls)
-    check_size(request.height, request.width, model.factor)
+    check_size(request.height, request.width, factor)
     if request.clip_skip >= model.layers:
         raise ValueError(f"clip_skip {request.clip_skip} is out of range: 0 to {model.layers - 1} for this model")
     return request
@@ -34,4 +35,4 @@ def complete(settings: Mapping[str, Any], model: Model) -> Request:
 
 def unheeded(requests: Sequence[Request], model: Model) -> list[str]:
     """Name the settings of requests that have no effect with a model, one line each."""
-    return ignored(requests, distilled=model.distilled, sizes=model.sizes, refines=model.refines)
+    return ignored(requests, distilled=model.distilled, sizes=model.sizes, refines=model.refines, shown=model.shown)

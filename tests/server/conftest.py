@@ -1,9 +1,12 @@
 """An engine whose worker draws in a thread of the test's own process, with the tiny checkpoint."""
 
+import base64
 import contextlib
+import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -12,9 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
+from PIL import Image
 
+from genpipe.images import encode_image
 from genpipe.pipeline import Pipeline
 from genpipe.request import Request
+from genpipe.server.app import create_app
 from genpipe.server.batches import Batches
 from genpipe.server.engine import Engine
 from genpipe.server.jobs import Drawn, Failed, Job, News, Stepped
@@ -108,6 +115,29 @@ def engine(pipe: Pipeline, specs: dict[str, ModelSpec]) -> Iterator[Engine]:
     made.close()
 
 
+@contextlib.contextmanager
+def listening(app: Any) -> Iterator[str]:
+    """Serve an application at a free port of this machine, and give its address."""
+    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, server_header=False)
+    server = uvicorn.Server(config)
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def url(engine: Engine) -> Iterator[str]:
+    """Where a server of the tiny checkpoint listens."""
+    with listening(create_app(engine)) as address:
+        yield address
+
+
 @pytest.fixture
 def job(pipe: Pipeline) -> Callable[..., Job]:
     """Make a job; its seed is its own."""
@@ -119,6 +149,22 @@ def job(pipe: Pipeline) -> Callable[..., Job]:
         return Job(identifier, request, **{"model": "tiny", "client": client, **own})
 
     return make
+
+
+def encoded(image: Image.Image) -> str:
+    """An image's file in base64."""
+    return base64.b64encode(encode_image(image, ".png")).decode()
+
+
+def events(response: Any) -> list[tuple[str, dict[str, Any]]]:
+    """The server-sent events of a response."""
+    found, name = [], ""
+    for line in response.iter_lines():
+        if line.startswith("event: "):
+            name = line.removeprefix("event: ")
+        elif line.startswith("data: "):
+            found.append((name, json.loads(line.removeprefix("data: "))))
+    return found
 
 
 def picture(pipe: Pipeline, request: Request) -> Any:

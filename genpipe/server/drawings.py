@@ -1,0 +1,217 @@
+"""What clients have asked for, step by step, and the files that are kept for them: in memory, and in nobody's folder."""
+
+import asyncio
+import base64
+import secrets
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from genpipe.server.engine import Engine
+from genpipe.server.jobs import Drawn, Failed, Job, News, Stepped
+from genpipe.server.limits import Limits
+from genpipe.server.reading import Asked
+
+# Bytes of finished images that are kept, and for how many seconds.
+KEPT_BYTES, KEPT_SECONDS = 256 * 2**20, 3600.0
+MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
+
+# The name of an event, and what it says, ready for JSON.
+Event = tuple[str, dict[str, Any]]
+
+
+@dataclass
+class Image:
+    """One image of a drawing.
+
+    Attributes:
+        job: what is drawn.
+        step, steps: how many steps are done, of how many; 0 of 0 while it waits.
+        preview: of the last step, a JPEG file.
+        data: the image's file; None until it is done.
+        failed: why there is none; None where there may be one.
+        warnings: what the person who asked has to know.
+    """
+
+    job: Job
+    step: int = 0
+    steps: int = 0
+    preview: bytes | None = None
+    data: bytes | None = None
+    failed: Failed | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.data is not None or self.failed is not None
+
+
+@dataclass(eq=False)
+class Drawing:
+    """Images that a client asked for together. To be touched by the event loop's thread alone.
+
+    Attributes:
+        id: known to nobody who was not told it.
+        client: whom it is for.
+        images: in the order of their seeds.
+        created: when it was asked for, in seconds since 1970.
+    """
+
+    id: str
+    client: str
+    images: list[Image]
+    created: float = field(default_factory=time.time)
+    _followers: list[asyncio.Queue[Event]] = field(default_factory=list)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will come of any image."""
+        return all(image.done for image in self.images)
+
+    def state(self) -> dict[str, Any]:
+        """Say how far it is, ready for JSON."""
+        return {
+            "id": self.id,
+            "done": self.done,
+            "images": [said for index in range(len(self.images)) for _, said in [self._event(index)]],
+        }
+
+    async def follow(self) -> AsyncIterator[Event]:
+        """Give what has become of each image so far, and then all that becomes of it, until everything is done."""
+        queue: asyncio.Queue[Event] = asyncio.Queue()
+        self._followers.append(queue)
+        try:
+            for index in range(len(self.images)):
+                queue.put_nowait(self._event(index))
+            if self.done:
+                queue.put_nowait(("done", {}))
+            while True:
+                event = await queue.get()
+                yield event
+                if event[0] == "done":
+                    return
+        finally:
+            self._followers.remove(queue)
+
+    async def wait(self) -> None:
+        """Wait until everything is done."""
+        async for _ in self.follow():
+            pass
+
+    def hear(self, news: News) -> None:
+        """Take up what became of one of the jobs."""
+        index = next(index for index, image in enumerate(self.images) if image.job.id == news.id)
+        image = self.images[index]
+        if isinstance(news, Stepped):
+            image.step, image.steps, image.preview = news.step, news.steps, news.preview
+        elif isinstance(news, Drawn):
+            image.data, image.preview = news.data, None
+            image.warnings = tuple(dict.fromkeys((*image.warnings, *news.warnings)))
+        else:
+            image.failed, image.preview = news, None
+        for follower in self._followers:
+            follower.put_nowait(self._event(index))
+            if self.done:
+                follower.put_nowait(("done", {}))
+
+    def _event(self, index: int) -> Event:
+        image = self.images[index]
+        # As text: JavaScript rounds numbers of 64 bits.
+        said: dict[str, Any] = {"image": index, "seed": str(image.job.request.seed)}
+        if image.failed is not None:
+            return "failed", {**said, "error": image.failed.reason, "kind": image.failed.kind}
+        if image.data is not None:
+            name = f"{self.id}-{index}{image.job.suffix}"
+            return "image", {**said, "url": f"/files/{name}", "warnings": list(image.warnings)}
+        if not image.steps:
+            return "queued", said
+        shown = {} if image.preview is None else {"preview": base64.b64encode(image.preview).decode()}
+        return "step", {**said, "step": image.step, "steps": image.steps, **shown}
+
+
+class Drawings:
+    """All drawings that are not done, and those done last.
+
+    Args:
+        engine: draws them.
+        limits: of requests.
+        kept_bytes, kept_seconds: how much is kept of what is done, and for how long.
+    """
+
+    def __init__(
+        self, engine: Engine, limits: Limits, *, kept_bytes: int = KEPT_BYTES, kept_seconds: float = KEPT_SECONDS
+    ) -> None:
+        self._engine, self._limits = engine, limits
+        self._kept_bytes, self._kept_seconds = kept_bytes, kept_seconds
+        self._drawings: dict[str, Drawing] = {}  # the oldest first
+
+    def begin(self, asked: Asked, client: str, *, previews: bool = False) -> Drawing:
+        """Have images drawn.
+
+        Raises:
+            QueueFull, Closing: as `Engine.submit`.
+        """
+        identifier = secrets.token_urlsafe(12).replace("-", "_")
+        jobs = [
+            Job(
+                f"{identifier}-{index}",
+                request,
+                asked.model,
+                client,
+                asked.low,
+                asked.suffix,
+                previews,
+                time.monotonic() + self._limits.seconds,
+            )
+            for index, request in enumerate(asked.requests)
+        ]
+        drawing = Drawing(identifier, client, [Image(job, warnings=asked.warnings) for job in jobs])
+        loop = asyncio.get_running_loop()
+
+        def listen(news: News) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(drawing.hear, news)
+
+        self._engine.submit(jobs, listen)
+        self._prune()
+        self._drawings[identifier] = drawing
+        return drawing
+
+    def get(self, identifier: str) -> Drawing | None:
+        """Give a drawing that is not done, or is still kept."""
+        return self._drawings.get(identifier)
+
+    def of(self, client: str) -> list[Drawing]:
+        """Give the drawings of a client that are not done, the oldest first."""
+        return [one for one in self._drawings.values() if one.client == client and not one.done]
+
+    def file(self, name: str) -> tuple[bytes, str] | None:
+        """Give a kept file by its name, and its media type."""
+        identifier, _, rest = name.rpartition("-")
+        number, _, suffix = rest.partition(".")
+        drawing = self._drawings.get(identifier)
+        if drawing is None or not (number.isascii() and number.isdecimal()) or int(number[:6]) >= len(drawing.images):
+            return None
+        image = drawing.images[int(number[:6])]
+        if image.data is None or image.job.suffix != f".{suffix}":
+            return None
+        return image.data, MEDIA_TYPES[image.job.suffix]
+
+    def cancel(self, drawing: Drawing) -> None:
+        """Let go of what is not done."""
+        for image in drawing.images:
+            if not image.done:
+                self._engine.cancel(image.job.id)
+
+    def _prune(self) -> None:
+        """Forget the oldest of what is done, where it is too old or too much."""
+        old = time.time() - self._kept_seconds
+        done = [drawing for drawing in self._drawings.values() if drawing.done]
+        size = sum(len(image.data or b"") for drawing in done for image in drawing.images)
+        for drawing in done:
+            if drawing.created >= old and size <= self._kept_bytes:
+                break
+            size -= sum(len(image.data or b"") for image in drawing.images)
+            del self._drawings[drawing.id]

@@ -1,0 +1,115 @@
+"""From options to a server that listens, until it is told to end."""
+
+import asyncio
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from genpipe.server.app import create_app
+from genpipe.server.engine import Engine
+from genpipe.server.options import Options
+
+_log = logging.getLogger("genpipe.server")
+
+
+class _Server(uvicorn.Server):
+    """A server that finishes what it has taken before SIGTERM ends it; Ctrl-C ends it at once."""
+
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._drain = drain
+        self._draining = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End when what was taken is done, at the first SIGTERM; at the next signal, at once."""
+        if sig != signal.SIGTERM or self._draining:
+            super().handle_exit(sig, frame)
+            return
+        self._draining = True
+        threading.Thread(target=self._end, daemon=True).start()
+
+    def _end(self) -> None:
+        self._drain()
+        self.should_exit = True
+
+
+def serve(options: Options, *, listening: Callable[[str], None] = lambda address: None) -> None:
+    """Serve until a signal ends it: SIGTERM when what was taken is done, or after `drain_seconds`; Ctrl-C at once.
+
+    Args:
+        options: what is served, and where.
+        listening: called with the address when the server listens.
+
+    Raises:
+        ValueError: an option is out of its range, or a model cannot be loaded as it was asked for.
+        OSError: the address cannot be listened at.
+        RuntimeError: the workers cannot run.
+    """
+    options.check()
+    engine = Engine(
+        options.specs(),
+        devices=options.devices,
+        most=options.batch,
+        deterministic=options.deterministic,
+        waiting=options.waiting,
+    )
+    listener = _listen(options.host, options.port)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    config = uvicorn.Config(
+        create_app(
+            engine,
+            limits=options.limits,
+            lora_dir=options.lora_dir,
+            key=options.api_key,
+            hosts=options.allow_host,
+            origins=options.allow_origin,
+            json_log=options.log_json,
+        ),
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+    server = _Server(config, lambda: _drained(engine, options.drain_seconds))
+    failed: list[Exception] = []
+
+    def watch() -> None:
+        try:
+            engine.wait()
+        except (ValueError, RuntimeError) as error:
+            failed.append(error)
+            server.should_exit = True
+
+    engine.open()
+    threading.Thread(target=watch, daemon=True).start()
+    listening(options.address(listener.getsockname()[1]))
+    try:
+        asyncio.run(server.serve(sockets=[listener]))
+    finally:
+        engine.close()
+    if failed:
+        raise failed[0]
+
+
+def _drained(engine: Engine, seconds: float) -> None:
+    if not engine.close(seconds):
+        _log.warning("not everything was done within %g s", seconds)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        reason = error.strerror or str(error)
+        raise OSError(f"cannot listen at {host}:{port}: {reason}; give another --port, or end what is there") from None
+    listener.setblocking(False)
+    return listener

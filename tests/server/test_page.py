@@ -1,0 +1,262 @@
+"""The page, used as a person would use it, in a real browser."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from genpipe.images import save_image
+from genpipe.pipeline import Pipeline
+from genpipe.server.app import create_app
+from genpipe.server.engine import Engine
+from tests.server.conftest import listening
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+playwright = pytest.importorskip("playwright.sync_api")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+SECONDS = 60_000.0  # milliseconds; the machine may be busy
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        made = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield made
+        made.close()
+
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture
+def opened(browser: Any, url: str) -> Iterator[Open]:
+    """Open the page; what it complains of in the browser's console fails the test."""
+    contexts, complaints = [], []
+
+    def open_page(locale: str = "en-GB", address: str = url, context: Any = None) -> Any:
+        if context is None:
+            context = browser.new_context(locale=locale)
+            context.set_default_timeout(SECONDS)
+            context.grant_permissions(["clipboard-read", "clipboard-write"])
+            contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
+        page.goto(address)
+        page.wait_for_selector("body[data-ready]")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not complaints
+
+
+def until(page: Any, expression: str) -> None:
+    """Wait until an expression of the page is true; the page's policy forbids the browser's own way to wait for that."""
+    deadline = time.monotonic() + SECONDS / 1000
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, page.locator("main").inner_text()
+        page.wait_for_timeout(30)
+
+
+def drawn(page: Any, count: int) -> Any:
+    """Wait for pictures."""
+    until(page, f"document.querySelectorAll('#pictures figure img:not(.preview)').length === {count}")
+    until(page, "!document.querySelector('#pictures progress')")
+    return page.locator("#pictures figure")
+
+
+def test_a_prompt_becomes_four_pictures_with_the_seed_shown(opened: Open) -> None:
+    page = opened()
+    assert page.title() == "genpipe" and page.get_by_role("status").inner_text() == ""
+    page.get_by_label("A picture of").fill("a red cat")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    figures = drawn(page, 4)
+    assert page.get_by_role("status").inner_text() == "Done."
+    seed = page.locator("#seed").input_value()
+    seeds = [figure.locator("figcaption").inner_text().split("\n")[0] for figure in figures.all()]
+    assert sorted(seeds) == sorted(f"Seed {int(seed) + k}" for k in range(4))
+    assert page.locator("#pictures img").first.evaluate("image => image.naturalWidth") == 32
+
+
+def test_vary_and_enlarge(opened: Open) -> None:
+    page = opened()
+    page.get_by_label("A picture of").fill("a red cat")
+    page.get_by_label("How many").select_option("1")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    figures = drawn(page, 1)
+    first = figures.locator("img").get_attribute("src")
+    figures.get_by_role("button", name="Vary").click()
+    figures = drawn(page, 4)
+    assert first not in [image.get_attribute("src") for image in page.locator("#pictures img").all()]
+    figures.first.get_by_role("button", name="Enlarge").click()
+    drawn(page, 1)
+    assert page.locator("#pictures img").evaluate("image => image.naturalWidth") == 64
+
+
+def test_what_is_drawn_is_stopped_by_a_button_and_by_a_key(opened: Open, engine: Engine) -> None:
+    page = opened()
+    for stop in (lambda: page.get_by_role("button", name="Stop").click(), lambda: page.keyboard.press("Escape")):
+        page.get_by_label("A picture of").fill("a")
+        page.get_by_label("How many").select_option("8")
+        page.locator("#form summary").click()
+        page.get_by_label("Steps").fill("150")
+        page.locator("#form summary").click()
+        page.get_by_label("A picture of").press("Control+Enter")
+        until(page, "document.querySelector('#pictures img.preview')")
+        stop()
+        until(page, "document.getElementById('status').textContent === 'Stopped.'")
+        assert engine.idle and page.get_by_role("button", name="Stop").is_disabled()
+
+
+def test_a_seed_is_kept_or_rolled_and_settings_reach_the_request(opened: Open) -> None:
+    page = opened()
+    page.get_by_label("A picture of").fill("it's a cat")
+    page.get_by_label("Keep out of it").fill("fog")
+    page.get_by_label("How many").select_option("1")
+    page.get_by_label("Shape").select_option("1.7778")
+    page.locator("#form summary").click()
+    page.get_by_label("Keep the seed").check()
+    page.get_by_label("Seed", exact=True).fill("18446744073709551615")
+    page.get_by_label("Steps").fill("3")
+    page.get_by_label("Sampler").select_option("euler_a")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    figure = drawn(page, 1)
+    assert page.locator("#seed").input_value() == "18446744073709551615"
+    figure.get_by_text("Copy as…").click()
+    figure.get_by_role("button", name="Command").click()
+    until(page, "document.getElementById('status').textContent === 'Copied.'")
+    command = page.evaluate("navigator.clipboard.readText()")
+    assert command.startswith("genpipe generate --prompt 'it'\\''s a cat' -n 1")
+    for part in (
+        "--seed 18446744073709551615",
+        "--steps 3",
+        "--sampler euler_a",
+        "--negative-prompt fog",
+        "--size 40x24",
+    ):
+        assert part in command, command
+    figure.get_by_role("button", name="Python").click()
+    page.wait_for_timeout(100)
+    assert "seed=18446744073709551615" in page.evaluate("navigator.clipboard.readText()")
+
+
+def test_history_survives_a_reload_and_gives_settings_back(opened: Open) -> None:
+    page = opened()
+    page.get_by_label("A picture of").fill("a pirate ship")
+    page.get_by_label("How many").select_option("2")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    drawn(page, 2)
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    again = page.get_by_role("button", name="Use these settings: a pirate ship")
+    again.click()
+    drawn(page, 2)
+    assert page.get_by_label("A picture of").input_value() == "a pirate ship"
+    page.get_by_role("button", name="Forget all of them").click()
+    until(page, "document.querySelectorAll('#history figure').length === 0")
+
+
+def test_a_reload_in_the_middle_loses_nothing(opened: Open) -> None:
+    page = opened()
+    page.get_by_label("A picture of").fill("a")
+    page.locator("#form summary").click()
+    page.get_by_label("Steps").fill("120")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    until(page, "document.querySelector('#pictures img.preview')")
+    page.reload()
+    drawn(page, 4)
+
+
+def test_a_picture_to_begin_from_and_its_settings(opened: Open, pipe: Pipeline, tmp_path: Any) -> None:
+    image: Any = pipe("a red cat", seed=7, steps=5, guidance_scale=4.0, progress=False)
+    save_image(image, tmp_path / "cat.png")
+    page = opened()
+    page.get_by_label("Choose a picture").set_input_files(tmp_path / "cat.png")
+    page.get_by_role("button", name="Use its settings").click()
+    until(page, "document.getElementById('seed').value === '7'")
+    assert (
+        page.get_by_label("A picture of").input_value() == "a red cat" and page.locator("#steps").input_value() == "5"
+    )
+    page.get_by_label("How many").select_option("1")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    drawn(page, 1)
+    page.get_by_role("button", name="Take it away").click()
+    assert page.locator("#given").is_hidden()
+
+
+def test_mistakes_and_a_server_that_is_gone_are_said(browser: Any, engine: Engine) -> None:
+    context = browser.new_context(locale="en-GB")
+    context.set_default_timeout(SECONDS)
+    page = context.new_page()
+    with listening(create_app(engine)) as url:
+        page.goto(url)
+        page.wait_for_selector("body[data-ready]")
+        page.get_by_label("A picture of").fill("a <lora:x>")
+        page.get_by_role("button", name="Draw", exact=True).click()
+        until(page, "document.getElementById('error').textContent.includes('names a LoRA')")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    until(page, "document.getElementById('error').textContent.includes('does not answer')")
+    context.close()
+
+
+def test_a_key_is_asked_for(browser: Any, engine: Engine) -> None:
+    context = browser.new_context(locale="en-GB")
+    context.set_default_timeout(SECONDS)
+    page = context.new_page()
+    with listening(create_app(engine, key="secret")) as url:
+        page.goto(url)
+        page.locator("#key").fill("secret")
+        page.get_by_role("button", name="Go on").click()
+        page.wait_for_selector("body[data-ready]")
+        page.get_by_label("A picture of").fill("a")
+        page.get_by_label("How many").select_option("1")
+        page.get_by_role("button", name="Draw", exact=True).click()
+        drawn(page, 1)
+        context.close()
+
+
+def test_two_tabs_draw_at_once(opened: Open) -> None:
+    first = opened()
+    second = opened(context=first.context)
+    for page, prompt in ((first, "a cat"), (second, "a dog")):
+        page.get_by_label("A picture of").fill(prompt)
+        page.get_by_role("button", name="Draw", exact=True).click()
+    for page in (first, second):
+        drawn(page, 4)
+    assert {figure.get_attribute("alt").split(",")[0] for figure in first.locator("#pictures img").all()} == {
+        "Picture: a cat"
+    }
+
+
+def test_it_is_in_russian_where_the_browser_is(opened: Open) -> None:
+    page = opened("ru-RU")
+    assert page.evaluate("document.documentElement.lang") == "ru"
+    page.get_by_label("На картине").fill("красный кот")
+    page.get_by_label("Сколько", exact=True).select_option("1")
+    page.get_by_role("button", name="Нарисовать").click()
+    figure = drawn(page, 1)
+    assert page.get_by_role("status").inner_text() == "Готово."
+    figure.get_by_role("button", name="Варианты").wait_for()
+    english = page.evaluate(
+        "[...document.querySelectorAll('[data-text]')].filter((e) => /[a-z]{3}/i.test(e.textContent)).length"
+    )
+    assert english == 1  # "API"
+
+
+def test_everything_is_reached_and_seen_with_keys_alone(opened: Open) -> None:
+    page = opened()
+    page.locator("body").click(position={"x": 1, "y": 1})
+    seen = []
+    for _ in range(9):
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+    assert seen == ["prompt", "negative", "shape", "count", "file", "SUMMARY", "draw", "A", "BODY"] or seen[:7] == [
+        "prompt", "negative", "shape", "count", "file", "SUMMARY", "draw",
+    ]  # fmt: skip
+    page.focus("#draw")
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
