@@ -86,7 +86,7 @@ SECTIONS = {
     "diffusers_compiled": Section("peers", 75, "diffusers in bf16, channels_last, compiled", "sd15"),
     "parity": Section("peers", 60, "Stable Diffusion 1.5 in fp32 without TF32 against diffusers"),
     "parity_sdxl": Section("peers", 90, "the same of SDXL"),
-    "suite": Section("suite", 150, "all tests, with the names of those that fail", beside=True),
+    "suite": Section("suite", 150, "all other tests, with the names of those that fail", beside=True),
 }
 
 

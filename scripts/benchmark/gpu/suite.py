@@ -22,9 +22,10 @@ def gpu_tests(plan: Plan, say: Say) -> None:
 
 
 def suite(plan: Plan, say: Say) -> None:
-    """All tests, on all processors but four, and behind whatever else runs there."""
+    """All other tests, on all processors but four, and behind whatever else runs there."""
     os.nice(10)
-    run(say, ["-n", "1", *TOY] if plan.toy else ["-n", str(max(1, (os.cpu_count() or 1) - 4))])
+    few = ["-n", "1", *TOY] if plan.toy else ["-n", str(max(1, (os.cpu_count() or 1) - 4))]
+    run(say, ["-m", "not gpu", *few])
 
 
 def run(say: Say, arguments: list[str]) -> None:
