@@ -51,7 +51,7 @@ STEPS_OF_TWO = ["step_ms/1", "step_ms/2", "images_per_s/2"]
         ("training", ["whole_s/4"]),
         ("diffusers", ["eager_step_ms/1", "channels_last_step_ms/2", "decode_ms/8", "images_per_s/2"]),
         ("parity", ["pndm/contrast", "euler_a/latent_difference"]),
-        ("render", ["pictures_per_second", "share_of_pipeline", "seconds/denoise"]),
+        ("render", ["pictures_per_second", "share_of_pipeline", "again_per_second", "seconds/denoise"]),
         ("embedded", ["images_per_s/2", "pictures_per_second", "share_of_pipeline"]),
     ],
 )

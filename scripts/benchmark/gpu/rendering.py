@@ -86,4 +86,7 @@ def run(plan: Plan, say: Say, name: str, count: int, settings: list[str]) -> flo
                 say(f"{key}/{part}", own)
         elif key not in ("genpipe", "python"):
             say(key, value)
+    seconds = report["seconds"]
+    if report["pictures"]:  # a later run of the same shape has nothing to measure
+        say("again_per_second", report["pictures"] / (seconds["drawing"] - seconds["measure"]))
     return report["pictures_per_second"] or None
