@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from genpipe.files import atomic_write, sweep, write_safetensors
+from genpipe.files import atomic_write, cache_folder, sweep, write_safetensors
 from genpipe.images import open_image
 from genpipe.request import Request
 
@@ -247,3 +247,10 @@ def test_what_cannot_name_a_file_is_refused_in_one_line(name: str) -> None:
             Request.check_settings({setting: name})
     with pytest.raises(ValueError, match=says):
         Request.check_settings({"loras": [name]})
+
+
+def test_what_can_be_found_out_again_is_kept_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache_folder() == Path("/somewhere/genpipe")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "genpipe"

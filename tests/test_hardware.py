@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from genpipe import hardware
-from genpipe.hardware import choose_device, choose_dtype, instruction_set, obey_quota, one_thread
+from genpipe.hardware import choose_device, choose_dtype, device_name, instruction_set, obey_quota, one_thread
 
 CPU = torch.device("cpu")
 
@@ -94,3 +94,8 @@ def test_threads_are_no_more_than_the_process_may_use(
         assert torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_processor_is_named_with_what_makes_it_fast() -> None:
+    name = device_name(torch.device("cpu"))
+    assert name.endswith(f", {instruction_set()}, {torch.get_num_threads()} threads") and "\n" not in name

@@ -22,7 +22,7 @@ LARGEST = {"cuda": 512, "mps": 16, "cpu": 16}
 # Pixels of a batch that fill a GPU about: the first that is tried there, and what is drawn while nothing is known.
 GPU_PIXELS = 16 * 512 * 512
 # By which share a GPU may be faster with twice as many.
-HOPED = 0.1
+HOPED = 0.05
 # Solver steps of what is drawn to measure.
 STEPS = 2
 # A run has at least so many batches, so that one is written while the next is drawn.

@@ -13,13 +13,12 @@ from genpipe.checkpoints.fingerprint import checkpoint_files, fingerprint
 from genpipe.embedded import EMBEDDED
 from genpipe.hardware import one_thread, peak_memory
 from genpipe.images import Picture
-from genpipe.judge import best_index, judged
-from genpipe.metadata import annotate_choice
 from genpipe.pipeline import Pipeline
-from genpipe.pipeline.best_of import candidates, choose_scorer, shown
+from genpipe.pipeline.best_of import candidates, choose_scorer
 from genpipe.request import Request
 from genpipe.workers.batch_size import Memory
 from genpipe.workers.busy import Busy
+from genpipe.workers.choosing import chosen
 from genpipe.workers.chunks import Failure, in_chunks, is_lost
 from genpipe.workers.described import describe
 from genpipe.workers.kept_sizes import KeptSizes
@@ -241,7 +240,7 @@ class Renderer:
         begun.latents = []
         decoded, n = time.perf_counter(), self.job.best_of
         begun.chosen = [
-            self._best(images[start : start + n], begun.candidates[start : start + n])
+            chosen(images[start : start + n], begun.candidates[start : start + n], self.judge)
             for start in range(0, len(images), n)
         ]
         begun.result.seconds |= {"decode": decoded - started, "judge": time.perf_counter() - decoded}
@@ -280,22 +279,6 @@ class Renderer:
     def _chunk(self, request: Request, shape: str) -> int:
         usual = max(1, CHUNK_PIXELS // (request.width * request.height)) if self._beside else CHUNK
         return self._chunk_fits.get(shape, usual)
-
-    def _best(
-        self, images: list[Picture | Failure], requests: list[Request]
-    ) -> tuple[Picture | Failure, dict[str, Any] | None]:
-        """Choose the image with the highest score, with its seed and what the judge said; of images that all failed, the first."""
-        drawn = [(x, request) for x, request in zip(images, requests, strict=True) if not isinstance(x, Failure)]
-        if self.judge is None or not drawn:
-            return (drawn[0][0] if drawn else images[0]), None
-        scores = judged([image for image, _ in drawn], [shown(request) for _, request in drawn], self.judge)
-        index = best_index(scores)
-        image, request = drawn[index]
-        annotate_choice(
-            image, [{"seed": one.seed, **score.to_dict()} for (_, one), score in zip(drawn, scores, strict=True)]
-        )
-        said = scores[index].to_dict()
-        return image, {"seed": request.seed, "total": said["total"], "score": said}
 
     def _write_all(self, begun: Begun, result: Result) -> None:
         writing = []
