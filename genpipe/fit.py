@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from genpipe.fields import settings_of
+from genpipe.fields import defaults_of, settings_of
 from genpipe.inputs import ControlList, InputImage
 from genpipe.request import Request
 
@@ -15,6 +15,7 @@ def ignored(
     sizes: int = 6,
     refines: bool = True,
     controls: int = 0,
+    refers: bool = False,
     shown: str | None = "unknown",
 ) -> list[str]:
     """Name the settings of requests that have no effect, one line each.
@@ -24,6 +25,7 @@ def ignored(
         sizes: how many numbers the network takes of sizes and crops: 6 (SDXL), 5 without the target's (its refiner), or 0.
         refines: whether there is a refiner.
         controls: how many control networks there are.
+        refers: whether there is an IP-Adapter.
         shown: what the network is shown beside the latents: "mask", "image" or "depth"; None for nothing; "unknown" says
             nothing of what is for one of them alone.
     """
@@ -56,6 +58,10 @@ def ignored(
             )
         if request.guess and not request.control:
             lines["guess"] = "guess has no effect without control: give an image, or leave it out"
+        if refers and request.reference is None:
+            lines["ip_adapter"] = "ip_adapter has no effect without reference: give an image for it, or leave it out"
+        if request.ip_scale != defaults_of(Request)["ip_scale"] and request.reference is None:
+            lines["ip_scale"] = "ip_scale has no effect without reference: give an image, or leave it out"
         for name in unread:
             if getattr(request, name) is not None:
                 lines[name] = f"{name} has no effect (this model is told no such thing): leave it out"
@@ -70,14 +76,21 @@ def ignored(
     return list(lines.values())
 
 
-def check_controls(request: Request, networks: int) -> None:
-    """Raise ValueError if a request has control images, and not one for each of a model's control networks, or no edges."""
+def check_guides(request: Request, *, controls: int, refers: bool) -> None:
+    """Raise ValueError unless a model has what a request's control images and its reference are shown to.
+
+    Args:
+        controls: how many control networks the model has: one for each control image.
+        refers: whether it has an IP-Adapter.
+    """
+    if request.reference is not None and not refers:
+        raise ValueError("reference is for an IP-Adapter, and the model has none: give one (--ip-adapter)")
     images = len(request.control)
     if images and request.tile:
         raise ValueError("tile joins edges, of which control networks know nothing: leave out tile or control")
-    if images and images != networks:
-        fix = "give a control_model for each (--control-model)" if images > networks else "give an image for each"
-        raise ValueError(f"control is {images} image(s), and the model has {networks} control model(s): {fix}")
+    if images and images != controls:
+        fix = "give a control_model for each (--control-model)" if images > controls else "give an image for each"
+        raise ValueError(f"control is {images} image(s), and the model has {controls} control model(s): {fix}")
 
 
 def size_of_image(settings: Mapping[str, Any], factor: int) -> dict[str, int]:

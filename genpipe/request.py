@@ -22,7 +22,7 @@ from genpipe.fields import (
     setting,
     settings_of,
 )
-from genpipe.inputs import Control, ControlList, ImageInput, InputImage, Lora, LoraList
+from genpipe.inputs import MAX_SCALE, Control, ControlList, ImageInput, InputImage, Lora, LoraList
 from genpipe.sampling.names import canonical_name
 from genpipe.sampling.speed import SPEEDS
 
@@ -95,6 +95,8 @@ class Request:
         loras: changes of the model's weights, each a file, or "FILE:STRENGTH".
         control: images for the control models, one for each, in their order: a file, "FILE:SCALE:START:END", a PIL image,
             or a `Control`. All of a batch have as many, which act over the same parts of the schedule.
+        reference: an image that the IP-Adapter shows the denoiser beside the prompt: a file, or a PIL image.
+        ip_scale: how much it counts, 0 … 10.
         guess: let control models see no negative prompt, and add less the finer the layer (ControlNet's guess mode).
         only_masked: pixels around the masked part, which is then drawn alone, at height and width, and put back scaled.
         outpaint: pixels by which the image is widened to the left, top, right and bottom; what was there stays.
@@ -177,6 +179,12 @@ class Request:
         "follow the control images more than the prompts, which may then be empty (default: no)",
         default=False, group=FROM_IMAGE, shared=True)  # fmt: skip
 
+    reference: InputImage | None = setting(ImageInput(),
+        "an image whose subject or style --ip-adapter brings in beside the prompt", default=None,
+        group=FROM_IMAGE)  # fmt: skip
+    ip_scale: float = setting(Number(MAX_SCALE, "0.5 to 1 are usual"),
+        "how much the reference counts (default: 0.6)", default=0.6, group=FROM_IMAGE)  # fmt: skip
+
     vary: float = setting(Number(1.0, "0.1 changes little, 0.5 much"),
         "0 to 1: how far to go from the seed's image toward that of another; -n draws several such variations",
         default=0.0, group=IMAGE, shared=True)  # fmt: skip
@@ -229,7 +237,7 @@ class Request:
     @property
     def inputs_key(self) -> tuple[Any, ...]:
         """What of their images a batch must agree in: which there are, and when those to control with act."""
-        given = (self.image is not None, self.mask is not None, self.depth is not None)
+        given = tuple(each is not None for each in (self.image, self.mask, self.depth, self.reference))
         return *given, *((one.start, one.end) for one in self.control)
 
     def to_dict(self) -> dict[str, Any]:
@@ -304,6 +312,8 @@ class Settings(TypedDict, total=False):
     depth: "str | Path | Image.Image | InputImage | None"
     control: "str | Path | Image.Image | Mapping[str, Any] | Control | Sequence[Any]"
     guess: bool
+    reference: "str | Path | Image.Image | InputImage | None"
+    ip_scale: float
     vary: float
     vary_seed: int | None
     upscale: float

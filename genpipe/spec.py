@@ -78,6 +78,9 @@ class ModelSpec:
             quite the same images.
         refiner: SDXL's refiner, a file or a folder, which draws the last part of the schedule (`Request.refiner_start`).
         control_model: ControlNets and T2I-Adapters, each a file, a folder or a hub id; a request's `control` holds an image for each.
+        ip_adapter: the file of an IP-Adapter, base or Plus, which shows the denoiser a request's `reference`.
+        image_encoder: CLIP's, that the IP-Adapter was trained with, a folder or a file; None is the folder `image_encoder`
+            beside its file.
         embeddings: a file, or a folder of files, of textual inversions; prompts use them by the file's name.
         lora_dir: the only folder that LoRAs are taken from which prompts name.
         allow_pickle: read `.ckpt` files, by torch's reader that runs no code; safetensors alone otherwise.
@@ -163,6 +166,14 @@ class ModelSpec:
         "a ControlNet or T2I-Adapter that --control holds the image for: a file, folder or hub id; may be repeated",
         default=(),
     )
+    ip_adapter: str | None = setting(
+        _Named("FILE", empty=False), "an IP-Adapter (base or Plus) that --reference holds the image for", default=None
+    )
+    image_encoder: str | None = setting(
+        _Named("NAME", empty=False),
+        "CLIP's image encoder for --ip-adapter, a folder or a file (default: image_encoder beside it)",
+        default=None,
+    )
     embeddings: str | None = setting(
         _Named("NAME", empty=False),
         "textual inversions, used by their file's name in prompts: a file or a folder of them",
@@ -231,6 +242,8 @@ class ModelOptions(TypedDict, total=False):
     weights: str | None
     refiner: "str | Path | None"
     control_model: "str | Path | Sequence[str | Path]"
+    ip_adapter: "str | Path | None"
+    image_encoder: "str | Path | None"
     embeddings: "str | Path | None"
     lora_dir: "str | Path | None"
     allow_pickle: bool

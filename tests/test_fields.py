@@ -54,6 +54,8 @@ TEXTS = {
     "depth": IMAGE_FILE,
     "control": f"{IMAGE_FILE}:tile:0.5:0.25:0.75",
     "guess": "true",
+    "reference": IMAGE_FILE,
+    "ip_scale": "0.9",
     "vary": "0.25",
     "vary_seed": "7",
     "upscale": "2",
@@ -80,6 +82,8 @@ MODEL_TEXTS = {
     "weights": "fp8",
     "refiner": "refiner",
     "control_model": "canny.safetensors",
+    "ip_adapter": "ip.safetensors",
+    "image_encoder": "clip",
     "embeddings": "embeddings",
     "lora_dir": "loras",
     "allow_pickle": None,
@@ -145,7 +149,7 @@ def test_rows_of_a_manifest_take_every_setting(tmp_path: Path, suffix: str) -> N
                 {
                     "prompt": "a",
                     **wanted,
-                    **{name: TEXTS[name] for name in ("image", "mask", "depth", "control")},
+                    **{name: TEXTS[name] for name in ("image", "mask", "depth", "control", "reference")},
                     "loras": [TEXTS["loras"]],
                 }
             )
@@ -192,16 +196,15 @@ def test_what_a_batch_shares_is_part_of_its_key() -> None:
         begun = dataclasses.replace(base, image=image) if name == "mask" else base
         other = dataclasses.replace(begun, **{name: value_of(Request, name, TEXTS[name])})
         # Whether there are images to begin from is shared, and not which.
-        assert (other.batch_key() != begun.batch_key()) == (name in (*SHARED, "image", "mask", "depth", "control")), (
-            name
-        )
+        shared = (*SHARED, "image", "mask", "depth", "control", "reference")
+        assert (other.batch_key() != begun.batch_key()) == (name in shared), name
 
 
 def test_every_field_that_images_depend_on_changes_their_ids(tmp_path: Path) -> None:
     def ids(**values: Any) -> set[str]:
         class Plan(Inline):
             def open(self, job: Any) -> Any:
-                return dataclasses.replace(MODEL, controls=1)
+                return dataclasses.replace(MODEL, controls=1, refers=True)
 
         from genpipe.render.run import Run
 

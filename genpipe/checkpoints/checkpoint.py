@@ -14,6 +14,8 @@ from genpipe.checkpoints.patches import Patch
 from genpipe.checkpoints.tensors import TensorFile, open_tensors
 from genpipe.checkpoints.weights import Network, read_weights, skeleton
 from genpipe.models.control import ControlNetwork
+from genpipe.models.image_encoder import ImageEncoder
+from genpipe.models.ip_adapter import IPAdapter, References
 from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.tokenizer import Tokenizer
 from genpipe.models.unet import UNet
@@ -55,6 +57,7 @@ class Checkpoint:
         zero_empty_negative: whether no negative prompt at all means vectors of zeros (`force_zeros_for_empty_prompt`).
         patches: what changed the weights as they were read.
         controls: control networks beside the model, in the order of a request's control images.
+        references: an IP-Adapter beside the model, with its image encoder; None if there is none.
         stored: where the weights of each network are, by its name in `networks`; empty if they were not read from files.
         unet_dtype: what the denoiser's weights are stored in, as `StoredLayer`s; None for plain layers.
     """
@@ -71,6 +74,7 @@ class Checkpoint:
     stored: Mapping[str, Stored] = field(default_factory=dict)
     patches: tuple[Patch, ...] = ()
     controls: tuple[ControlNetwork, ...] = ()
+    references: References | None = None
     unet_dtype: torch.dtype | None = None
 
     @property
@@ -81,6 +85,11 @@ class Checkpoint:
             "unet": self.unet,
             "vae": self.vae,
         }
+
+    @property
+    def reference_networks(self) -> tuple[IPAdapter | ImageEncoder, ...]:
+        """The networks of `references`, if there are any."""
+        return () if self.references is None else (self.references.adapter, self.references.encoder)
 
     @cached_property
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:

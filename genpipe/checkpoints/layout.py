@@ -241,6 +241,47 @@ TEXT_ENCODER = Layout(
 )
 
 
+IMAGE_ENCODER = Layout(
+    folder="image_encoder",
+    stem="model",
+    names=(
+        ("class_embedding.weight", "vision_model.embeddings.class_embedding"),
+        ("patch_embedding.weight", "vision_model.embeddings.patch_embedding.weight"),
+        ("position_embedding.weight", "vision_model.embeddings.position_embedding.weight"),
+        ("first_norm.{}", "vision_model.pre_layrnorm.{}"),
+        *((ours, f"vision_model.{theirs}") for ours, theirs in _TEXT if ours.startswith("layers.")),
+        ("final_norm.{}", "vision_model.post_layernorm.{}"),
+        ("projection.weight", "visual_projection.weight"),
+    ),
+    harmless=("vision_model.embeddings.position_ids", "logit_scale", "text_model.", "text_projection.weight"),
+)
+
+_RESAMPLER: Names = (
+    ("latents.weight", "latents"),
+    ("proj_in.{}", "proj_in.{}"),
+    ("layers.{}.norm_image.{}", "layers.{}.0.norm1.{}"),
+    ("layers.{}.norm_queries.{}", "layers.{}.0.norm2.{}"),
+    ("layers.{}.query.weight", "layers.{}.0.to_q.weight"),
+    ("layers.{}.key_value.weight", "layers.{}.0.to_kv.weight"),
+    ("layers.{}.out.weight", "layers.{}.0.to_out.weight"),
+    ("layers.{}.norm.{}", "layers.{}.1.0.{}"),
+    ("layers.{}.linear1.weight", "layers.{}.1.1.weight"),
+    ("layers.{}.linear2.weight", "layers.{}.1.3.weight"),
+    ("proj_out.{}", "proj_out.{}"),
+    ("norm_out.{}", "norm_out.{}"),
+)
+
+
+def ip_adapter(attentions: int) -> Layout:
+    """An IP-Adapter's, for a U-Net with so many attentions that read the prompt: only they have odd numbers."""
+    rows = [("projection.proj.{}", "image_proj.proj.{}"), ("projection.norm.{}", "image_proj.norm.{}")]
+    rows += under("projection", "image_proj", _RESAMPLER)
+    for index in range(attentions):
+        rows.append((f"keys.{index}.weight", f"ip_adapter.{2 * index + 1}.to_k_ip.weight"))
+        rows.append((f"values.{index}.weight", f"ip_adapter.{2 * index + 1}.to_v_ip.weight"))
+    return Layout(folder="ip_adapter", stem="ip_adapter", names=tuple(rows))
+
+
 def text_encoder(folder: str) -> Layout:
     """A text encoder's: "text_encoder", or "text_encoder_2" for the second of Stable Diffusion XL."""
     return replace(TEXT_ENCODER, folder=folder)

@@ -18,6 +18,7 @@ from genpipe.checkpoints.hub import open_source
 from genpipe.checkpoints.library import located
 from genpipe.checkpoints.parts import Part, TextPart, assemble
 from genpipe.checkpoints.recognition import describe, kind_of
+from genpipe.checkpoints.references import load_references
 from genpipe.checkpoints.single_file import file_parts, texts_in, vae_part
 from genpipe.checkpoints.source import Folder, Inner, Source
 from genpipe.checkpoints.tensors import PICKLES, QUANTISED, open_tensors, shapes_of
@@ -41,6 +42,8 @@ def load_checkpoint(
     model_dir: PathLike | None = None,
     unet_dtype: torch.dtype | None = None,
     controls: Sequence[PathLike] = (),
+    ip_adapter: PathLike | None = None,
+    image_encoder: PathLike | None = None,
 ) -> Checkpoint:
     """Load a Stable Diffusion 1.x, 2.x or XL checkpoint; of the hub's files, only those needed are fetched.
 
@@ -60,6 +63,7 @@ def load_checkpoint(
         unet_dtype: keep the weights of the denoiser's layers in this type (fp8 as `torch.float8_e4m3fn`, int8 or bf16),
             and widen each layer as it runs: see `genpipe.models.stored`.
         controls: control networks beside it, each a file, a folder or a hub id.
+        ip_adapter, image_encoder: an IP-Adapter beside it, and CLIP's image encoder for it (see `references`).
 
     Raises:
         CheckpointError: the checkpoint is not there, not whole, or not one that genpipe can run.
@@ -83,7 +87,11 @@ def load_checkpoint(
         parts = replace(parts, texts=find_texts(given, parts.family, allow_pickle=allow_pickle))
     checkpoint = assemble(parts, device=device, dtype=dtype, store=unet_dtype)
     found = [load_control(each, checkpoint, variant=variant, allow_pickle=allow_pickle) for each in controls]
-    return replace(checkpoint, controls=tuple(found))
+    checkpoint = replace(checkpoint, controls=tuple(found))
+    if ip_adapter is None:
+        return checkpoint
+    references = load_references(ip_adapter, checkpoint, image_encoder=image_encoder, allow_pickle=allow_pickle)
+    return replace(checkpoint, references=references)
 
 
 def find_vae(path: PathLike, family: Family, *, allow_pickle: bool = False) -> Part[VAEConfig]:

@@ -4,7 +4,7 @@ import re
 
 from genpipe.checkpoints.shapes import Shapes
 
-CHECKPOINT, UNET, VAE, TEXT_ENCODER, LORA, EMBEDDING, CONTROLNET, T2I_ADAPTER = (
+CHECKPOINT, UNET, VAE, TEXT_ENCODER, LORA, EMBEDDING, CONTROLNET, T2I_ADAPTER, IP_ADAPTER, IMAGE_ENCODER = (
     "checkpoint",
     "U-Net",
     "VAE",
@@ -13,6 +13,8 @@ CHECKPOINT, UNET, VAE, TEXT_ENCODER, LORA, EMBEDDING, CONTROLNET, T2I_ADAPTER = 
     "textual inversion",
     "ControlNet",
     "T2I-Adapter",
+    "IP-Adapter",
+    "CLIP image encoder",
 )
 
 # What a name of this form says of the file that it is in; the first row that fits any name decides.
@@ -23,7 +25,7 @@ _FORMS: tuple[tuple[str, str], ...] = (
     (LORA, r".*\.(lora_(down|up|mid|A|B)|lora\.(down|up)|lora_linear_layer|to_(q|k|v|out)_lora)(\..*)?"),
     (LORA, r".*\.(hada_w1_a|lokr_w[12](_a)?|dora_scale|oft_blocks|on_input)"),
     (LORA, r"lora_(unet|te\d?|transformer|prior)_.*\.(diff|diff_b|alpha|w_norm|b_norm|weight)"),
-    ("IP-Adapter", r"(ip_adapter|image_proj)\..*"),
+    (IP_ADAPTER, r"(ip_adapter|image_proj)\..*"),
     ("AnimateDiff motion module", r".*motion_modules\..*"),
     (CONTROLNET, r"(input_hint_block|controlnet_cond_embedding|zero_convs)\..*"),
     (T2I_ADAPTER, r"(adapter\.)?body\.\d+\.(resnets|block1|in_conv)\..*"),
@@ -34,7 +36,7 @@ _FORMS: tuple[tuple[str, str], ...] = (
         r"(model\.diffusion_model|net|model)\.(\w+_)?(layers|blocks|embed\w*)\..*",
     ),
     (UNET, r"(unet\.)?(down_blocks\.\d+\.(resnets|attentions)|conv_in|input_blocks)\..*"),
-    ("CLIP image encoder", r"(.*\.)?(vision_model|visual)\..*"),
+    (IMAGE_ENCODER, r"(.*\.)?(vision_model|visual)\..*"),
     (TEXT_ENCODER, r"(.*\.)?(text_model\.encoder\.layers|transformer\.resblocks|encoder\.layers\.\d+\.self_attn)\..*"),
     (VAE, r"(first_stage_model\.|vae\.)?(encoder|decoder)\.(conv_in|down|up|mid|layers|down_blocks|up_blocks)\..*"),
     ("T5 text encoder", r"(.*\.)?encoder\.block\.\d+\.layer\..*"),

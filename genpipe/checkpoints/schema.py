@@ -147,6 +147,20 @@ _TEXT_HARMLESS = {
     *("repetition_penalty", "return_dict_in_generate", "suppress_tokens", "temperature", "top_k", "top_p", "typical_p"),
 }
 
+IMAGE_ENCODER: Kinds = {
+    "hidden_size": _CHANNELS | NULL,
+    "intermediate_size": whole(1, 2**16) | NULL,
+    "num_hidden_layers": whole(1, 128) | NULL,
+    "num_attention_heads": whole(1, 1024) | NULL,
+    "image_size": whole(1, 2**11) | NULL,
+    "patch_size": whole(1, 2**10) | NULL,
+    "num_channels": one_of(3, None),
+    "hidden_act": text(100) | NULL,
+    "layer_norm_eps": number(0, 1) | NULL,
+    "projection_dim": whole(1, 2**16) | NULL,
+    "architectures": list_of(text(100), 0, 16) | NULL,
+}
+
 _PART = list_of(text(200) | NULL, 2, 2)
 MODEL_INDEX: Kinds = {
     "_class_name": text(200),
@@ -197,6 +211,8 @@ def check_config(name: str, content: Mapping[str, Any]) -> None:
         check(content, DEFAULTS, harmless=())
     elif ".index" in file:
         check(content, SHARDS, required=("weight_map",))
+    elif content.get("model_type") == "clip_vision_model":  # in a folder of any name
+        check(content, IMAGE_ENCODER, harmless=_TEXT_HARMLESS)
     elif folder.startswith("text_encoder"):
         check(content, TEXT_ENCODER, harmless=_TEXT_HARMLESS)
         check(content.get("text_config") or {}, TEXT_ENCODER, harmless=_TEXT_HARMLESS)

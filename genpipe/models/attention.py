@@ -46,23 +46,29 @@ class Attention(nn.Module):
         return self._by_head(self.key(context)), self._by_head(self.value(context))
 
     def forward(
-        self, x: Tensor, keys_values: tuple[Tensor, Tensor] | None = None, *, plus: Tensor | None = None
+        self, x: Tensor, keys_values: tuple[Tensor, ...] | None = None, *, plus: Tensor | None = None
     ) -> Tensor:
         """Attend from x (B, N, C) to the `keys_values` of a context, or without them to x itself.
+
+        After those of the context, keys and values of an image may come: what they give is added (`models.ip_adapter`).
 
         Returns:
             (B, N, C), with `plus`, of the same shape, added.
         """
         return layer_plus(self.out, self.attend(x, keys_values), plus)
 
-    def attend(self, x: Tensor, keys_values: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def attend(self, x: Tensor, keys_values: tuple[Tensor, ...] | None = None) -> Tensor:
         """Do the same up to the last layer, `out`."""
         return self.attended(self.query(x), self.keys_values(x) if keys_values is None else keys_values)
 
-    def attended(self, queries: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
+    def attended(self, queries: Tensor, keys_values: tuple[Tensor, ...]) -> Tensor:
         """Do the same for queries (B, N, inner)."""
-        q, (k, v) = self._by_head(queries), keys_values
-        return _attend(q, k, v, scale=None, upcast=self.upcast).transpose(1, 2).flatten(2)
+        q, (k, v, *of_image) = self._by_head(queries), keys_values
+        h = _attend(q, k, v, scale=None, upcast=self.upcast)
+        if of_image:
+            k, v = of_image
+            h = h + _attend(q, k, v, scale=None, upcast=self.upcast)
+        return h.transpose(1, 2).flatten(2)
 
     def _by_head(self, projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, head_channels)
@@ -118,8 +124,8 @@ class FusedSelfAttention(nn.Module):
         return h.transpose(1, 2).flatten(2)
 
 
-# Keys and values of the prompts, for each attention that reads them.
-KeysValues = Mapping[Attention, tuple[Tensor, Tensor]]
+# Keys and values of the prompts, and perhaps of images beside them, for each attention that reads them.
+KeysValues = Mapping[Attention, tuple[Tensor, ...]]
 
 
 def repeat_rows(x: Tensor, rows: int) -> Tensor:
@@ -193,7 +199,7 @@ class TransformerBlock(nn.Module):
         """Map x (B, N, C), with the keys and values of k · B prompts, to (k · B, N, C)."""
         return self.attend(x, prompts.get(self.attention1), prompts[self.attention2])
 
-    def attend(self, x: Tensor, own: tuple[Tensor, Tensor] | None, prompts: tuple[Tensor, Tensor]) -> Tensor:
+    def attend(self, x: Tensor, own: tuple[Tensor, ...] | None, prompts: tuple[Tensor, ...]) -> Tensor:
         """Do so with the keys and values of the two attentions; None where the first attends to x itself."""
         rows = len(prompts[0])
         if self.only_cross:

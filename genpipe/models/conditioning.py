@@ -25,6 +25,8 @@ class Conditioning:
         guidance_scale: (rows,), where the denoiser takes the scale as an input (distilled networks); else None.
         extra_channels: (rows, C, h, w), which follow the latents' own channels and are not scaled by the noise level
             (mask and image of an inpainting U-Net); None for none.
+        image_tokens: (rows, T', D), of images that are referred to (IP-Adapter); None for none.
+        image_scales: (rows,), how much they count; None for none.
     """
 
     context: Tensor
@@ -32,6 +34,8 @@ class Conditioning:
     time_ids: Tensor | None = None
     guidance_scale: Tensor | None = None
     extra_channels: Tensor | None = None
+    image_tokens: Tensor | None = None
+    image_scales: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name, tensor in self._given().items():

@@ -129,7 +129,7 @@ class _Residuals:
         rows = len(latents) if last else self._rows
         shifts = self._table.at(timestep, rows)
         seen = repeat_rows(latents, rows) if len(shifts) > len(latents) else latents
-        prompts: KeysValues = {reader: (k[-rows:], v[-rows:]) for reader, (k, v) in self._prompts.items()}
+        prompts: KeysValues = {reader: tuple(each[-rows:] for each in read) for reader, read in self._prompts.items()}
         found = self._network.residuals(seen, self._image, by_block(shifts, self._table.widths), prompts)
         unseen = 0 if last else self._unseen
         return tuple(

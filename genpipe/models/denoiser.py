@@ -11,6 +11,7 @@ from torch import Tensor
 from genpipe.blocks import Network, ResidualBlock
 from genpipe.models.attention import KeysValues, repeat_rows
 from genpipe.models.conditioning import Conditioning
+from genpipe.models.ip_adapter import IPAdapter
 from genpipe.models.shifts import ShiftTable, by_block
 from genpipe.models.tiles import over_tiles
 from genpipe.models.unet import UNet
@@ -117,6 +118,7 @@ class UNetDenoiser:
         evaluate: evaluates the network.
         control: gives what control networks add, as `genpipe.models.control.Controls` does; while deep features are kept,
             so is that.
+        references: makes keys and values of the conditioning's image tokens, where it has some.
     """
 
     def __init__(
@@ -128,10 +130,11 @@ class UNetDenoiser:
         refresh: int = 1,
         evaluate: Evaluate = evaluate,
         control: Control | None = None,
+        references: IPAdapter | None = None,
     ) -> None:
         self._unet, self._evaluate, self._control = unet, evaluate, control
         self._shifts = ShiftTable(unet, timesteps, conditioning)
-        self._prompts = unet.keys_values(conditioning.context)
+        self._prompts = _read(unet, conditioning, references)
         self._extra = conditioning.extra_channels
         told = (conditioning.guidance_scale, conditioning.pooled, conditioning.time_ids)
         self._by_time_alone = all(tensor is None for tensor in told)
@@ -172,15 +175,25 @@ class UNetDenoiser:
     @property
     def tokens(self) -> int:
         """How many vectors the context of a prompt has."""
-        keys, _ = next(iter(self._prompts.values()))
+        keys, *_ = next(iter(self._prompts.values()))
         return keys.shape[2]
 
     def _last_alone(self, images: int) -> tuple[KeysValues, Tensor | None]:
         """The keys, values and extra channels of each image's last prompt, the same tensors at every step."""
         if self._last is None:
-            prompts = {reader: (k[-images:], v[-images:]) for reader, (k, v) in self._prompts.items()}
+            prompts = {reader: tuple(each[-images:] for each in read) for reader, read in self._prompts.items()}
             self._last = prompts, None if self._extra is None else self._extra[-images:]
         return self._last
+
+
+def _read(unet: UNet, conditioning: Conditioning, references: IPAdapter | None) -> KeysValues:
+    """The keys and values of the prompts, and of the images that are referred to beside them."""
+    prompts = unet.keys_values(conditioning.context)
+    tokens, scales = conditioning.image_tokens, conditioning.image_scales
+    if references is None or tokens is None or scales is None:
+        return prompts
+    images = references.keys_values(tokens, scales, unet.readers())
+    return {reader: (*read, *(each.to(read[0].dtype) for each in images[reader])) for reader, read in prompts.items()}
 
 
 class TiledDenoiser:
@@ -222,10 +235,7 @@ class JoinedDenoiser:
         first = parts[0]
         self._unet, self._evaluate, self._widths = first._unet, first._evaluate, first._shifts.widths
         self._prompts = {
-            reader: (
-                _interleaved([part._prompts[reader][0] for part in parts]),
-                _interleaved([part._prompts[reader][1] for part in parts]),
-            )
+            reader: tuple(map(_interleaved, zip(*(part._prompts[reader] for part in parts), strict=True)))
             for reader in first._prompts
         }
         extras = [part._extra for part in parts if part._extra is not None]

@@ -68,12 +68,12 @@ def _quick_gelu(x: Tensor) -> Tensor:
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": _quick_gelu, "gelu": F.gelu}
 
 
-class CausalSelfAttention(nn.Module):
-    """Multi-head self-attention in which each token reads itself and the tokens before it."""
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; where it is `causal`, each token reads itself and the tokens before it alone."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -85,7 +85,7 @@ class CausalSelfAttention(nn.Module):
             layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, T, D / heads)
             for layer in (self.query, self.key, self.value)
         )
-        h = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        h = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out(h.transpose(1, 2).flatten(2))
 
 
@@ -103,15 +103,15 @@ class FeedForward(nn.Module):
         return self.linear2(self.activation(self.linear1(x)))
 
 
-class TextLayer(nn.Module):
-    """One pre-norm transformer layer."""
+class EncoderLayer(nn.Module):
+    """One pre-norm transformer layer, of texts (`causal`) or of images."""
 
-    def __init__(self, config: TextEncoderConfig) -> None:
+    def __init__(self, width: int, inner: int, *, heads: int, activation: str, eps: float, causal: bool) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = CausalSelfAttention(config.hidden_size, config.num_attention_heads)
-        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.feed_forward = FeedForward(config.hidden_size, config.intermediate_size, config.hidden_act)
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attention = SelfAttention(width, heads, causal=causal)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.feed_forward = FeedForward(width, inner, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, D) to (B, T, D)."""
@@ -127,7 +127,17 @@ class TextEncoder(nn.Module):
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.layers = nn.ModuleList(TextLayer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            EncoderLayer(
+                config.hidden_size,
+                config.intermediate_size,
+                heads=config.num_attention_heads,
+                activation=config.hidden_act,
+                eps=config.layer_norm_eps,
+                causal=True,
+            )
+            for _ in range(config.num_hidden_layers)
+        )
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.projection = (
             None if config.projection_dim is None else nn.Linear(config.hidden_size, config.projection_dim, bias=False)

@@ -4,13 +4,13 @@ The forward pass reads like the paper: push residuals going down, pop them going
 same class; the widths of the way up are derived from what the way down pushes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 from torch import Tensor, nn
 
 from genpipe.blocks import Upsample, conv3x3, silu
-from genpipe.models.attention import KeysValues, add_rows
+from genpipe.models.attention import Attention, KeysValues, SpatialTransformer, add_rows
 from genpipe.models.contracting import ContractingPath, Level, Shifts
 from genpipe.models.unet_config import UNetConfig
 
@@ -59,6 +59,13 @@ class UNet(ContractingPath):
         embedding = self.embed(timestep, guidance=guidance, pooled=pooled, time_ids=time_ids)
         output, _ = self.denoise(latents, self.shifts(embedding), self.keys_values(context))
         return output
+
+    def readers(self) -> Iterator[Attention]:
+        """Yield the attentions that read the prompt: those of the way down, of the way up, and of the bottom."""
+        for part in (self.down, self.up, self.middle):
+            for module in () if part is None else part.modules():
+                if isinstance(module, SpatialTransformer):
+                    yield from module.cross_attentions()
 
     def denoise(
         self,

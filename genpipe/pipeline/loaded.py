@@ -24,6 +24,7 @@ from genpipe.pipeline.conditions import Conditions, alike, condition, conditions
 from genpipe.pipeline.control import controlled_by, shown
 from genpipe.pipeline.denoising import denoise, is_guided
 from genpipe.pipeline.networks import Networks, shown_beside
+from genpipe.pipeline.references import refer
 from genpipe.pipeline.run import Run
 from genpipe.pipeline.start import Start
 from genpipe.prompts.embeddings import with_embeddings
@@ -58,7 +59,7 @@ class Loaded:
     ) -> None:
         self.checkpoint, self.spec, self.loras = checkpoint, spec, loras
         self.device, self.dtype, self.name = device, dtype, name
-        for network in (*checkpoint.networks.values(), *checkpoint.controls):
+        for network in (*checkpoint.networks.values(), *checkpoint.controls, *checkpoint.reference_networks):
             network.eval().requires_grad_(False)
         if checkpoint.defaults.get("prompt") == "scenes":
             from genpipe.scenes.normalise import plain_words
@@ -141,10 +142,14 @@ class Loaded:
         """
         first = requests[0]
         guidance = self._conditions(requests, schedule, before, total)
+        if self.checkpoint.references is not None and first.reference is not None:
+            guidance = refer(guidance, self.checkpoint.references, requests, self._guided(requests), self.device)
         # Deep features that are kept are those of one prompt.
         refresh = SPEEDS[first.speed].refresh if len(guidance.conditionings) == 1 and tile is None else 1
         unet, controls = self._unet(first), self.checkpoint.controls
-        make = partial(UNetDenoiser, refresh=refresh, evaluate=self.networks.evaluate)
+        references = self.checkpoint.references
+        adapter = None if references is None else references.adapter
+        make = partial(UNetDenoiser, refresh=refresh, evaluate=self.networks.evaluate, references=adapter)
         run = partial(denoise, unet, make if tile is None else partial(TiledDenoiser, make, tile=tile))
         if controls and first.control:
             # A second pass is shown them from its own beginning to its own end.
@@ -208,7 +213,7 @@ class Loaded:
 
 
 def checkpoint_of(spec: ModelSpec, *, unet_dtype: torch.dtype | None = None) -> Checkpoint:
-    """Load the checkpoint that a spec names, with the parts that it gives in place of the checkpoint's own, and what controls it.
+    """Load the checkpoint that a spec names, with what it gives in place of the checkpoint's own parts and beside them.
 
     Args:
         unet_dtype: what the denoiser's weights are kept in; None is their file's.
@@ -227,6 +232,8 @@ def checkpoint_of(spec: ModelSpec, *, unet_dtype: torch.dtype | None = None) -> 
         allow_pickle=spec.allow_pickle,
         unet_dtype=unet_dtype,
         controls=spec.control_model,
+        ip_adapter=spec.ip_adapter,
+        image_encoder=spec.image_encoder,
     )
 
 
@@ -247,7 +254,7 @@ def name_of(source: str) -> str:
 
 def recorded_options(spec: ModelSpec) -> dict[str, Any]:
     """Give the options that images depend on for their metadata: files by their full paths."""
-    files = ("vae", "tiny_vae", "refiner", "embeddings", "control_model")
+    files = ("vae", "tiny_vae", "refiner", "embeddings", "control_model", "ip_adapter", "image_encoder")
 
     def resolved(value: Any) -> Any:
         if isinstance(value, tuple):

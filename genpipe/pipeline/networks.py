@@ -75,6 +75,8 @@ class Networks:
         kept = (self.checkpoint.unet, *self.checkpoint.controls)
         if not self._low_memory:
             kept = (*kept, *self.checkpoint.text_encoders, self.checkpoint.vae)
+        for network in self.checkpoint.reference_networks:
+            network.to(device=self.device, dtype=self.dtype)  # they run once per batch: no other form would pay
         for network in kept:
             if not any(network is one for one in unchanged):
                 self.prepare(network)

@@ -293,7 +293,7 @@ class Pipeline:
         """
         plan = self._plan([request])
         several = len(plan.stages) != 1 or plan.enlarged is not None
-        if several or request.speed != "exact" or request.control:
+        if several or request.speed != "exact" or request.control or request.reference:
             return None
         model, schedule = plan.stages[0]
         return model.begin(request, plan.sampler, schedule, plan.start)

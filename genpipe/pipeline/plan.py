@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from genpipe.fit import check_controls
+from genpipe.fit import check_guides
 from genpipe.pipeline.loaded import Loaded
 from genpipe.pipeline.networks import shown_beside
 from genpipe.pipeline.originals import Originals
@@ -55,7 +55,7 @@ def make_plan(requests: Sequence[Request], sampler: Sampler, model: Loaded, refi
         NonFiniteError: the encoding of an image is not finite, in fp32 either.
     """
     first = requests[0]
-    check_controls(first, len(model.checkpoint.controls))
+    check_guides(first, controls=len(model.checkpoint.controls), refers=model.checkpoint.references is not None)
     factor, shown = model.checkpoint.vae.config.factor, shown_beside(model.checkpoint)
     originals = Originals.of(requests, factor)
     strength = 1.0 if first.outpaint is not None else STRENGTH

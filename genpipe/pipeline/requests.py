@@ -7,7 +7,7 @@ from typing import Any
 
 from genpipe.checkpoints import Checkpoint
 from genpipe.fields import refuse_unknown
-from genpipe.fit import check_controls, ignored, size_of_image
+from genpipe.fit import check_guides, ignored, size_of_image
 from genpipe.lora_tags import named_in
 from genpipe.pipeline.networks import shown_beside
 from genpipe.request import Request, check_size
@@ -55,7 +55,7 @@ def make_requests(
         plain, named = named_in(text, lora_dir)
         requests.append(Request(prompt=plain, seed=own, **{**given, "loras": (*given.get("loras", ()), *named)}))
     requests = varied(requests)
-    check_controls(requests[0], len(checkpoint.controls))
+    check_guides(requests[0], controls=len(checkpoint.controls), refers=checkpoint.references is not None)
     layers = min(len(each.layers) for each in checkpoint.text_encoders)
     if requests[0].clip_skip >= layers:
         raise ValueError(f"clip_skip {requests[0].clip_skip} is out of range: 0 to {layers - 1} for this model")
@@ -66,6 +66,7 @@ def make_requests(
         sizes=checkpoint.family.added_numbers,
         refines=refines,
         controls=len(checkpoint.controls),
+        refers=checkpoint.references is not None,
         shown=shown_beside(checkpoint),
     ):
         warnings.warn(line, stacklevel=stacklevel)

@@ -144,6 +144,8 @@ class RenderOptions(Settings, total=False):
     weights: str | None
     refiner: "str | Path | None"
     control_model: "str | Path | Sequence[str | Path]"
+    ip_adapter: "str | Path | None"
+    image_encoder: "str | Path | None"
     embeddings: "str | Path | None"
     lora_dir: "str | Path | None"
     allow_pickle: bool

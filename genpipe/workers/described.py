@@ -18,6 +18,7 @@ def describe(pipeline: Pipeline, *, fingerprint: str = "", depth: int = 1, pixel
         depth=depth,
         pixels=pixels,
         controls=len(pipeline.checkpoint.controls),
+        refers=pipeline.checkpoint.references is not None,
         sizes=pipeline.checkpoint.family.added_numbers,
         refines=pipeline.refiner is not None,
         shown=shown_beside(pipeline.checkpoint),

@@ -55,6 +55,7 @@ class Model:
         depth: batches that a worker has at a time, those that it prepares and writes among them.
         pixels: of a batch, where no better size of it has been found; None where the worker does not say.
         controls: how many control networks it has.
+        refers: whether it has an IP-Adapter.
         sizes: how many numbers its network takes of sizes and crops, see `genpipe.fit.ignored`.
         refines: whether there is a refiner.
         shown: what its network is shown beside the latents, see `genpipe.fit.ignored`.
@@ -71,6 +72,7 @@ class Model:
     depth: int = 2
     pixels: int | None = None
     controls: int = 0
+    refers: bool = False
     sizes: int = 0
     refines: bool = False
     shown: str | None = "unknown"

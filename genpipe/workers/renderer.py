@@ -46,6 +46,10 @@ class Begun:
     result: Result = field(default_factory=Result)
 
 
+# The options that name files beside the model's, of which one is one file or folder.
+PARTS = ("vae", "text_encoder", "embeddings", "refiner", "ip_adapter", "image_encoder")
+
+
 class Renderer:
     """A loaded model that turns tasks into files.
 
@@ -106,7 +110,7 @@ class Renderer:
                 file=spec.file,
                 model_dir=spec.model_dir,
                 parts={
-                    **{name: getattr(spec, name) for name in ("vae", "text_encoder", "embeddings", "refiner")},
+                    **{name: getattr(spec, name) for name in PARTS},
                     **{f"control_model{k}": path for k, path in enumerate(spec.control_model)},
                 },
             )

@@ -228,8 +228,8 @@ def _changing(inputs: Inputs) -> Iterator[Tensor]:
 
 def _constant(inputs: Inputs) -> Iterator[Tensor]:
     """What all steps of a batch share."""
-    for keys, values in inputs.prompts.values():
-        yield from (keys, values)
+    for read in inputs.prompts.values():
+        yield from read
     if inputs.extra is not None:
         yield inputs.extra
 
@@ -246,9 +246,9 @@ def _shape(inputs: Inputs) -> Hashable:
         *(inputs.maps or ()),
     )
     # The keys of all attentions have the same rows and tokens.
-    keys, _ = next(iter(inputs.prompts.values()))
+    read = next(iter(inputs.prompts.values()))
     described = tuple(None if tensor is None else (tuple(tensor.shape), tensor.dtype) for tensor in tensors)
-    return described, (keys.shape[0], keys.shape[2], keys.dtype), inputs.keeps
+    return described, tuple((each.shape[0], each.shape[2], each.dtype) for each in read), inputs.keeps
 
 
 def _copied(inputs: Inputs) -> Inputs:
@@ -261,10 +261,7 @@ def _copied(inputs: Inputs) -> Inputs:
         inputs,
         latents=torch.empty_like(inputs.latents),
         shifts=torch.empty_like(inputs.shifts),
-        prompts={
-            reader: (torch.empty_like(keys), torch.empty_like(values))
-            for reader, (keys, values) in inputs.prompts.items()
-        },
+        prompts={reader: tuple(map(torch.empty_like, read)) for reader, read in inputs.prompts.items()},
         extra=like(inputs.extra),
         deep=like(inputs.deep),
         residuals=None if inputs.residuals is None else tuple(map(torch.empty_like, inputs.residuals)),
