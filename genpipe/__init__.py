@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 from genpipe.moved import install
 
 if TYPE_CHECKING:
+    from genpipe.client import Client
     from genpipe.pipeline import Pipeline, generate
     from genpipe.render import render
     from genpipe.request import Request
 
 __version__ = "0.2.0"
-__all__ = ["Pipeline", "Request", "__version__", "generate", "render"]
+__all__ = ["Client", "Pipeline", "Request", "__version__", "generate", "render"]
 
 _HOMES = {
+    "Client": "genpipe.client",
     "Pipeline": "genpipe.pipeline",
     "Request": "genpipe.request",
     "generate": "genpipe.pipeline",

@@ -76,9 +76,10 @@ ALLOWED: dict[str, set[str]] = {
     "training": _ALL,
     "workers": _PIPELINE,
     "render": _LOW | {"workers"},
+    "client": {"fields", "images", "imprint", "inputs", "progress", "request", "seeds"},
     "server": _PIPELINE | {"workers"},
-    "cli": _ALL | {"training", "workers", "render", "server"},
-    "scripts": _ALL | {"training", "workers", "render", "server", "cli"},
+    "cli": _ALL | {"training", "workers", "render", "server", "client"},
+    "scripts": _ALL | {"training", "workers", "render", "server", "client", "cli"},
 }
 # The areas of the package that may import these; scripts and tests may import all of them.
 GUESTS: dict[str, set[str]] = {

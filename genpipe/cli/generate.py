@@ -10,6 +10,7 @@ from genpipe.cli.options import add_fields, given_fields, option, ratio, reader,
 from genpipe.cli.output import report
 from genpipe.cli.plot import axis, check_axes, draw_plot, write_json
 from genpipe.cli.prompts import add_prompt_options, write_prompts
+from genpipe.cli.remote import check_server, draw_remotely
 from genpipe.cli.vocabulary import name_unknown_words
 from genpipe.fields import settings_of
 from genpipe.messages import listed, one_line
@@ -67,7 +68,10 @@ def generate_command(parser: argparse.ArgumentParser) -> None:
     add_fields(group, Request, of_sampling)
     option(group, "--deterministic", action="store_true", help="bitwise the same whatever -n is; slower")
 
-    add_fields(parser.add_argument_group("model"), ModelSpec, settings_of(ModelSpec))
+    group = parser.add_argument_group("model")
+    add_fields(group, ModelSpec, settings_of(ModelSpec))
+    option(group, "--server", metavar="URL",
+           help="draw on a server (genpipe serve), whose models --model names; GENPIPE_API_KEY is its key")  # fmt: skip
 
     group = parser.add_argument_group("output")
     option(group, "-o", "--output", metavar="PATH",
@@ -116,6 +120,10 @@ def _generate(args: argparse.Namespace) -> int:
         sign = Signer(args.sign)
     named = f"{stem}-plot" if args.plot else stem
     output = Output(args.output, args.outdir, named, [seed for _, seed in wanted], sign=sign)
+    if args.server is not None:
+        check_server(args, spec)
+        draw_remotely(args, wanted, settings, spec.model, output)
+        return 0
     preview = None if args.preview is None else Preview(args.preview)
 
     if spec.model is None:
