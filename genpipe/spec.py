@@ -113,7 +113,7 @@ class ModelSpec:
     )
     vae: str | None = setting(
         _Named("NAME", empty=False),
-        "an autoencoder in place of the model's, or where it has none: a file, folder or hub id",
+        "an autoencoder in place of the model's, or where it has none: a file, folder, a name in --model-dir or a hub id",
         default=None,
     )
     text_encoder: str | None = setting(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from genpipe.checkpoints.families import PARTS
 from genpipe.checkpoints.hub import open_source
-from genpipe.checkpoints.library import located
+from genpipe.checkpoints.library import NAMED, located
 from genpipe.files import atomic_write, cache_folder
 
 
@@ -32,7 +32,7 @@ def checkpoint_files(
         for part, paths in (parts or {}).items()
         for path in (paths or "").split(",")
         if path
-        for each in _files_of(Path(os.path.expanduser(path)))
+        for each in _files_of(_path_of(part, path, model_dir))
     ]
     path_or_id = located(path_or_id, model_dir)
     path = Path(os.path.expanduser(str(path_or_id)))
@@ -51,6 +51,11 @@ def checkpoint_files(
     root = getattr(source, "root", None)
     paths = [(name, Path(root) / name) for name in ("model_index.json", "genpipe.json", *names)] if root else []
     return [(name, path) for name, path in (*paths, *beside) if path.is_file()]
+
+
+def _path_of(part: str, path: str, model_dir: str | Path | None) -> Path:
+    found = located(path, model_dir, NAMED[part]) if part in NAMED else path
+    return Path(os.path.expanduser(str(found)))
 
 
 def _files_of(path: Path) -> list[Path]:

@@ -14,6 +14,8 @@ SUFFIXES = (".safetensors", ".gguf", ".ckpt")
 DEEPEST = 8  # folders within one another
 
 MODEL, LORA, EMBEDDING, VAE, TEXT_ENCODER = "model", "lora", "embedding", "vae", "text encoder"
+# The options that are found by their names too, and what they are there.
+NAMED = {"vae": VAE, "text_encoder": TEXT_ENCODER, "refiner": MODEL}
 # Where each kind lies in an installation of A1111 or ComfyUI, in lower case, in the folder `models` of it or beside that.
 _PLACES = {
     **dict.fromkeys(("stable-diffusion", "checkpoints", "unet", "diffusion_models"), MODEL),
@@ -58,8 +60,8 @@ def entries(folders: Sequence[Path]) -> list[Entry]:
     found: dict[Path, Entry] = {}
     for root in folders:
         seen: set[tuple[int, int]] = set()
-        for start, kind in _starts(root):
-            for path in _walk(start, seen, DEEPEST):
+        for start, kind, depth in _starts(root):
+            for path in _walk(start, seen, depth):
                 found.setdefault(path, Entry(path.name if path.is_dir() else path.stem, kind, path))
     return sorted(found.values(), key=lambda entry: (entry.kind, entry.name.lower(), str(entry.path)))
 
@@ -105,16 +107,19 @@ def find(name: str, kind: str, folders: Sequence[Path]) -> Path | None:
     raise CheckpointError(f"there is no {kind} {quoted(name)} in {where}: {hint}")
 
 
-def _starts(root: Path) -> list[tuple[Path, str]]:
-    """The folders to search and what is in them: of an installation its known ones, else the folder itself, with models."""
+def _starts(root: Path) -> list[tuple[Path, str, int]]:
+    """The folders to search, what is in them, and how deep: those of an installation, and the folder itself, with models.
+
+    Of an installation, nothing but what lies in the folder itself: other programs are below it.
+    """
     known = []
     for folder in (root / "models", root):
         try:
             inside = sorted(path for path in folder.iterdir() if path.is_dir())
         except OSError:
             continue
-        known += [(path, _PLACES[path.name.lower()]) for path in inside if path.name.lower() in _PLACES]
-    return known or [(root, MODEL)]
+        known += [(path, _PLACES[path.name.lower()], DEEPEST) for path in inside if path.name.lower() in _PLACES]
+    return [*known, (root, MODEL, 1 if known else DEEPEST)]
 
 
 def _walk(folder: Path, seen: set[tuple[int, int]], depth: int) -> Iterator[Path]:
@@ -141,17 +146,18 @@ def _walk(folder: Path, seen: set[tuple[int, int]], depth: int) -> Iterator[Path
             continue
 
 
-def located(path_or_id: str | Path, folder: str | Path | None = None) -> str | Path:
-    """A model that is given by path, by its name in a folder of models, or by hub id: its path, or else what was given.
+def located(path_or_id: str | Path, folder: str | Path | None = None, kind: str = MODEL) -> str | Path:
+    """What is given by path, by its name in a folder of models, or by hub id: its path, or else what was given.
 
     Args:
         path_or_id: a path that exists is taken as it is.
         folder: of models; None is what GENPIPE_MODELS says.
+        kind: of the file.
 
     Raises:
-        CheckpointError: the folder is not there, or holds no such model, or several.
+        CheckpointError: the folder is not there, or holds no such file, or several.
     """
     text = str(path_or_id).strip()
     if not text or isinstance(path_or_id, Path) or os.path.exists(os.path.expanduser(text)):
         return path_or_id
-    return find(text, MODEL, model_folders(folder)) or path_or_id
+    return find(text, kind, model_folders(folder)) or path_or_id

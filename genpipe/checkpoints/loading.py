@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from genpipe.checkpoints import layout
+from genpipe.checkpoints import layout, library
 from genpipe.checkpoints.checkpoint import Checkpoint
 from genpipe.checkpoints.controls import load_control
 from genpipe.checkpoints.diffusers_layout import folder_parts, text_encoder_in, vae_in
@@ -81,9 +81,11 @@ def load_checkpoint(
             _refuse(source.single, variant=variant)
             parts = replace(file_parts(_single(source), allow_pickle=allow_pickle), source=str(source))
     if vae is not None:
+        vae = located(vae, model_dir, library.VAE)
         parts = replace(parts, vae=find_vae(vae, parts.family, allow_pickle=allow_pickle))
     if text_encoder is not None:
         given = [text_encoder] if isinstance(text_encoder, str | Path) else text_encoder
+        given = [located(each, model_dir, library.TEXT_ENCODER) for each in given]
         parts = replace(parts, texts=find_texts(given, parts.family, allow_pickle=allow_pickle))
     checkpoint = assemble(parts, device=device, dtype=dtype, store=unet_dtype)
     found = [load_control(each, checkpoint, variant=variant, allow_pickle=allow_pickle) for each in controls]

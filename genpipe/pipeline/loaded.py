@@ -11,6 +11,7 @@ from torch import Tensor
 
 from genpipe.checkpoints import Checkpoint, load_checkpoint
 from genpipe.checkpoints.embeddings import load_embeddings
+from genpipe.checkpoints.library import NAMED, located
 from genpipe.checkpoints.lora import load_lora
 from genpipe.embedded import EMBEDDED
 from genpipe.inputs import Lora
@@ -254,14 +255,20 @@ def name_of(source: str) -> str:
 
 def recorded_options(spec: ModelSpec) -> dict[str, Any]:
     """Give the options that images depend on for their metadata: files by their full paths."""
-    files = ("vae", "tiny_vae", "refiner", "embeddings", "control_model", "ip_adapter", "image_encoder")
+    files = (
+        *("vae", "text_encoder", "tiny_vae", "refiner", "embeddings"),
+        *("control_model", "ip_adapter", "image_encoder"),
+    )
 
-    def resolved(value: Any) -> Any:
+    def resolved(name: str, value: Any) -> Any:
         if isinstance(value, tuple):
-            return [resolved(each) for each in value]
-        return str(Path(value).resolve()) if Path(value).exists() else value
+            return [resolved(name, each) for each in value]
+        if name == "text_encoder" and "," in value:
+            return ",".join(resolved(name, each) for each in value.split(","))
+        found = Path(located(value, spec.model_dir, NAMED[name]) if name in NAMED else value)
+        return str(found.resolve()) if found.exists() else value
 
-    return {name: resolved(value) if name in files else value for name, value in spec.drawn_by().items()}
+    return {name: resolved(name, value) if name in files else value for name, value in spec.drawn_by().items()}
 
 
 def usual_settings(checkpoint: Checkpoint, sampler: str) -> dict[str, Any]:

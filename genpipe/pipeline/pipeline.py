@@ -71,6 +71,7 @@ class Pipeline:
         shown_beside(checkpoint)  # or it cannot be drawn
         self.device, self.dtype, self.tiny_vae = device, dtype, tiny_vae
         self.spec = ModelSpec() if spec is None else spec
+        self._recorded = recorded_options(self.spec)  # as its files lie now
         self.name = name_of(checkpoint.source)
         self._switching = Lock()
         self._use(Loaded(checkpoint, self.spec, device=device, dtype=dtype, name=self.name))
@@ -149,7 +150,7 @@ class Pipeline:
     @property
     def made_by(self) -> dict[str, Any]:
         """What the images' metadata says of how the model was loaded: the fields of `ModelSpec` that they depend on."""
-        return {"model": self.name, "dtype": str(self.dtype).removeprefix("torch."), **recorded_options(self.spec)}
+        return {"model": self.name, "dtype": str(self.dtype).removeprefix("torch."), **self._recorded}
 
     @overload
     def __call__(

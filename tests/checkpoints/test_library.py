@@ -2,13 +2,17 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from genpipe.checkpoints import CheckpointError, load_checkpoint
 from genpipe.checkpoints.fingerprint import checkpoint_files, fingerprint
 from genpipe.checkpoints.library import VARIABLE, entries, find, model_folders
+from genpipe.pipeline.loaded import recorded_options
+from genpipe.spec import ModelSpec
 
 A1111 = [
     "models/Stable-diffusion/dream.safetensors",
@@ -67,6 +71,11 @@ def test_any_other_folder_holds_models(tmp_path: Path) -> None:
     assert listing(tmp_path) == [("model", "folder"), ("model", "one.safetensors"), ("model", "deep/two.safetensors")]
 
 
+def test_models_beside_folders_of_other_kinds_are_found(tmp_path: Path) -> None:
+    made(tmp_path, ["one.safetensors", "loras/style.safetensors", "other/two.safetensors", "folder/model_index.json"])
+    assert listing(tmp_path) == [("lora", "loras/style.safetensors"), ("model", "folder"), ("model", "one.safetensors")]
+
+
 def test_links_in_circles_end(tmp_path: Path) -> None:
     made(tmp_path, ["a/one.safetensors"])
     (tmp_path / "a" / "back").symlink_to(tmp_path, target_is_directory=True)
@@ -110,12 +119,30 @@ def test_folders_come_from_the_option_or_the_environment(tmp_path: Path, monkeyp
 
 
 def test_a_checkpoint_is_loaded_by_its_name(
-    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, singles: Callable[[str], Path]
 ) -> None:
     shutil.copytree(tiny_checkpoint, tmp_path / "deep" / "tiny")
     assert load_checkpoint("Tiny", model_dir=tmp_path).source == str(tmp_path / "deep" / "tiny")
     files = checkpoint_files("tiny", None, model_dir=tmp_path)
     assert files and fingerprint(files) == fingerprint(checkpoint_files(tiny_checkpoint, None))
+    made(tmp_path, ["vae/x.txt", "text_encoders/x.txt"])
+    shutil.copy(singles("sd1"), tmp_path / "vae" / "Sharp.safetensors")
+    shutil.copy(singles("sd1"), tmp_path / "text_encoders" / "clip.safetensors")
+    parts: Any = {"vae": "sharp", "text_encoder": "clip"}
+    shutil.copy(singles("sd1"), tmp_path / "whole.safetensors")
+    checkpoint = load_checkpoint("whole", model_dir=tmp_path, **parts)
+    assert checkpoint.stored["vae"].files == (tmp_path / "vae" / "Sharp.safetensors",)
+    assert checkpoint.stored["text_encoder"].files == (tmp_path / "text_encoders" / "clip.safetensors",)
+    beside = [path for _, path in checkpoint_files("whole", None, model_dir=tmp_path, parts=parts)]
+    assert beside[1:] == [tmp_path / "vae" / "Sharp.safetensors", tmp_path / "text_encoders" / "clip.safetensors"]
+    with pytest.raises(CheckpointError, match=r"there is no vae 'shrp' in .*: did you mean Sharp\?"):
+        load_checkpoint("whole", model_dir=tmp_path, vae="shrp")
+    spec = ModelSpec("whole", model_dir=str(tmp_path), vae="sharp", text_encoder="clip")
+    recorded = recorded_options(spec)
+    assert recorded["vae"] == str(tmp_path / "vae" / "Sharp.safetensors")
+    assert recorded["text_encoder"] == str(tmp_path / "text_encoders" / "clip.safetensors")
+    for name in ("vae", "text_encoders"):
+        shutil.rmtree(tmp_path / name)
     monkeypatch.setenv(VARIABLE, str(tmp_path))
     assert load_checkpoint("tiny").source == str(tmp_path / "deep" / "tiny")
     with pytest.raises(CheckpointError, match=r"there is no model 'tny' in .*: did you mean tiny\?"):
