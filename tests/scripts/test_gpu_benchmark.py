@@ -68,7 +68,7 @@ def test_a_section_gives_its_figures(made: tuple[Plan, dict[str, Any]], name: st
         assert figures["ok"] is True
     if name == "kernels":
         table = [value for key, value in figures.items() if key.startswith("kernel_ms/")]
-        assert len(table) == 15 and table == sorted(table, key=lambda row: -row[0])
+        assert len(table) == networks.SHOWN and table == sorted(table, key=lambda row: -row[0])
     json.dumps(figures)
 
 
