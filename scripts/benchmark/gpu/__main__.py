@@ -5,9 +5,10 @@
     python -m scripts.benchmark.gpu --toy --minutes 2 --out bench
 
 Each section runs in a process of its own with its own limit, the most important first; those that find no time left are
-named. The tests, where they do not come last, run beside the sections that follow them, at the lowest priority. Without a GPU, or with --toy, the same sections measure tiny networks on the CPU, which shows that they run. --out
-holds results.json, rewritten with every figure; summary.txt, which is printed last; errors.txt, how sections failed; and
-failing_tests.txt. Steps are those of the pipeline: the denoiser in bf16, guidance and the solver. Nothing needs a network;
+named. The tests, where they do not come last, run beside the sections that follow them, at the lowest priority. Without a
+GPU, or with --toy, the same sections measure tiny networks on the CPU, which shows that they run. --out holds results.json,
+rewritten with every figure; summary.txt, which is printed last; errors.txt, how sections failed; and failing_tests.txt.
+Steps are those of the pipeline: the denoiser in bf16, guidance and the solver. Nothing needs a network;
 diffusers is compared with where it is installed. CONTENT
 """
 
@@ -174,7 +175,9 @@ def main(given: Sequence[str] | None = None) -> int:
     """Run the sections; 0 where none failed."""
     listed = "\n\nsections:\n" + "\n".join(f"  {name:<20} {section.about}" for name, section in SECTIONS.items())
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").replace(" CONTENT", listed), formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m scripts.benchmark.gpu",
+        description=(__doc__ or "").replace(" CONTENT", listed),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--minutes", type=float, default=8.0, help="for everything (%(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
