@@ -2,13 +2,14 @@
 
 import tempfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from genpipe.render.journal import Journal
 from genpipe.render.options import Options
 from genpipe.render.packing import Batch, Packer
-from genpipe.render.run import BATCH, Run, request_of
+from genpipe.render.run import Run, request_of
 from genpipe.workers.engines import Engine
 from genpipe.workers.messages import Task, Work
 
@@ -28,14 +29,15 @@ def estimate(source: str | Path | Iterable[Any], options: Options, engine: Engin
     with tempfile.TemporaryDirectory(prefix="genpipe-") as folder:
         run = Run(source, folder, options, engine=engine)
         with run.planned() as (journal, model):
-            packer = Packer(journal, lambda shape, left: options.batch or BATCH, distilled=model.distilled)
-            images = batches = shapes = 0
+            packer = Packer(journal, partial(run.batch_size, model), distilled=model.distilled)
+            images = batches = shapes = largest = 0
             work, area, last = 0.0, 0, None
             samples: list[Batch] = []
             while (batch := packer.next()) is not None:
                 if batch.shape != last and len(samples) < 4:
                     samples.append(batch)
                 batches, shapes, last = batches + 1, shapes + (batch.shape != last), batch.shape
+                largest = max(largest, len(batch.entries))
                 for entry in batch.entries:
                     settings = journal.settings(entry.settings)
                     pixels = settings["width"] * settings["height"]
@@ -45,7 +47,7 @@ def estimate(source: str | Path | Iterable[Any], options: Options, engine: Engin
         lines = [
             f"model      {model.name}, {model.dtype}, {engine.workers} worker{'s' * (engine.workers > 1)}",
             f"pictures   {images:,}" + f", the best of {options.best_of} each" * (options.best_of > 1),
-            f"batches    {batches:,} of at most {options.batch or BATCH}, {shapes:,} changes of shape",
+            f"batches    {batches:,} of at most {largest}, {shapes:,} changes of shape",
             f"time       about {_duration(seconds)}, by a batch that was drawn in {STEPS} steps",
             f"disk       about {area * size / 1e6:,.1f} MB",
         ]

@@ -218,7 +218,7 @@ class Run:
     # Drawing
 
     def _draw(self, journal: Journal, model: Model) -> Iterator[Rendered]:
-        packer = Packer(journal, partial(self._size, model), distilled=model.distilled)
+        packer = Packer(journal, partial(self.batch_size, model), distilled=model.distilled)
         key, drained, batch = 0, False, packer.next()
         if batch is not None:
             journal.set("results_are_written", False)
@@ -237,7 +237,8 @@ class Run:
             if batch is None and not self.stopped:
                 batch = packer.next()
 
-    def _size(self, model: Model, shape: str, left: int) -> int:
+    def batch_size(self, model: Model, shape: str, left: int) -> int:
+        """Say how many images a batch takes, of a shape of which so many are left."""
         if self.options.batch is not None:
             return self.options.batch
         # Asked for anew, it would shrink towards the end, and each size costs a GPU some time when it is new.
