@@ -7,6 +7,8 @@ from genpipe.fields import defaults_of, settings_of
 from genpipe.inputs import ControlList, InputImage
 from genpipe.request import Request
 
+_SECOND_PASS = ("upscale_strength", "upscale_guidance_scale", "upscale_by")
+
 
 def ignored(
     requests: Sequence[Request],
@@ -45,9 +47,9 @@ def ignored(
             lines["strength"] = "strength has no effect: this model draws every step, see image_guidance_scale"
         if request.vary_seed is not None and not request.vary:
             lines["vary_seed"] = "vary_seed has no effect without vary: say how far to go toward it, or leave it out"
-        if request.upscale == 1 and (request.upscale_strength is not None or request.upscale_by != "pixels"):
-            name = "upscale_by" if request.upscale_strength is None else "upscale_strength"
-            lines[name] = f"{name} has no effect without upscale: give one above 1, or leave it out"
+        for name in _SECOND_PASS:
+            if request.upscale == 1 and getattr(request, name) != defaults_of(Request)[name]:
+                lines[name] = f"{name} has no effect without upscale: give one above 1, or leave it out"
         if request.refiner_start is not None and not refines:
             lines["refiner_start"] = (
                 "refiner_start has no effect without a refiner: give one with --refiner, or leave it out"
@@ -74,6 +76,16 @@ def ignored(
         if request.guidance_rescale:
             lines["guidance_rescale"] = f"guidance_rescale has no effect ({why}): {fix}"
     return list(lines.values())
+
+
+def defaults_for(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a model's defaults that apply to settings: those of a second pass only where there is one.
+
+    Raises:
+        ValueError: upscale is no number, or out of its range.
+    """
+    upscale = settings_of(Request)["upscale"].kind.check("upscale", settings.get("upscale") or 1)
+    return {name: value for name, value in defaults.items() if upscale > 1 or name not in _SECOND_PASS}
 
 
 def check_guides(request: Request, *, controls: int, refers: bool) -> None:

@@ -60,6 +60,7 @@ TEXTS = {
     "vary_seed": "7",
     "upscale": "2",
     "upscale_strength": "0.5",
+    "upscale_guidance_scale": "2",
     "upscale_by": "latents",
     "tile": "true",
     "loras": f"{IMAGE_FILE}:0.5",

@@ -24,6 +24,7 @@ _NAMES = {
     "Variation seed strength": "vary",
     "Hires upscale": "upscale",
     "Hires strength": "upscale_strength",
+    "Hires CFG Scale": "upscale_guidance_scale",
 }
 # What is enlarged, and an upscaler of A1111's that does.
 _UPSCALERS = {"pixels": "Lanczos", "latents": "Latent"}
@@ -77,6 +78,9 @@ def parameters_text(
         "Variation seed strength": f"{request.vary:.12g}" if request.vary else None,
         "Tiling": True if request.tile else None,
         "Hires upscale": f"{request.upscale:.12g}" if request.upscale > 1 else None,
+        "Hires CFG Scale": None
+        if request.upscale == 1 or request.upscale_guidance_scale is None
+        else f"{request.upscale_guidance_scale:.12g}",
         "Hires upscaler": _UPSCALERS[request.upscale_by] if request.upscale > 1 else None,
         "Model": model,
         "Version": f"genpipe {genpipe.__version__}",

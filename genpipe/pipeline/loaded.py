@@ -283,4 +283,5 @@ def usual_settings(checkpoint: Checkpoint, sampler: str) -> dict[str, Any]:
         "guidance_scale": (8.5 if distilled else 1.0) if lcm else family.guidance_scale,
         "guidance_rescale": 0.0,
     }
-    return {key: checkpoint.defaults.get(key, value) for key, value in usual.items()}
+    own = {key: value for key, value in checkpoint.defaults.items() if key.startswith("upscale_")}
+    return {key: checkpoint.defaults.get(key, value) for key, value in usual.items()} | own

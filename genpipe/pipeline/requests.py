@@ -7,7 +7,7 @@ from typing import Any
 
 from genpipe.checkpoints import Checkpoint
 from genpipe.fields import refuse_unknown
-from genpipe.fit import check_guides, ignored, size_of_image
+from genpipe.fit import check_guides, defaults_for, ignored, size_of_image
 from genpipe.lora_tags import named_in
 from genpipe.pipeline.networks import shown_beside
 from genpipe.request import Request, check_size
@@ -46,7 +46,7 @@ def make_requests(
     if given.get("tile"):
         factor *= 2 ** (len(checkpoint.unet.config.channels) - 1)  # no map of the U-Net may have an odd side
     given |= size_of_image(given, factor)
-    given |= {key: value for key, value in defaults.items() if given.get(key) is None}
+    given |= {key: value for key, value in defaults_for(given, defaults).items() if given.get(key) is None}
     check_size(given["height"], given["width"], factor)
     checked = Request.check_settings(given)  # so that files are read once
     given = {name: getattr(checked, name) for name in given}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -13,6 +14,8 @@ from genpipe.pipeline.loaded import Loaded
 from genpipe.pipeline.networks import shown_beside
 from genpipe.pipeline.originals import Originals
 from genpipe.pipeline.start import Begun, Start, choose_start, read_depth
+from genpipe.prompts.reading import words_of
+from genpipe.prompts.syntax import conditions
 from genpipe.request import MAX_SIDE, Request
 from genpipe.sampling.noise import ImageNoise
 from genpipe.sampling.sampler import Sampler
@@ -36,7 +39,7 @@ def upscaled(
         total: steps of the first pass; prompts that change stay as they are at its end.
     """
     height, width = upscaled_size(requests[0], model.checkpoint.vae.config.factor)
-    larger = [replace(request, height=height, width=width, upscale=1.0, vary=0.0) for request in requests]
+    larger = [_second(request, height, width) for request in requests]
     side = max(SMALLEST, *model.checkpoint.unet.config.sample_shape)
     across = max(height, width) // model.checkpoint.vae.config.factor
     # Neither edges that meet, nor what control networks add, nor what is shown beside the latents is cut into squares.
@@ -44,6 +47,15 @@ def upscaled(
     tile = None if whole else side
     start = _start(latents, larger, requests[0], model, schedule)
     return model.denoise(larger, sampler, schedule, start, total, total, tile)
+
+
+def _second(request: Request, height: int, width: int) -> Request:
+    """What the second pass draws; without guidance, which AND needs, the prompts of one are its parts, with commas."""
+    scale = request.guidance_scale if request.upscale_guidance_scale is None else request.upscale_guidance_scale
+    changes: dict[str, Any] = {"height": height, "width": width, "upscale": 1.0, "vary": 0.0, "guidance_scale": scale}
+    if scale <= 1 < request.guidance_scale and len(conditions(request.prompt)) > 1 and request.prompt_syntax == "a1111":
+        changes["prompt"] = words_of(request.prompt, seed=request.seed)
+    return replace(request, **changes)
 
 
 def upscaled_size(request: Request, factor: int) -> tuple[int, int]:

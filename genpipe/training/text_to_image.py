@@ -67,7 +67,16 @@ SCHEDULER = {
     "timestep_spacing": "trailing",
     "steps_offset": 1,
 }
-DEFAULTS = {"height": SIZE, "width": SIZE, "steps": 16, "guidance_scale": 3.0, "guidance_rescale": 0.0}
+DEFAULTS = {
+    "height": SIZE,
+    "width": SIZE,
+    "steps": 16,
+    "guidance_scale": 3.0,
+    "guidance_rescale": 0.0,
+    # At a size that it was not trained at, guidance draws things a second time beside themselves.
+    "upscale_strength": 0.1,
+    "upscale_guidance_scale": 1.0,
+}
 
 
 class CaptionedImages(Protocol):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from genpipe.fit import check_guides, ignored, size_of_image
+from genpipe.fit import check_guides, defaults_for, ignored, size_of_image
 from genpipe.request import Request, check_size
 from genpipe.workers.messages import Model
 
@@ -25,7 +25,7 @@ def complete(settings: Mapping[str, Any], model: Model) -> Request:
     factor = model.tile_factor or model.factor if settings.get("tile") else model.factor
     settings = size_of_image(settings, factor) | dict(settings)
     defaults = model.defaults.get(sampler or "", model.defaults[""])
-    request = Request(**{"prompt": "", "seed": 0, **defaults, **settings})
+    request = Request(**{"prompt": "", "seed": 0, **defaults_for(settings, defaults), **settings})
     check_guides(request, controls=model.controls, refers=model.refers)
     check_size(request.height, request.width, factor)
     if request.clip_skip >= model.layers:

@@ -1,5 +1,6 @@
 """The second pass over an enlarged image: img2img of it, as diffusers draws that."""
 
+from pathlib import Path
 from typing import Any
 
 import diffusers as _diffusers
@@ -9,10 +10,12 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from genpipe.checkpoints import save_checkpoint
 from genpipe.dialects.a1111 import parse_parameters
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.denoiser import TiledDenoiser
 from genpipe.pipeline import Pipeline
+from tests.conftest import tiny_parts
 from tests.pipeline.drawing import difference, draw
 from tests.pipeline.test_start import SAMPLERS, masked, original
 
@@ -82,6 +85,29 @@ def test_in_the_second_pass_a_prompt_stays_as_it_was_in_the_end(pipe: Pipeline) 
     changing = latents(pipe, "ddim", **ENLARGED)
     (request,) = pipe.requests("[a blue dog:a red cat:0.01]", seed=5, guidance_scale=4.0, sampler="ddim", **ENLARGED)
     assert close(list(pipe.stream([request]))[-1].latents, changing)
+
+
+def test_the_second_pass_may_follow_the_prompt_less(pipe: Pipeline) -> None:
+    small = draw(pipe, steps=6)
+    large = small.resize((64, 64), Image.Resampling.LANCZOS)
+    found = draw(pipe, **ENLARGED, upscale_guidance_scale=1.5)
+    assert difference(found, draw(pipe, image=large, strength=0.5, steps=6, guidance_scale=1.5)) <= 1
+    # Without guidance AND is a comma.
+    joined = draw(pipe, "a cat AND a dog", **ENLARGED, upscale_guidance_scale=1)
+    both = draw(pipe, "a cat AND a dog", steps=6).resize((64, 64), Image.Resampling.LANCZOS)
+    assert difference(joined, draw(pipe, "a cat, a dog", image=both, strength=0.5, steps=6, guidance_scale=1)) <= 1
+
+
+def test_a_model_says_how_its_second_pass_is_to_be(tmp_path: Path) -> None:
+    own = {"steps": 6, "upscale_strength": 0.5, "upscale_guidance_scale": 1.0}
+    save_checkpoint(tmp_path / "model", **tiny_parts(), defaults=own)
+    pipe = Pipeline.from_pretrained(tmp_path / "model", device="cpu", dtype="fp32")
+    cases: list[Any] = [{}, {"upscale": 2}]
+    (plain,), (request,) = (pipe.requests("a", seed=1, **given) for given in cases)
+    assert (plain.upscale_strength, plain.upscale_guidance_scale) == (None, None)
+    assert (request.upscale_strength, request.upscale_guidance_scale) == (0.5, 1.0)
+    (given,) = pipe.requests("a", seed=1, upscale=2, upscale_strength=0.25)
+    assert (given.upscale_strength, given.upscale_guidance_scale) == (0.25, 1.0)
 
 
 def test_an_image_to_begin_from_and_images_without_edges_are_enlarged(pipe: Pipeline) -> None:
