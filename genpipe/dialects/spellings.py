@@ -18,6 +18,8 @@ SPELLINGS = {
     "n_iter": "n",
     "num_images_per_prompt": "n",
     "tiling": "tile",
+    "subseed": "vary_seed",
+    "subseed_strength": "vary",
 }
 # Of a row's own: `n` images, in batches of `batch_size` (A1111), of a `size` such as 512x768.
 OURS = {field.name for field in fields(Request)} | {
@@ -32,7 +34,7 @@ OURS = {field.name for field in fields(Request)} | {
 CLIP_SKIP = "Clip skip"
 # Settings of A1111 and diffusers that genpipe does not have.
 UNAVAILABLE = {
-    *("styles", "restore_faces", "subseed", "subseed_strength", "seed_resize_from_h", "seed_resize_from_w"),
+    *("styles", "restore_faces", "seed_resize_from_h", "seed_resize_from_w"),
     *("sd_model", "enable_hr", "override_settings", "eta", "prompt_for_display"),
     *("outpath_samples", "outpath_grids", "do_not_save_samples", "do_not_save_grid"),
 }

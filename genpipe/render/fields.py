@@ -39,7 +39,7 @@ class FieldReader:
     def read(self, given: Mapping[Any, Any], line: int, *, texts: bool = False) -> dict[str, Any]:
         """Give the fields that a row says, by our names and with numbers as numbers.
 
-        None and NaN are what is left out; so is a seed of -1, which asks for any: the row's own is drawn then and recorded.
+        None and NaN are what is left out; so is a seed of -1, which asks for any: the row's own is drawn then and recorded, or for `vary_seed` the next.
         7.0 is 7 where a whole number is wanted. `batch_size` images, `n_iter` times, are n; a size of 512x768 is width and
         height. Names that mean nothing here are carried through.
 
@@ -76,7 +76,7 @@ class FieldReader:
                 first = next(one for one in given if type(one) is str and setting_name(one) == name)
                 raise ValueError(f"{quoted(first)} and {quoted(key)} are one setting and disagree: leave one out")
             found[name] = value
-        if found.get("seed") == -1 or not found.keys().isdisjoint(_COMBINED):
+        if -1 in (found.get("seed"), found.get("vary_seed")) or not found.keys().isdisjoint(_COMBINED):
             _combine(found)
         return found
 
@@ -101,8 +101,9 @@ class FieldReader:
 
 def _combine(found: dict[str, Any]) -> None:
     """Put into one what several fields say together."""
-    if found.get("seed") == -1:
-        del found["seed"]
+    for name in ("seed", "vary_seed"):
+        if found.get(name) == -1:
+            del found[name]
     if CLIP_SKIP in found:
         skipped = found.pop(CLIP_SKIP)
         skipped = skipped - 1 if type(skipped) is int and skipped > 0 else skipped

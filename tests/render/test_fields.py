@@ -49,7 +49,8 @@ def test_every_number_of_a_request_is_known():
         ({"prompt": "a", "Clip skip": 1, "clip_skip": 0}, {"prompt": "a", "clip_skip": 0}),
         ({"prompt": "a", "clip-skip": 2}, {"prompt": "a", "clip_skip": 2}),
         ({"prompt": "a", "steps": 3, "num_inference_steps": 3}, {"prompt": "a", "steps": 3}),
-        ({"prompt": "a", "tiling": False, "subseed": -1, "styles": []}, {"prompt": "a", "tile": False, "subseed": -1, "styles": []}),
+        ({"prompt": "a", "subseed": 7, "subseed_strength": 0.2}, {"prompt": "a", "vary_seed": 7, "vary": 0.2}),
+        ({"prompt": "a", "tiling": False, "subseed": -1, "styles": []}, {"prompt": "a", "tile": False, "styles": []}),
         ({"prompt": "a", " mood ": [1], 5: "x"}, {"prompt": "a", "mood": [1], "5": "x"}),
     ],
 )  # fmt: skip
