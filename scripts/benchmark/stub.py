@@ -3,6 +3,7 @@
     python -m scripts.benchmark.stub                          # 1 ms per image of 512 x 512: what a fast GPU would take
     python -m scripts.benchmark.stub --ms 20 --images 300
     python -m scripts.benchmark.stub --size 128 --images 4096 --batch 256
+    python -m scripts.benchmark.stub --encodings              # PNG alone: processor time and bytes, ours and Pillow's
 
 The coordinator, the worker's process, the reading of prompts, the encoding of PNG files and the disk are the real ones.
 Denoising waits the given time per image, one batch at a time; a text encoder gives always the same, and decoding hands out
@@ -11,6 +12,7 @@ GPU's kernels costs.
 """
 
 import argparse
+import io
 import json
 import os
 import platform
@@ -20,11 +22,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from genpipe.png import encode_png
 from genpipe.render import Options, Run
 from genpipe.request import Request
 from genpipe.workers import process
@@ -127,6 +134,26 @@ def measure(count: int, milliseconds: float, side: int, batch: int, folder: Path
     }
 
 
+def encodings(images: Sequence[np.ndarray], runs: int = 5) -> dict[str, dict[str, float]]:
+    """Milliseconds of processor time per image, the best of some runs, and bytes: genpipe's PNG writer and Pillow's."""
+
+    def pillow(level: int, image: np.ndarray) -> bytes:
+        data = io.BytesIO()
+        Image.fromarray(image).save(data, "PNG", compress_level=level)
+        return data.getvalue()
+
+    ways = {"genpipe": encode_png, **{f"Pillow, level {level}": partial(pillow, level) for level in (1, 6)}}
+    found = {}
+    for name, encode in ways.items():
+        times, size = [], 0
+        for _ in range(runs):
+            started = time.thread_time()
+            size = sum(len(encode(image)) for image in images)
+            times.append(time.thread_time() - started)
+        found[name] = {"ms": 1000 * min(times) / len(images), "bytes": size / len(images)}
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2000, help="how many (default: %(default)s)")
@@ -134,10 +161,18 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="a side of the images, in pixels (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=32, help="images at a time (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="where they are written (default: where temporary files go)")
+    parser.add_argument("--encodings", action="store_true", help="time the encoding of PNG files alone")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
         work(arguments.ms, arguments.size)
+        return
+    if arguments.encodings:
+        library = "zlib" if find_spec("isal") is None else f"ISA-L (isal {version('isal')})"
+        timed = encodings(photographs(KEPT_IMAGES, arguments.size))
+        for name, one in timed.items():
+            print(f"{name:<20}{one['ms']:>8.2f} ms {one['bytes'] / 1000:>8.1f} kB")
+        print(json.dumps({"size": arguments.size, "library": library, **timed}))
         return
     found = measure(arguments.images, arguments.ms, arguments.size, arguments.batch, arguments.folder)
     stages = found.pop("stages_ms_per_image")

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from scripts.benchmark.stub import measure, photographs
+from scripts.benchmark.stub import encodings, measure, photographs
 
 
 def test_every_image_is_drawn_and_the_device_is_busy_no_longer_than_the_run(tmp_path):
@@ -19,3 +19,9 @@ def test_its_images_are_as_hard_to_compress_as_photographs():
     (image,) = photographs(1, 128)
     assert image.shape == (128, 128, 3) and 30 < image.std() < 80
     assert 1 < np.abs(np.diff(image.astype(float), axis=1)).mean() < 20
+
+
+def test_encodings_are_timed_and_weighed():
+    found = encodings(photographs(2, 64), runs=1)
+    assert found.keys() == {"genpipe", "Pillow, level 1", "Pillow, level 6"}
+    assert all(one["ms"] > 0 and 1000 < one["bytes"] < 64 * 64 * 3 for one in found.values())
