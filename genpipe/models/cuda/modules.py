@@ -135,7 +135,7 @@ class FusedTransformerBlock(TransformerBlock):
         self.before: Tensor
         self.register_buffer("before", torch.stack(lacks))
 
-    def attend(self, x: Tensor, own: tuple[Tensor, Tensor] | None, prompts: tuple[Tensor, Tensor]) -> Tensor:
+    def attend(self, x: Tensor, own: tuple[Tensor, ...] | None, prompts: tuple[Tensor, ...]) -> Tensor:
         """As `TransformerBlock`, but that x is overwritten."""
         rows = len(prompts[0])
         if self.only_cross:
