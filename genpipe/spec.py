@@ -15,6 +15,10 @@ DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 WEIGHTS = {"fp8": "float8_e4m3fn", "int8": "int8", "bf16": "bfloat16"}
 
 
+# Fields of `ModelSpec` that name files or folders beside the model's own.
+FILES = ("vae", "text_encoder", "tiny_vae", "refiner", "control_model", "ip_adapter", "image_encoder", "embeddings")
+
+
 @dataclass(frozen=True)
 class _Named(Text):
     """Text, or what has a text: a path, a torch device."""

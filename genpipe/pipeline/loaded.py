@@ -34,7 +34,7 @@ from genpipe.request import Request
 from genpipe.sampling.sampler import Sampler
 from genpipe.sampling.schedule import Schedule
 from genpipe.sampling.speed import SPEEDS
-from genpipe.spec import ModelSpec
+from genpipe.spec import FILES, ModelSpec
 
 
 class Loaded:
@@ -255,10 +255,6 @@ def name_of(source: str) -> str:
 
 def recorded_options(spec: ModelSpec) -> dict[str, Any]:
     """Give the options that images depend on for their metadata: files by their full paths."""
-    files = (
-        *("vae", "text_encoder", "tiny_vae", "refiner", "embeddings"),
-        *("control_model", "ip_adapter", "image_encoder"),
-    )
 
     def resolved(name: str, value: Any) -> Any:
         if isinstance(value, tuple):
@@ -268,7 +264,7 @@ def recorded_options(spec: ModelSpec) -> dict[str, Any]:
         found = Path(located(value, spec.model_dir, NAMED[name]) if name in NAMED else value)
         return str(found.resolve()) if found.exists() else value
 
-    return {name: resolved(name, value) if name in files else value for name, value in spec.drawn_by().items()}
+    return {name: resolved(name, value) if name in FILES else value for name, value in spec.drawn_by().items()}
 
 
 def usual_settings(checkpoint: Checkpoint, sampler: str) -> dict[str, Any]:

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from genpipe.imprint import MADE
-
-# Fields of `ModelSpec` that name files beside the model, which the server calls by its own name.
-_FILES = ("vae", "text_encoder", "tiny_vae", "refiner", "embeddings", "control_model")
+from genpipe.spec import FILES
 
 
 def without_paths(info: Mapping[Any, Any]) -> dict[str, str]:
@@ -16,7 +14,7 @@ def without_paths(info: Mapping[Any, Any]) -> dict[str, str]:
     if MADE not in info:
         return {}
     made = json.loads(info[MADE])
-    for name in _FILES:
+    for name in FILES:  # the model itself is called by the server's name for it
         if name in made:
             made[name] = _short(made[name])
     for lora in made.get("loras") or ():

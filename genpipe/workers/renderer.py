@@ -16,6 +16,7 @@ from genpipe.images import Picture
 from genpipe.pipeline import Pipeline
 from genpipe.pipeline.best_of import candidates, choose_scorer
 from genpipe.request import Request
+from genpipe.spec import FILES
 from genpipe.workers.batch_size import Memory
 from genpipe.workers.busy import Busy
 from genpipe.workers.choosing import chosen
@@ -44,10 +45,6 @@ class Begun:
     latents: list[Tensor | Failure] = field(default_factory=list)
     chosen: list[tuple[Picture | Failure, dict[str, Any] | None]] = field(default_factory=list)
     result: Result = field(default_factory=Result)
-
-
-# The options that name files beside the model's, of which one is one file or folder.
-PARTS = ("vae", "text_encoder", "embeddings", "refiner", "ip_adapter", "image_encoder")
 
 
 class Renderer:
@@ -110,7 +107,8 @@ class Renderer:
                 file=spec.file,
                 model_dir=spec.model_dir,
                 parts={
-                    **{name: getattr(spec, name) for name in PARTS},
+                    # Of one file or folder each; drafts alone depend on a tiny autoencoder.
+                    **{name: getattr(spec, name) for name in FILES if name not in ("control_model", "tiny_vae")},
                     **{f"control_model{k}": path for k, path in enumerate(spec.control_model)},
                 },
             )
