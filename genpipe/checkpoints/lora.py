@@ -23,6 +23,8 @@ from genpipe.messages import listed, quoted
 MAX_STRENGTH = 100.0
 # Textual inversions that ride along, which the reader of embeddings takes.
 _BUNDLED = "bundle_emb."
+# Kin of LoRA that few files hold, by what one of their tensors' names ends in.
+_UNAPPLIED = {"OFT": r"\.oft_(blocks|diag)$", "IA³": r"\.on_input$", "GLoRA": r"\.[ab][12]\.weight$"}
 _TRANSFORMER = re.compile(
     r".*(double_blocks|single_blocks|joint_blocks|single_transformer_blocks|transformer_blocks_\d+_attn_).*"
 )
@@ -134,6 +136,8 @@ def load_lora(
     modules, unknown = _grouped(shapes, Modules(checkpoint))
     family, own = lora_family(file), checkpoint.family
     problem = f"no module of {own.title} takes {listed(unknown)}" if unknown else None
+    if other := next((form for form, end in _UNAPPLIED.items() for key in unknown if re.search(end, key)), None):
+        problem = f"{problem}: it is {other}, which genpipe does not apply"
     changes: dict[str, _Change] = {}
     wanted = {f"{part}.{name}": shape for part, of in checkpoint.shapes.items() for name, shape in of.items()}
     for module, keys in modules.items():

@@ -203,6 +203,9 @@ ODD: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
         lambda: {**factors(KOHYA_Q, 16, 16), f"{KOHYA_Q}.dora_scale": torch.ones(5, 1)},
         "do not make a change",
     ),
+    "OFT": (lambda: {f"{KOHYA_Q}.oft_blocks": torch.zeros(4, 4, 4)}, f"takes {KOHYA_Q}.oft_blocks: it is OFT, which"),
+    "IA3": (lambda: {f"{KOHYA_Q}.weight": torch.zeros(16), f"{KOHYA_Q}.on_input": torch.zeros(1)}, "it is IA³, which"),
+    "GLoRA": (lambda: {f"{KOHYA_Q}.a1.weight": torch.zeros(4, 16)}, "it is GLoRA, which genpipe does not apply"),
     "a VAE": (lambda: {"decoder.conv_in.weight": torch.zeros(8, 4, 3, 3)}, "is a VAE, not a LoRA"),
 }
 
