@@ -1,4 +1,4 @@
-"""Modules of the networks whose norms, activations and additions run as the kernels of `genpipe.models.cuda.kernels`.
+"""Modules of the networks whose norms, activations and additions run as Triton kernels.
 
 Each is built from the plain module, whose weights it takes over, and computes the same up to rounding. It works in
 channels_last, in any dtype, for inference.
@@ -22,6 +22,7 @@ from genpipe.models.attention import (
 from genpipe.models.contracting import Level, Middle
 from genpipe.models.cuda import kernels
 from genpipe.models.cuda.fp8 import Fp8Linear, suits_fp8
+from genpipe.models.cuda.group_norm import group_norm
 from genpipe.models.stored import StoredLayer
 
 
@@ -83,8 +84,8 @@ class FusedGroupNorm(nn.GroupNorm):
         shift: Tensor | None = None,
         skip: Tensor | None = None,
     ) -> Tensor:
-        """Map (B, C, H, W) to (B, C, H, W); the arguments are those of `kernels.group_norm`."""
-        return kernels.group_norm(
+        """Map (B, C, H, W) to (B, C, H, W); the arguments are those of `group_norm`."""
+        return group_norm(
             x, self.num_groups, self.weight, self.bias, self.eps, silu=silu, before=before, shift=shift, skip=skip
         )
 

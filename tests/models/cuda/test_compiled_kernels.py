@@ -14,11 +14,11 @@ import json, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from genpipe.models.cuda import kernels
+from genpipe.models.cuda import group_norm, kernels
 
 CONSTANTS = {
     "_moments": {"SKIP": True, "STEP": 120, "TILE": 32, "C": 128, "G": 32},
-    "_normalise": {"SKIP": False, "TILE": 64, "C": 64, "PIECES": kernels.PIECES},
+    "_normalise": {"SKIP": False, "TILE": 64, "C": 64, "PIECES": group_norm.PIECES},
     "_layer_norm": {"CHANNELS": 320, "TILE": 8, "C": 512, "SCALED": False},
     "_gated_gelu": {"TILE": 16, "C": 256},
     "_add": {"TILE": 64, "C": 64},
@@ -28,7 +28,7 @@ NUMBERS = {"sums": "*fp32", "eps": "fp32"} | dict.fromkeys(
 )
 sizes = []
 for name, constants in CONSTANTS.items():
-    function = getattr(kernels, name)
+    function = getattr(kernels if hasattr(kernels, name) else group_norm, name)
     for kind, capability in (("*bf16", 80), ("*bf16", 90), ("*fp16", 90)):
         types = {one: "constexpr" if one in constants else NUMBERS.get(one, kind) for one in function.arg_names}
         source = ASTSource(function, types, {(function.arg_names.index(one),): value for one, value in constants.items()})

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 pytest.importorskip("triton")
 from genpipe.models.cuda import kernels
+from genpipe.models.cuda.group_norm import group_norm
 
 DTYPES = [torch.float32, torch.bfloat16]
 # What rounding moves a number of 1 by, at most.
@@ -46,7 +47,7 @@ def test_group_norm(
     # Views, as of a table: a row for all images, or one per image.
     for shift in (wide[:1, channels : 2 * channels], wide[:, channels : 2 * channels]) if adding else (None,):
         given = before if adding else None
-        output = kernels.group_norm(x, groups, weight, bias, 1e-5, silu=adding, before=given, shift=shift)
+        output = group_norm(x, groups, weight, bias, 1e-5, silu=adding, before=given, shift=shift)
         whole = x.float()
         for more in (given, shift):
             whole = whole if more is None else whole + more.float().view(-1, channels, 1, 1)
@@ -61,7 +62,7 @@ def test_group_norm_of_values_far_from_zero(device: torch.device) -> None:
     x = normal(2, 64, 20, 20, dtype=torch.float32, device=device) + 3000
     one, zero = torch.ones(64, device=device), torch.zeros(64, device=device)
     expected = F.group_norm(x.double(), 8, one.double(), zero.double(), 1e-5)
-    assert (kernels.group_norm(x, 8, one, zero, 1e-5) - expected).abs().max() <= 1e-3
+    assert (group_norm(x, 8, one, zero, 1e-5) - expected).abs().max() <= 1e-3
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -74,7 +75,7 @@ def test_group_norm_of_a_map_with_a_skip(
     weight, bias = (normal(own + others, seed=k, dtype=dtype, device=device) for k in (1, 2))
     joined = torch.cat([x, skip + 1], dim=1).float()
     expected = F.silu(F.group_norm(joined, groups, weight.float(), bias.float(), 1e-5))
-    output = kernels.group_norm(x, groups, weight, bias, 1e-5, silu=True, skip=skip + 1)
+    output = group_norm(x, groups, weight, bias, 1e-5, silu=True, skip=skip + 1)
     agree(output, expected, dtype)
     assert output.is_contiguous(memory_format=torch.channels_last)
 
@@ -82,7 +83,7 @@ def test_group_norm_of_a_map_with_a_skip(
 def test_group_norm_in_many_parts(device: torch.device) -> None:
     x = normal(1, 8, 300, 250, dtype=torch.float32, device=device)
     weight, bias = (normal(8, seed=k, dtype=torch.float32, device=device) for k in (1, 2))
-    agree(kernels.group_norm(x, 2, weight, bias, 1e-5), F.group_norm(x, 2, weight, bias, 1e-5), torch.float32)
+    agree(group_norm(x, 2, weight, bias, 1e-5), F.group_norm(x, 2, weight, bias, 1e-5), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
