@@ -19,8 +19,9 @@ from genpipe.imprint import texts_in
 from genpipe.inputs import Control, ControlList, ImageInput, InputImage, LoraList
 from genpipe.messages import one_line, quoted
 from genpipe.progress import Progress
-from genpipe.request import Request, Settings
+from genpipe.request import Request
 from genpipe.seeds import expand
+from genpipe.settings import Settings
 
 KEY_VARIABLE = "GENPIPE_API_KEY"
 # Seconds without a sign of life after which a server is given up.

@@ -3,10 +3,9 @@
 Imports no torch, so that a command line can refuse a bad value before anything heavy loads.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any
 
 from genpipe.fields import (
     Choice,
@@ -25,9 +24,6 @@ from genpipe.fields import (
 from genpipe.inputs import MAX_SCALE, Control, ControlList, ImageInput, InputImage, Lora, LoraList
 from genpipe.sampling.names import canonical_name
 from genpipe.sampling.speed import SPEEDS
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 MAX_SEED = 2**64 - 1
 MAX_PICTURES = 100_000  # of one call
@@ -287,45 +283,6 @@ _STAND_INS = {"prompt": "", "seed": 0, "steps": 1, "guidance_scale": 1.0, "heigh
 SHARED = tuple(name for name, described in settings_of(Request).items() if described.shared)
 # All but what tells the images of one call apart.
 SETTINGS = tuple(name for name in settings_of(Request) if name not in ("prompt", "seed"))
-
-
-class Settings(TypedDict, total=False):
-    """The fields of `Request` but prompt and seed, as keyword arguments; None leaves one to the model."""
-
-    steps: int | None
-    guidance_scale: float | None
-    height: int | None
-    width: int | None
-    negative_prompt: str
-    prompt_syntax: str
-    guidance_rescale: float | None
-    sampler: str | None
-    clip_skip: int
-    speed: str
-    original_size: tuple[int, int] | None
-    crop: tuple[int, int] | None
-    target_size: tuple[int, int] | None
-    refiner_start: float | None
-    image: "str | Path | Image.Image | InputImage | None"
-    strength: float | None
-    mask: "str | Path | Image.Image | InputImage | None"
-    mask_blur: int
-    only_masked: int | None
-    outpaint: "str | Mapping[str, int] | tuple[int, int, int, int] | None"
-    image_guidance_scale: float | None
-    depth: "str | Path | Image.Image | InputImage | None"
-    control: "str | Path | Image.Image | Mapping[str, Any] | Control | Sequence[Any]"
-    guess: bool
-    reference: "str | Path | Image.Image | InputImage | None"
-    ip_scale: float
-    vary: float
-    vary_seed: int | None
-    upscale: float
-    upscale_strength: float | None
-    upscale_guidance_scale: float | None
-    upscale_by: str
-    tile: bool
-    loras: "Sequence[str | Path | tuple[str | Path, float] | Lora]"
 
 
 def check_size(height: int, width: int, factor: int) -> None:

@@ -35,6 +35,7 @@ _LOW |= {
     "lora_tags",
     "fit",
     "signing",
+    "settings",
     "imprint",
 }
 _PIPELINE = _LOW | {"prompts", "judge", "pipeline"}
@@ -63,6 +64,7 @@ ALLOWED: dict[str, set[str]] = {
     "images": {"files", "moved", "png", "imprint"},
     "imprint": set(),
     "signing": {"imprint"},
+    "settings": {"inputs"},
     "filenames": {"images"},
     "dialects": {"request", "fields", "sampling", "sizes"},
     "metadata": {"fields", "images", "imprint", "request", "spec", "dialects"},
@@ -76,7 +78,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": _ALL,
     "workers": _PIPELINE,
     "render": _LOW | {"workers"},
-    "client": {"fields", "images", "imprint", "inputs", "progress", "request", "seeds"},
+    "client": {"fields", "images", "imprint", "inputs", "progress", "request", "seeds", "settings"},
     "server": _PIPELINE | {"workers"},
     "cli": _ALL | {"training", "workers", "render", "server", "client"},
     "scripts": _ALL | {"training", "workers", "render", "server", "client", "cli"},

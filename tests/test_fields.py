@@ -22,7 +22,8 @@ from genpipe.pipeline.draw_options import DrawOptions
 from genpipe.pipeline.generate import GenerateOptions
 from genpipe.render.options import Options, RenderOptions
 from genpipe.render.rows import read_rows
-from genpipe.request import SETTINGS, SHARED, Request, Settings
+from genpipe.request import SETTINGS, SHARED, Request
+from genpipe.settings import Settings
 from genpipe.spec import ModelOptions, ModelSpec
 from tests.conftest import tiny_parts
 from tests.render.conftest import MODEL, Inline

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genpipe.pipeline.progress import Progress
-from genpipe.request import Settings
+from genpipe.settings import Settings
 
 if TYPE_CHECKING:
     from genpipe.judge import Scorer

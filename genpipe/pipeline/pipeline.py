@@ -31,11 +31,12 @@ from genpipe.pipeline.requests import make_requests
 from genpipe.pipeline.run import Run
 from genpipe.pipeline.stages import walk
 from genpipe.prompts.reading import chosen
-from genpipe.request import Request, Settings, check_best_of
+from genpipe.request import Request, check_best_of
 from genpipe.sampling.sampler import Sampler
 from genpipe.sampling.samplers import make_sampler
 from genpipe.sampling.speed import SPEEDS
 from genpipe.seeds import seeds_for
+from genpipe.settings import Settings
 from genpipe.spec import ModelOptions, ModelSpec
 
 if TYPE_CHECKING:

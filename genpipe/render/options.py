@@ -7,7 +7,8 @@ from typing import Any
 
 from genpipe.fields import Choice, Whole, defaults_of, settings_of
 from genpipe.messages import listed, quoted
-from genpipe.request import BEST_OF, COUNT, SETTINGS, Request, Settings
+from genpipe.request import BEST_OF, COUNT, SETTINGS, Request
+from genpipe.settings import Settings
 from genpipe.spec import ModelSpec
 from genpipe.workers.messages import Job
 

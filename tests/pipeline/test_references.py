@@ -187,6 +187,17 @@ def test_it_stays_where_prompts_take_turns_or_are_joined(pipes: Callable[[str], 
     assert np.asarray(joined).std() > 1
 
 
+def test_a_second_pass_and_images_without_edges_see_it_too(pipes: Callable[[str], Pipeline]) -> None:
+    pipe, given = pipes("sd1 plus"), {"reference": picture(1), "ip_scale": 1.0, "steps": 4}
+    small = draw(pipe, **given)
+    large = small.resize((2 * small.width, 2 * small.height), Image.Resampling.LANCZOS)
+    enlarged = draw(pipe, **given, upscale=2, upscale_strength=0.5)
+    assert difference(enlarged, draw(pipe, image=large, strength=0.5, **given)) <= 1
+    assert difference(enlarged, draw(pipe, image=large, strength=0.5, **{**given, "ip_scale": 0.0})) > 1
+    joined = draw(pipe, **given, tile=True)
+    assert difference(joined, draw(pipe, **{**given, "ip_scale": 0.0}, tile=True)) > 1 < difference(joined, small)
+
+
 def test_mistakes_are_one_line(tmp_path: Path, folders: Folders) -> None:
     plain = Pipeline.from_pretrained(folders("sd1"), device="cpu", dtype="fp32")
     with pytest.raises(
