@@ -58,6 +58,21 @@ class ControlNetConfig(UNetConfig):
             pooled=bool(config.get("global_pool_conditions", False)),
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """The `config.json` that diffusers' `ControlNetModel` reads."""
+        config = super().to_dict()
+        # What it has not: a way up, a size of its own, an input for the guidance scale.
+        for name in ("up_block_types", "reverse_transformer_layers_per_block", "out_channels", "sample_size"):
+            del config[name]
+        del config["time_cond_proj_dim"]
+        return {
+            **config,
+            "_class_name": "ControlNetModel",
+            "conditioning_embedding_out_channels": list(self.image_channels),
+            "controlnet_conditioning_channel_order": "bgr" if self.bgr else "rgb",
+            "global_pool_conditions": self.pooled,
+        }
+
 
 class ImageEmbedding(nn.Module):
     """Brings an image to the size and the width of what the first layer makes of the latents."""

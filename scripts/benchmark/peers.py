@@ -37,7 +37,7 @@ Run = Callable[[], Any]
 @dataclass(frozen=True)
 class Task:
     """What every peer is to compute: a part of the checkpoint in `folder`, at so many pixels a side and pictures a batch;
-    whole pictures in so many steps."""
+    whole pictures in so many steps. For the part "control" a ControlNet lies in `folder`/controlnet."""
 
     part: str
     folder: str
@@ -54,6 +54,7 @@ class Inputs:
         latents: (B, 4, h, w).
         context: (2B, 77, D), of a guided batch.
         ids: token ids (1, 77).
+        image: (B, 3, H, W), for a ControlNet.
         pooled, time_ids: (2B, P) and (2B, 6), where the U-Net takes them.
         scaling: of the latents.
     """
@@ -61,6 +62,7 @@ class Inputs:
     latents: Tensor
     context: Tensor
     ids: Tensor
+    image: Tensor
     pooled: Tensor | None
     time_ids: Tensor | None
     scaling: float
@@ -78,21 +80,29 @@ def inputs(task: Task) -> Inputs:
         width = unet["projection_class_embeddings_input_dim"] - 6 * unet["addition_time_embed_dim"]
         pooled = torch.randn(rows, width, generator=generator)
         time_ids = torch.tensor([[task.size, task.size, 0, 0, task.size, task.size]] * rows, dtype=torch.float32)
-    return Inputs(latents, context, ids, pooled, time_ids, vae.get("scaling_factor", SCALING))
+    pixels = side * 2 ** (len(vae["block_out_channels"]) - 1)
+    image = torch.rand(task.batch, 3, pixels, pixels, generator=generator)
+    return Inputs(latents, context, ids, image, pooled, time_ids, vae.get("scaling_factor", SCALING))
 
 
 def genpipe(task: Task, **loading: Any) -> Run:
     from genpipe.models.conditioning import Conditioning
+    from genpipe.models.control import Controls, Shown
     from genpipe.models.denoiser import UNetDenoiser
     from genpipe.pipeline import Pipeline
 
+    if task.part == "control":
+        loading["control_model"] = f"{task.folder}/controlnet"
     pipe = Pipeline.from_pretrained(task.folder, device="cpu", **loading)
     given = inputs(task)
     if task.part == "text":
         return lambda: pipe.text_encoders[0](given.ids).context
-    if task.part == "step":
-        conditioning = Conditioning(given.context, given.pooled, given.time_ids)
-        denoiser = UNetDenoiser(pipe.unet, [TIMESTEP], conditioning)
+    if task.part in ("step", "control"):
+        conditioning, control = Conditioning(given.context, given.pooled, given.time_ids), None
+        if task.part == "control":
+            shown = [Shown(given.image, [1.0] * task.batch, [TIMESTEP])]
+            control = Controls(pipe.checkpoint.controls, shown, [TIMESTEP], conditioning)
+        denoiser = UNetDenoiser(pipe.unet, [TIMESTEP], conditioning, control=control)
         return lambda: denoiser(given.latents, TIMESTEP)
     if task.part == "decode":
         return lambda: pipe.vae.decode(given.latents)
@@ -118,13 +128,23 @@ def diffusers(task: Task, *, tuned: bool, compiled: bool = False) -> Run:
     if task.part == "text":
         encoder = network("CLIPTextModel", "text_encoder")
         return lambda: encoder(given.ids)[0]
-    if task.part == "step":
+    if task.part in ("step", "control"):
         unet = quick(network("UNet2DConditionModel", "unet"))
         timestep = torch.tensor(TIMESTEP)
         added = {}
         if given.pooled is not None and given.time_ids is not None:
             added = {"added_cond_kwargs": {"text_embeds": given.pooled.to(dtype), "time_ids": given.time_ids.to(dtype)}}
-        return lambda: unet(torch.cat([latents, latents]), timestep, context, return_dict=False, **added)[0]
+        if task.part == "step":
+            return lambda: unet(torch.cat([latents, latents]), timestep, context, return_dict=False, **added)[0]
+        net, image = quick(network("ControlNetModel", "controlnet")), torch.cat([given.image, given.image]).to(dtype)
+
+        def controlled() -> Tensor:
+            x, more = torch.cat([latents, latents]), {**added, "return_dict": False}
+            down, middle = net(x, timestep, context, image, **more)
+            residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+            return unet(x, timestep, context, **residuals, **more)[0]
+
+        return controlled
     if task.part == "decode":
         decode = quick(network("AutoencoderKL", "vae").decode)
         return lambda: decode(latents / given.scaling, return_dict=False)[0]
@@ -196,7 +216,7 @@ def can(peer: str, part: str, family: str = "sd15") -> bool:
     is not converted."""
     networks = ("step", "decode")
     some = {
-        "int8": ("step", "picture"),
+        "int8": ("step", "control", "picture"),
         "low_memory": ("picture",),
         "compile": (*networks, "picture"),
         "openvino": networks,

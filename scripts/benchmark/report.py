@@ -8,7 +8,13 @@ from typing import Any
 
 from scripts.benchmark.peers import PEERS
 
-PARTS = {"text": "one prompt", "step": "one guided step", "decode": "VAE decode", "picture": "whole picture"}
+PARTS = {
+    "text": "one prompt",
+    "step": "one guided step",
+    "control": "one guided step with a ControlNet",
+    "decode": "VAE decode",
+    "picture": "whole picture",
+}
 
 
 # Headings, and a row's cell under each; a column that no row has anything for is left out.

@@ -8,8 +8,8 @@
 First the ceiling: the floating-point operations of every layer, attention included, over the best rate measured for its
 shape. Then each part, each peer in a process of its own, in turn, run after run, so that a noisy machine slows all alike (of
 SDXL one after the other, as three copies take more than 20 GB); the first run of each is not counted. Each peer's output is compared with that of diffusers in fp32 (PSNR). Parts: text (one
-prompt), step (one evaluation of a guided batch), decode, picture (a whole one; a fresh process each, with its peak memory),
-int8 (what its products would take in int8), cold (the command `genpipe "pirate ship"`, embedded model, against
+prompt), step (one evaluation of a guided batch), control (the same with a ControlNet), decode, picture (a whole one; a fresh
+process each, with its peak memory), int8 (what its products would take in int8), cold (the command `genpipe "pirate ship"`, embedded model, against
 `python -c "import torch"`). OpenVINO is an optional extra: pip install "genpipe[bench]". A plot and a table go into --out;
 the last line is one JSON object. A GPU is measured by `python -m scripts.benchmark.gpu`.
 """
@@ -37,7 +37,7 @@ from scripts.benchmark.ceiling import ceiling, tune
 from scripts.benchmark.int8 import int8
 from scripts.benchmark.peers import PEERS, Task, can
 from scripts.benchmark.report import PARTS, ceiling_text, int8_table, plot, table
-from scripts.make.checkpoint import FAMILIES, make_checkpoint
+from scripts.make.checkpoint import FAMILIES, make_checkpoint, make_controlnet
 
 COMMANDS = {
     "import torch": [sys.executable, "-c", "import torch"],
@@ -233,6 +233,8 @@ def main(given: list[str] | None = None) -> None:
         measured = [part for part in PARTS if part in arguments.parts]
         if measured and not (checkpoint / "model_index.json").is_file():
             make_checkpoint(family, checkpoint)
+        if "control" in measured and not (checkpoint / "controlnet").is_dir():
+            make_controlnet(checkpoint, checkpoint / "controlnet")
         for part in measured:
             peers = [peer for peer in arguments.peers if can(peer, part, arguments.family)]
             for size in arguments.sizes if part != "text" else [512]:

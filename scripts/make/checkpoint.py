@@ -1,14 +1,18 @@
 """Checkpoints of random weights, in the shape of published ones, written as genpipe saves them."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
-from genpipe.checkpoints import save_checkpoint
+from genpipe.checkpoints import load_checkpoint, save_checkpoint
+from genpipe.checkpoints.layout import CONTROLNET
 from genpipe.models.conditioning import Conditioning
+from genpipe.models.controlnet import ControlNet, ControlNetConfig
 from genpipe.models.denoiser import UNetDenoiser
 from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
 from genpipe.models.tokenizer import train_tokenizer
@@ -33,6 +37,7 @@ class Family:
         steps: of the solvers, unless asked otherwise.
         guidance: its scale.
         strength: share of the schedule that changes an image; None draws from noise.
+        control: whether a ControlNet shows it an image.
         stored: the dtype of the files.
     """
 
@@ -46,6 +51,7 @@ class Family:
     steps: int = 4
     guidance: float = 7.5
     strength: float | None = None
+    control: bool = False
     stored: torch.dtype = torch.float32
 
     @property
@@ -145,6 +151,26 @@ def narrow(family: Family) -> Family:
         unet["projection_class_embeddings_input_dim"] = 24 + numbers * 8
     vae = {**family.vae, "block_out_channels": (8, 16, 16, 16), "norm_num_groups": 4, "layers_per_block": 1}
     return replace(family, texts=texts, unet=unet, vae=vae, size=64)
+
+
+def make_controlnet(checkpoint: Path, directory: Path) -> None:
+    """Save a ControlNet of random weights for a checkpoint, as diffusers saves it; it adds about as much as is there."""
+    torch.manual_seed(1)
+    loaded = load_checkpoint(checkpoint)
+    unet = loaded.unet
+    own = {each.name: getattr(unet.config, each.name) for each in fields(unet.config)}
+    depths = unet.config.depth_up if unet.config.depth_up is None else (1,) * len(unet.config.channels)
+    halvings = loaded.vae.config.factor.bit_length() - 1
+    shape = {"depth_up": depths, "image_channels": ControlNetConfig.image_channels[: halvings + 1]}
+    network = ControlNet(ControlNetConfig(**{**own, **shape}))
+    for name, parameter in network.named_parameters():
+        if name.startswith("zero_") and parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    directory.mkdir(parents=True)
+    dtype = next(unet.parameters()).dtype
+    state = {CONTROLNET.theirs(key): tensor.to(dtype) for key, tensor in network.state_dict().items()}
+    save_file(state, directory / "diffusion_pytorch_model.safetensors")
+    (directory / "config.json").write_text(json.dumps(network.config.to_dict()))
 
 
 def make_checkpoint(

@@ -20,7 +20,7 @@ from genpipe.checkpoints import save_checkpoint
 from genpipe.checkpoints.weights import skeleton
 from genpipe.models.unet import UNet
 from genpipe.models.unet_config import UNetConfig
-from scripts.make.checkpoint import FAMILIES
+from scripts.make.checkpoint import FAMILIES, make_controlnet
 from tests.conftest import tiny_parts, tiny_xl_parts
 from tests.models.conftest import packs_fp32
 
@@ -47,6 +47,7 @@ def xl_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiny, in the form of SDXL."""
     folder = tmp_path_factory.mktemp("benchmark") / "xl"
     save_checkpoint(folder, **tiny_xl_parts())
+    make_controlnet(folder, folder / "controlnet")
     return folder
 
 
@@ -55,6 +56,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiny, but for what the inputs of the peers want: prompts of 77 vectors 768 wide."""
     folder = tmp_path_factory.mktemp("benchmark") / "checkpoint"
     save_checkpoint(folder, **tiny_parts(length=77, width=768))
+    make_controlnet(folder, folder / "controlnet")
     return folder
 
 
@@ -69,7 +71,7 @@ def computed(peers: Any, peer: Callable[[Any], Callable[[], Any]], given: Any) -
 
 
 @pytest.mark.filterwarnings("ignore:.*torch_dtype")
-@pytest.mark.parametrize("part", ["text", "step", "decode", "picture"])
+@pytest.mark.parametrize("part", ["text", "step", "control", "decode", "picture"])
 def test_the_peers_compute_the_same(bench: Any, peers: Any, checkpoint: Path, part: str) -> None:
     given = task(peers, part, checkpoint)
     theirs = computed(peers, peers.BUILDERS["diffusers"], given)
@@ -80,7 +82,7 @@ def test_the_peers_compute_the_same(bench: Any, peers: Any, checkpoint: Path, pa
 
 
 @pytest.mark.filterwarnings("ignore:.*torch_dtype")
-@pytest.mark.parametrize("part", ["step", "decode", "picture"])
+@pytest.mark.parametrize("part", ["step", "control", "decode", "picture"])
 def test_the_peers_compute_the_same_of_sdxl(bench: Any, peers: Any, xl_checkpoint: Path, part: str) -> None:
     given = task(peers, part, xl_checkpoint)
     theirs = computed(peers, peers.BUILDERS["diffusers"], given)
@@ -96,6 +98,7 @@ def test_each_part_has_its_peers(peers: Any) -> None:
     assert set(peers.BUILDERS) == set(peers.PEERS)
     both = {"genpipe", "diffusers", "tuned", "compile"}
     assert named("step") == both | {"int8", "openvino"}
+    assert named("control") == {"genpipe", "diffusers", "tuned", "int8"}
     assert named("picture") == both | {"int8", "low_memory"}
     assert named("text") == {"genpipe", "diffusers", "tuned"}
     assert {peer for peer in peers.PEERS if peers.can(peer, "step", "sdxl")} == both | {"int8"}

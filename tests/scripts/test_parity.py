@@ -24,6 +24,14 @@ def test_each_family_agrees_and_another_seed_does_not(parity: ModuleType, tmp_pa
     assert result["changed_seed"]["pixel_difference"] > 20
 
 
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+@pytest.mark.parametrize("beside", ["image", "control"])
+def test_so_it_is_with_an_image(parity: ModuleType, tmp_path: Path, name: str, beside: str) -> None:
+    family = parity.BESIDE[beside](narrow(FAMILIES[name]))
+    result = parity.check(family, tmp_path, family.steps)
+    assert result["ok"], result
+
+
 def test_a_difference_is_told(parity: ModuleType) -> None:
     ours, theirs = ((torch.zeros(2, 2, 3).numpy(), torch.ones(1, 4, 2, 2)) for _ in range(2))
     assert parity.agrees(parity.compare(ours, theirs))
