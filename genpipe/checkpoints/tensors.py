@@ -33,8 +33,10 @@ _UNPACKED = {"F64", "F32", "F16", "BF16"}
 # What a file that is no safetensors begins with -> what it is.
 _OTHERS = {
     b"version https://git-lfs": "it is a Git LFS pointer, run `git lfs pull`",
-    b"PK\x03\x04": "it is a pickle file (.ckpt) or another archive under a wrong name",
-    **dict.fromkeys((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), "it is a pickle file under a wrong name"),
+    **dict.fromkeys(
+        (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"),
+        "it is a pickle file (.ckpt) under a wrong name",
+    ),
     **dict.fromkeys((b"\x89PNG", b"\xff\xd8\xff", b"RIFF"), "it is an image"),
     b"GGUF": "it is a GGUF file under a wrong name",
     b"<": "it is a web page, not weights: download it again",

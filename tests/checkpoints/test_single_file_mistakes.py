@@ -166,7 +166,7 @@ def test_what_a_single_file_cannot_tell_is_refused(tmp_path: Path, tiny_checkpoi
 
 CONTENTS = {
     "an empty file": (b"", "is truncated or corrupt: it is empty"),
-    "a pickle": (pickle.dumps({"a": 1}, protocol=4), "it is a pickle file under a wrong name"),
+    "a pickle": (pickle.dumps({"a": 1}, protocol=4), r"it is a pickle file \(.ckpt\) under a wrong name"),
     "a pickle of torch": (b"PK\x03\x04" + bytes(99), "it is a pickle file"),
     "an image": (b"\x89PNG\r\n\x1a\n" + bytes(99), "it is an image"),
     "a web page": (b"<!DOCTYPE html>" + bytes(99), "it is a web page, not weights"),

@@ -166,7 +166,7 @@ def test_a_long_list_of_names_is_cut(edited: Any) -> None:
     ("content", "message"),
     [
         (b"", "it is empty"),
-        (b"PK\x03\x04 and so on", r"it is a pickle file \(.ckpt\) or another archive under a wrong name"),
+        (b"PK\x03\x04 and so on", r"it is a pickle file \(.ckpt\) under a wrong name"),
         (b"<!DOCTYPE html><html>", "it is a web page, not weights: download it again"),
         (b'{"error": "not found"}', "it is JSON text, not weights: download it again"),
         (b"GGUF\x03\x00\x00\x00", "it is a GGUF file under a wrong name"),
