@@ -29,8 +29,10 @@ from genpipe.render.rows import Row, read_rows
 from genpipe.workers.engines import Engine, Event, LocalEngine
 from genpipe.workers.messages import Model, Result, Task, Work
 
-# Images per batch where nothing was measured and a worker does not say; batches from which on it pays to measure.
-BATCH, MANY = 8, 8
+# Images per batch where nothing was measured and a worker does not say.
+BATCH = 8
+# Batches from which on it pays to measure; and where the worker says how many images fill its device about.
+MANY, MANY_FULL = 8, 32
 # Batches that each worker gets at least of a shape that has enough images.
 EACH = 2
 # Deaths of workers over one batch: at the second it is taken apart, at the fourth its images are given up.
@@ -226,7 +228,7 @@ class Run:
             while batch is not None and not self.stopped and self.engine.room():
                 key += 1
                 self._flying[key] = batch
-                self._submit(journal, key, batch)
+                self._submit(journal, model, key, batch)
                 batch = packer.next()
             if self.stopped and not drained:
                 self.engine.drain()
@@ -246,11 +248,11 @@ class Run:
         size = BATCH if model.pixels is None else max(1, model.pixels // pixels_of(shape))
         return min(most, max(1, self._sizes.get(shape, size) // self.options.best_of))
 
-    def _submit(self, journal: Journal, key: int, batch: Batch) -> None:
+    def _submit(self, journal: Journal, model: Model, key: int, batch: Batch) -> None:
         # Each worker draws its share of them.
         waiting = batch.waiting // self.engine.workers
         known = self.options.batch is not None or batch.shape in self._measured
-        if known or batch.deaths or waiting < MANY * len(batch.entries):
+        if known or batch.deaths or waiting < (MANY if model.pixels is None else MANY_FULL) * len(batch.entries):
             waiting = 0
         else:
             self._measured.add(batch.shape)

@@ -21,8 +21,8 @@ from genpipe.workers.messages import Job, Work
 from genpipe.workers.turns import Turns
 
 # Seconds after which a thread that computes in Python lets others go on, if they wait: what launches a GPU's kernels comes
-# back from each with the wish to go on at once.
-SWITCH = 1e-4
+# back from each with the wish to go on soon. A tenth of Python's own; less, and threads would do little but take turns.
+SWITCH = 5e-4
 
 
 def main(renderer: Callable[[Job, str | None], Any] | None = None) -> None:

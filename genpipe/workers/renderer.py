@@ -15,6 +15,7 @@ from genpipe.hardware import one_thread, peak_memory
 from genpipe.images import Picture
 from genpipe.pipeline import Pipeline
 from genpipe.pipeline.best_of import candidates, choose_scorer
+from genpipe.processors import processors
 from genpipe.request import Request
 from genpipe.spec import FILES
 from genpipe.workers.batch_size import Memory
@@ -25,8 +26,7 @@ from genpipe.workers.described import describe
 from genpipe.workers.kept_sizes import KeptSizes
 from genpipe.workers.measuring import GPU_PIXELS, device_memory, measured_size
 from genpipe.workers.messages import Job, Model, Result, Task
-from genpipe.workers.storage import open_storage
-from genpipe.workers.writing import Writer
+from genpipe.workers.writing import Writer, writer_processes
 
 # Pixels decoded together on a GPU, and images on another device: the decoder's memory peaks far above the denoiser's.
 CHUNK_PIXELS, CHUNK = 4 * 512 * 512, 4
@@ -75,10 +75,11 @@ class Renderer:
             from genpipe.signing import Signer
 
             sign = Signer(job.sign)
-        self._writer = Writer(open_storage(job.out), sign=sign)
         self._kept = KeptSizes() if kept is None else kept
         self._cuda = self.pipeline.device.type == "cuda"
         self._beside = self._cuda if beside is None else beside
+        processes = writer_processes(processors()) if self._beside else 0
+        self._writer = Writer(job.out, sign=sign, signs_with=job.sign, processes=processes)
         self._pixels = GPU_PIXELS if self._beside else None
         # One for all batches: torch keeps memory by stream.
         self._stream = torch.cuda.Stream(self.pipeline.device) if self._cuda else None
@@ -288,8 +289,10 @@ class Renderer:
             if isinstance(image, Failure):
                 result.failed.append((task.number, str(image)))
             else:
-                writing.append(self._writer.submit(task, image, detail))
-        written = [future.result() for future in writing]
-        result.drawn += [one.drawn for one in written]
-        result.seconds["encode"] = sum(one.encode for one in written)
-        result.seconds["write"] = sum(one.write for one in written)
+                writing.append((task, detail, self._writer.submit(task.id, task.path, image)))
+        seconds = {"encode": 0.0, "write": 0.0}
+        for task, detail, future in writing:
+            written = future.result()
+            result.drawn.append((task.number, written.size, written.sha256, detail))
+            seconds = {stage: before + getattr(written, stage) for stage, before in seconds.items()}
+        result.seconds |= seconds

@@ -1,59 +1,66 @@
-"""Images to files: encoded, hashed and written by threads, beside the networks."""
+"""Images are written beside the networks: by threads of this process, or by processes of their own."""
 
-import hashlib
-import io
-import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, NamedTuple
+import queue
+import threading
+from concurrent.futures import Future
 
 from PIL import Image
 
-from genpipe.images import Picture, Sign, encode_image
-from genpipe.imprint import SOURCE, saving_options
-from genpipe.workers.messages import THUMBNAIL, Drawn, Task, thumbnail_path
-from genpipe.workers.storage import Storage
+from genpipe.images import Sign
+from genpipe.workers.image_files import Written, write_image
+from genpipe.workers.storage import open_storage
+from genpipe.workers.writer_process import Gone, WriterProcess
 
 # A disk is slow to say that it holds one file, and about as slow for many at a time.
 THREADS = 16
+# Processes that write what one worker draws, at most; and processors that are left to the worker and the coordinator.
+PROCESSES, LEFT = 8, 4
 
 
-class Written(NamedTuple):
-    """An image on the disk, and the seconds that encoding and writing it took."""
-
-    drawn: Drawn
-    encode: float
-    write: float
+def writer_processes(processors: int) -> int:
+    """How many processes write beside a GPU: none where there are few processors, which threads use as well."""
+    return max(0, min(PROCESSES, (processors - LEFT) // 2))
 
 
 class Writer:
-    """Threads that write images, each with a small copy where it is large."""
+    """Writes images.
 
-    def __init__(self, storage: Storage, *, sign: Sign | None = None) -> None:
-        self._storage, self._sign = storage, sign
-        self._threads = ThreadPoolExecutor(THREADS, "write")
+    Threads of one process take turns at its interpreter, hundreds of times per image. What feeds a GPU with thousands of
+    small images has no time for that: then processes write.
 
-    def submit(self, task: Task, image: Picture, detail: dict[str, Any] | None) -> Future[Written]:
-        """Begin to write an image, with what the judge said; the future raises OSError where that cannot be."""
-        return self._threads.submit(self._write, task, image, detail)
+    Args:
+        out: a folder, or an fsspec URL.
+        sign: signs the files.
+        signs_with: what `sign` was made of, for processes that make their own.
+        processes: that write; 0 has threads write.
+    """
 
-    def _write(self, task: Task, image: Picture, detail: dict[str, Any] | None) -> Written:
-        started = time.perf_counter()
-        data = encode_image(image, Path(task.path).suffix, sign=self._sign)
-        small = _small_copy(image) if max(image.size) > THUMBNAIL else None
-        digest = hashlib.sha256(data).hexdigest()
-        encoded = time.perf_counter()
-        if small is not None:  # nothing is lost with it
-            self._storage.write(thumbnail_path(task.id), small, durable=False)
-        self._storage.write(task.path, data)
-        return Written((task.number, len(data), digest, detail), encoded - started, time.perf_counter() - encoded)
+    def __init__(
+        self, out: str, *, sign: Sign | None = None, signs_with: str | None = None, processes: int = 0
+    ) -> None:
+        self._storage, self._sign = open_storage(out), sign
+        self._waiting: queue.SimpleQueue[tuple[Future[Written], str, str, Image.Image]] = queue.SimpleQueue()
+        for _ in range(processes or THREADS):
+            process = WriterProcess(out, signs_with) if processes else None
+            threading.Thread(target=self._serve, args=(process,), daemon=True).start()
 
+    def submit(self, identifier: str, path: str, image: Image.Image) -> Future[Written]:
+        """Begin to write an image, as `write_image` does; the future raises what that does."""
+        future: Future[Written] = Future()
+        self._waiting.put((future, identifier, path, image))
+        return future
 
-def _small_copy(image: Image.Image) -> bytes:
-    """The bytes of a JPEG of the size that galleries show."""
-    scale = THUMBNAIL / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    data = io.BytesIO()
-    source = saving_options({key: image.info[key] for key in (SOURCE,) if key in image.info}, "JPEG")
-    image.resize(size, Image.Resampling.BILINEAR, reducing_gap=1.0).save(data, "JPEG", quality=85, **source)
-    return data.getvalue()
+    def _serve(self, process: WriterProcess | None) -> None:
+        while True:
+            future, identifier, path, image = self._waiting.get()
+            try:
+                if process is not None:
+                    try:
+                        future.set_result(process.write(identifier, path, image))
+                        continue
+                    except Gone:  # this thread writes in its place
+                        process.close()
+                        process = None
+                future.set_result(write_image(self._storage, identifier, path, image, self._sign))
+            except BaseException as error:  # noqa: BLE001 - who waits for it is told
+                future.set_exception(error)
