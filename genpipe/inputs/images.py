@@ -60,7 +60,10 @@ class InputImage:
             raise ValueError(f"{name} must be an image file or a PIL image, not {quoted(dict(made))}")
         if not isinstance(path, str):
             raise ValueError(f"{name} was given from memory (sha256 {digest[:12]}…): give its file with --{name}")
-        found = file_hash(name, Path(path))
+        try:
+            found = file_hash(name, Path(path))
+        except ValueError as error:
+            raise ValueError(f"{error} (it had sha256 {digest[:12]}…): give its file with --{name}") from None
         if found != digest:
             raise ValueError(
                 f"{name} {quoted(path)} has changed since (sha256 {found[:12]}…, it was {digest[:12]}…): "
