@@ -14,8 +14,16 @@ SUFFIXES = (".safetensors", ".gguf", ".ckpt")
 DEEPEST = 8  # folders within one another
 
 MODEL, LORA, EMBEDDING, VAE, TEXT_ENCODER = "model", "lora", "embedding", "vae", "text encoder"
+CONTROL, IP_ADAPTER, IMAGE_ENCODER = "control model", "ip-adapter", "image encoder"
 # The options that are found by their names too, and what they are there.
-NAMED = {"vae": VAE, "text_encoder": TEXT_ENCODER, "refiner": MODEL}
+NAMED = {
+    "vae": VAE,
+    "text_encoder": TEXT_ENCODER,
+    "refiner": MODEL,
+    "control_model": CONTROL,
+    "ip_adapter": IP_ADAPTER,
+    "image_encoder": IMAGE_ENCODER,
+}
 # Where each kind lies in an installation of A1111 or ComfyUI, in lower case, in the folder `models` of it or beside that.
 _PLACES = {
     **dict.fromkeys(("stable-diffusion", "checkpoints", "unet", "diffusion_models"), MODEL),
@@ -23,6 +31,9 @@ _PLACES = {
     "embeddings": EMBEDDING,
     "vae": VAE,
     **dict.fromkeys(("text_encoder", "text_encoders", "clip"), TEXT_ENCODER),
+    **dict.fromkeys(("controlnet", "t2i_adapter"), CONTROL),
+    **dict.fromkeys(("ipadapter", "ip-adapter"), IP_ADAPTER),
+    "clip_vision": IMAGE_ENCODER,
 }
 
 
@@ -32,7 +43,7 @@ class Entry:
 
     Attributes:
         name: what it is asked for by: the file's name without its ending.
-        kind: "model", "lora", "embedding", "vae" or "text encoder", by the folder that it is in.
+        kind: "model", "lora", "embedding", "vae", …, by the folder that it is in.
         path: where it is.
     """
 

@@ -88,10 +88,14 @@ def load_checkpoint(
         given = [located(each, model_dir, library.TEXT_ENCODER) for each in given]
         parts = replace(parts, texts=find_texts(given, parts.family, allow_pickle=allow_pickle))
     checkpoint = assemble(parts, device=device, dtype=dtype, store=unet_dtype)
-    found = [load_control(each, checkpoint, variant=variant, allow_pickle=allow_pickle) for each in controls]
+    given = [located(each, model_dir, library.CONTROL) for each in controls]
+    found = [load_control(each, checkpoint, variant=variant, allow_pickle=allow_pickle) for each in given]
     checkpoint = replace(checkpoint, controls=tuple(found))
     if ip_adapter is None:
         return checkpoint
+    ip_adapter = located(ip_adapter, model_dir, library.IP_ADAPTER)
+    if image_encoder is not None:
+        image_encoder = located(image_encoder, model_dir, library.IMAGE_ENCODER)
     references = load_references(ip_adapter, checkpoint, image_encoder=image_encoder, allow_pickle=allow_pickle)
     return replace(checkpoint, references=references)
 

@@ -30,5 +30,5 @@ def _models(args: argparse.Namespace) -> int:
     from genpipe.checkpoints.describe import summary
 
     for entry in found:
-        print(f"{entry.kind:<13}{entry.name:<40} {summary(entry.path)}")
+        print(f"{entry.kind:<14}{entry.name:<40} {summary(entry.path)}")
     return 0

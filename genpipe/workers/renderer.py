@@ -110,7 +110,7 @@ class Renderer:
                 parts={
                     # Of one file or folder each; drafts alone depend on a tiny autoencoder.
                     **{name: getattr(spec, name) for name in FILES if name not in ("control_model", "tiny_vae")},
-                    **{f"control_model{k}": path for k, path in enumerate(spec.control_model)},
+                    "control_model": ",".join(spec.control_model),
                 },
             )
             self._fingerprint = fingerprint(files)

@@ -130,6 +130,15 @@ def test_a_repository_of_the_hub_is_read(
         hub.close()
 
 
+def test_one_is_found_by_its_name(tmp_path: Path, singles: Callable[[str], Path]) -> None:
+    (tmp_path / "models" / "ControlNet").mkdir(parents=True)
+    save_file(named(made_for("sd1"), ""), tmp_path / "models" / "ControlNet" / "canny.safetensors")
+    (network,) = load_checkpoint(singles("sd1"), controls=["Canny"], model_dir=tmp_path).controls
+    assert isinstance(network, ControlNet) and same(network, made_for("sd1"))
+    with pytest.raises(CheckpointError, match=r"there is no control model 'cannie' in .*: did you mean canny\?"):
+        load_checkpoint(singles("sd1"), controls=["cannie"], model_dir=tmp_path)
+
+
 def without(key: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
     return lambda state: {name: tensor for name, tensor in state.items() if name != key}
 

@@ -31,6 +31,9 @@ COMFY = [
     "models/embeddings/a.safetensors",
     "models/clip/l.safetensors",
     "models/upscale_models/4x.safetensors",
+    "models/controlnet/depth.safetensors",
+    "models/ipadapter/plus.safetensors",
+    "models/clip_vision/h.safetensors",
 ]
 
 
@@ -47,6 +50,7 @@ def listing(root: Path) -> list[tuple[str, str]]:
 
 def test_installations_of_other_programs_are_understood(tmp_path: Path) -> None:
     assert listing(made(tmp_path / "a", A1111)) == [
+        ("control model", "models/ControlNet/canny.safetensors"),
         ("embedding", "embeddings/easynegative.safetensors"),
         ("lora", "models/Lora/style.safetensors"),
         ("model", "models/Stable-diffusion/dream.safetensors"),
@@ -55,7 +59,10 @@ def test_installations_of_other_programs_are_understood(tmp_path: Path) -> None:
     ]
     comfy = made(tmp_path / "c", COMFY)
     assert listing(comfy) == [
+        ("control model", "models/controlnet/depth.safetensors"),
         ("embedding", "models/embeddings/a.safetensors"),
+        ("image encoder", "models/clip_vision/h.safetensors"),
+        ("ip-adapter", "models/ipadapter/plus.safetensors"),
         ("lora", "models/loras/style.safetensors"),
         ("model", "models/checkpoints/xl/Base.safetensors"),
         ("model", "models/unet/lightning.safetensors"),
