@@ -9,6 +9,7 @@ import pytest
 
 from genpipe.workers.messages import Job, Work
 from genpipe.workers.ray_engine import RayEngine
+from genpipe.workers.renderer import DEPTH_BESIDE
 from tests.render.conftest import MODEL
 
 
@@ -62,7 +63,7 @@ def test_each_worker_claims_a_gpu_or_a_processor(monkeypatch, resources, devices
     ] == claims
     assert {one for _, one in ray.claimed} == {device} and engine.workers == len(claims)
     # Batches are drawn, one is told to stop, and none of these calls waits for another.
-    assert all(needs["max_concurrency"] > MODEL.depth for needs, _ in ray.claimed)
+    assert all(needs["max_concurrency"] > DEPTH_BESIDE for needs, _ in ray.claimed)
 
 
 def test_a_batch_travels_whole(monkeypatch):
