@@ -16,8 +16,8 @@ Levels = NDArray[np.uint8]
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Filters of the PNG specification, section 9.2, by number.
 _AVERAGE, _PAETH = 3, 4
-# One row of so many decides on the filter of all.
-_SAMPLED = 32
+# Rows that decide on the filter of all.
+_SAMPLED = 8
 
 
 def encode_png(levels: Levels, texts: Mapping[str, str] | None = None) -> bytes:
@@ -47,7 +47,8 @@ def _filtered(levels: Levels) -> Levels:
     height, width, _ = levels.shape
     padded = np.zeros((height + 1, 3 * width + 3), np.uint8)  # what lies above and to the left is black
     padded[1:, 3:] = levels.reshape(height, 3 * width)
-    sample = slice(min(_SAMPLED // 2, height - 1), None, _SAMPLED)
+    stride = max(1, height // _SAMPLED)
+    sample = slice(stride // 2, None, stride)
     number = min(_PREDICTIONS, key=lambda each: _entropy(_residual(padded, _PREDICTIONS[each], sample)))
     rows = np.empty((height, 1 + 3 * width), np.uint8)
     rows[:, 0] = number
