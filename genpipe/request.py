@@ -89,7 +89,8 @@ class Request:
         upscale_guidance_scale: guidance_scale of the second pass; None is that of the first.
         upscale_by: "pixels" enlarges the image and encodes it anew, "latents" enlarges what it is decoded from.
         tile: whether what leaves the image on one side comes in on the other, so that its copies join.
-        loras: changes of the model's weights, each a file, or "FILE:STRENGTH".
+        loras: changes of the model's weights, each a file, "FILE:STRENGTH", or "FILE:T:STRENGTH" with T for the text
+            encoders.
         control: images for the control models, one for each, in their order: a file, "FILE:SCALE:START:END", a PIL image,
             or a `Control`. All of a batch have as many, which act over the same parts of the schedule.
         reference: an image that the IP-Adapter shows the denoiser beside the prompt: a file, or a PIL image.
@@ -205,7 +206,8 @@ class Request:
         group=IMAGE, shared=True)  # fmt: skip
 
     loras: tuple[Lora, ...] = setting(LoraList(),
-        "change the model by a LoRA or its kin, 1 times as strongly as it was trained or X times; may be repeated",
+        "change the model by a LoRA or its kin, 1 times as strongly as it was trained or X times (FILE:T:X changes the "
+        "text encoders T times); may be repeated",
         default=(), flags=("--loras", "--lora"), group=SAMPLING, shared=True)  # fmt: skip
 
     def __post_init__(self) -> None:
