@@ -40,6 +40,10 @@ def load_control(
         CheckpointError: it is not there, not whole, neither of the two, or one for another family of models.
     """
     local = Path(path).expanduser().absolute()
+    if local.is_dir() and not (local / "config.json").is_file():
+        raise CheckpointError(
+            f"{local} holds no config.json: give the folder of a ControlNet or T2I-Adapter, as diffusers saves it, or a file"
+        )
     if local.is_dir():
         return _of_folder(Folder(local.parent), local.name, checkpoint, variant)
     if not local.is_file() and local.suffix in (".safetensors", *PICKLES):

@@ -196,6 +196,8 @@ def test_what_is_not_there_or_something_else_is_said(tmp_path: Path, read: Calla
         read("sd1", tmp_path / "nowhere.safetensors")
     with pytest.raises(CheckpointError, match="nowhere' does not exist"):
         read("sd1", tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"holds no config\.json: give the folder of a ControlNet or T2I-Adapter"):
+        read("sd1", tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
     with pytest.raises(CheckpointError, match="it is that of a UNet2DConditionModel"):
         read("sd1", tmp_path)

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from genpipe import Pipeline
 from genpipe.checkpoints import load_checkpoint
-from genpipe.inputs import PREPROCESSORS, Control
+from genpipe.inputs import Control
 from genpipe.metadata import read_metadata, split_metadata
-from genpipe.pipeline.preprocessors import preprocess
 from genpipe.render import render
 from genpipe.request import Request
 from tests.pipeline.drawing import difference, draw
@@ -252,22 +251,6 @@ def test_a_lora_changes_the_model_and_not_what_controls_it(pipe: Pipeline) -> No
     assert draw(pipe, control=picture(1)) is not None and pipe.checkpoint.controls is before
 
 
-@pytest.mark.parametrize("name", PREPROCESSORS)
-def test_outlines_are_taken_from_an_image(name: str, pipe: Pipeline) -> None:
-    image = Image.new("RGB", (WIDTH, HEIGHT), "white")
-    image.paste((20, 20, 120), (12, 8, 32, 28))
-    found = preprocess(name, image)
-    levels = np.asarray(found.convert("L"))
-    assert found.size == image.size and found.mode == "RGB"
-    inside, edge, outside = levels[16:20, 20:24].mean(), levels[16:20, 10:15].max(), levels[2:4, 2:6].mean()
-    if name == "tile":
-        assert inside < 60 < outside
-    else:
-        assert edge > 150 and outside < 30
-    drawn = draw(pipe, control={"image": image, "preprocessor": name})
-    assert difference(drawn, draw(pipe, control=found)) == 0
-
-
 @pytest.mark.parametrize(
     ("given", "says"),
     [
@@ -318,21 +301,6 @@ def test_a_batch_agrees_in_how_many_there_are_and_when_they_act(pipe: Pipeline) 
     two = [Request("a", **base, control=({"image": picture(1)},)), Request("a", **base)]  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="in how many control images there are and when they act: draw these apart"):
         list(pipe.stream(two))
-
-
-def test_texts_say_what_a_control_image_is(tmp_path: Path) -> None:
-    path = tmp_path / "a:b.png"
-    picture(1).save(path)
-    kind = Request.__dataclass_fields__["control"].metadata["setting"].kind
-    for text, values in {
-        str(path): (1.0, 0.0, 1.0, None),
-        f"{path}:canny": (1.0, 0.0, 1.0, "canny"),
-        f"{path}:0.5": (0.5, 0.0, 1.0, None),
-        f"{path}:lines:2:0.1:0.9": (2.0, 0.1, 0.9, "lines"),
-    }.items():
-        (made,) = kind.read("control", text)
-        assert (made.scale, made.start, made.end, made.preprocessor) == values
-        assert kind.read("control", kind.write((made,))) == (made,)
 
 
 def test_the_model_of_another_family_is_refused(folders: Folders) -> None:

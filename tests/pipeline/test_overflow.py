@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from genpipe.models.finite import NonFiniteError
 from genpipe.pipeline import Pipeline
+from scripts.make.checkpoint import make_controlnet
 from tests.conftest import needs_int8
 from tests.pipeline.drawing import difference, draw, middle
 
@@ -75,6 +77,23 @@ def test_a_text_encoder_that_overflows_is_repeated_in_fp32(tiny_checkpoint: Path
     repeated = pipe.prompt_encoder(["a red cat"]).context
     assert repeated.isfinite().all()
     assert (repeated - exact).abs().max() < 0.1
+
+
+def test_a_control_network_that_overflows_is_repeated_in_fp32(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    make_controlnet(tiny_checkpoint, tmp_path / "controlnet")
+    models: Any = {"device": "cpu", "control_model": tmp_path / "controlnet"}
+    levels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    given: dict[str, Any] = {"control": Image.fromarray(levels)}
+    pipe = Pipeline.from_pretrained(tiny_checkpoint, dtype="bf16", **models)
+    network: Any = pipe.checkpoint.controls[0]
+    seen = overflowing(network.middle, rows=slice(None))
+    image = draw(pipe, **given)
+    assert torch.float32 in seen and torch.bfloat16 in seen
+    exact = draw(Pipeline.from_pretrained(tiny_checkpoint, dtype="fp32", **models), **given)
+    error = np.asarray(image, dtype=float) - np.asarray(exact, dtype=float)
+    assert 10 * np.log10(255**2 / max((error**2).mean(), 1e-9)) >= 30
+    plain = draw(Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32"))
+    assert difference(plain, exact) > 10  # else it would not matter
 
 
 def test_previews_work_where_the_autoencoder_overflows(tiny_checkpoint: Path) -> None:
