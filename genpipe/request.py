@@ -86,7 +86,7 @@ class Request:
         vary_seed: None is the seed after the image's own.
         upscale: 1 … 4, how many times larger than height and width the image is in the end, by a second pass over it.
         upscale_strength: share of the schedule of the second pass; None is 0.4.
-        upscale_guidance_scale: guidance_scale of the second pass; None is that of the first.
+        upscale_guidance_scale: guidance_scale of the second pass, 0 for no prompt at all; None is that of the first.
         upscale_by: "pixels" enlarges the image and encodes it anew, "latents" enlarges what it is decoded from.
         tile: whether what leaves the image on one side comes in on the other, so that its copies join.
         loras: changes of the model's weights, each a file, "FILE:STRENGTH", or "FILE:T:STRENGTH" with T for the text
@@ -196,7 +196,7 @@ class Request:
         f"0 to 1: how much of the schedule the second pass takes (default: {UPSCALE_STRENGTH:g})", default=None,
         group=IMAGE, shared=True)  # fmt: skip
     upscale_guidance_scale: float | None = setting(Number(MAX_GUIDANCE, "leave it out for that of the first pass"),
-        "how closely the second pass follows the prompt (default: as the first)",
+        "how closely the second pass follows the prompt, 0 for not at all (default: as the first)",
         default=None, group=IMAGE, shared=True)  # fmt: skip
     upscale_by: str = setting(Choice(("pixels", "latents")),
         "what is enlarged: pixels (default), or latents, which need a strength above 0.5", default="pixels",

@@ -50,10 +50,14 @@ def upscaled(
 
 
 def _second(request: Request, height: int, width: int) -> Request:
-    """What the second pass draws; without guidance, which AND needs, the prompts of one are its parts, with commas."""
+    """What the second pass draws: without guidance, which AND needs, its parts with commas; at a scale of 0 no prompt at all."""
     scale = request.guidance_scale if request.upscale_guidance_scale is None else request.upscale_guidance_scale
     changes: dict[str, Any] = {"height": height, "width": width, "upscale": 1.0, "vary": 0.0, "guidance_scale": scale}
-    if scale <= 1 < request.guidance_scale and len(conditions(request.prompt)) > 1 and request.prompt_syntax == "a1111":
+    if scale == 0:
+        changes |= {"prompt": "", "negative_prompt": ""}
+    elif (
+        scale <= 1 < request.guidance_scale and len(conditions(request.prompt)) > 1 and request.prompt_syntax == "a1111"
+    ):
         changes["prompt"] = words_of(request.prompt, seed=request.seed)
     return replace(request, **changes)
 

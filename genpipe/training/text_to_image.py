@@ -73,9 +73,9 @@ DEFAULTS = {
     "steps": 16,
     "guidance_scale": 3.0,
     "guidance_rescale": 0.0,
-    # At a size that it was not trained at, guidance draws things a second time beside themselves.
+    # At a size that it was not trained at, a prompt draws things a second time beside themselves.
     "upscale_strength": 0.1,
-    "upscale_guidance_scale": 1.0,
+    "upscale_guidance_scale": 0.0,
 }
 
 

@@ -92,6 +92,8 @@ def test_the_second_pass_may_follow_the_prompt_less(pipe: Pipeline) -> None:
     large = small.resize((64, 64), Image.Resampling.LANCZOS)
     found = draw(pipe, **ENLARGED, upscale_guidance_scale=1.5)
     assert difference(found, draw(pipe, image=large, strength=0.5, steps=6, guidance_scale=1.5)) <= 1
+    alone = draw(pipe, "", image=large, strength=0.5, steps=6, guidance_scale=1)
+    assert difference(draw(pipe, **ENLARGED, upscale_guidance_scale=0), alone) <= 1
     # Without guidance AND is a comma.
     joined = draw(pipe, "a cat AND a dog", **ENLARGED, upscale_guidance_scale=1)
     both = draw(pipe, "a cat AND a dog", steps=6).resize((64, 64), Image.Resampling.LANCZOS)
