@@ -194,7 +194,16 @@ def loaded(code: str, *arguments: str) -> set[str]:
     return HEAVY & set(json.loads(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("code", ["import genpipe", "from genpipe import Request", "import genpipe.images"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import genpipe",
+        "from genpipe import Request",
+        "import genpipe.images",
+        "from genpipe import Client",
+        "import genpipe.server.serving",
+    ],
+)
 def test_importing_is_light(code):
     assert not loaded(code)
 

@@ -10,7 +10,6 @@ from fastapi import APIRouter, Request
 from PIL import ImageChops
 from starlette.concurrency import run_in_threadpool
 
-from genpipe.checkpoints.library import SUFFIXES
 from genpipe.dialects.a1111 import parameters_text, sampler_label
 from genpipe.dialects.sdapi import read_body
 from genpipe.prompts.styles import apply_styles, presets
@@ -159,7 +158,7 @@ def lora_names(folder: str | None) -> list[str]:
     """Name the LoRAs that prompts can name."""
     if folder is None:
         return []
-    return sorted(path.stem for path in Path(folder).expanduser().glob(f"*{SUFFIXES[0]}"))
+    return sorted(path.stem for path in Path(folder).expanduser().glob("*.safetensors"))
 
 
 def _info(drawing: Drawing, lines: list[str]) -> dict[str, Any]:

@@ -107,6 +107,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(128)  # from now on nobody who knows the address is turned away
     except OSError as error:
         listener.close()
         reason = error.strerror or str(error)

@@ -1,0 +1,65 @@
+"""What people write first: diffusers' pipeline behind an endpoint, with a lock around it."""
+
+import base64
+import io
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import uvicorn
+from fastapi import FastAPI, Response
+from fastapi.responses import StreamingResponse
+
+from genpipe.embedded import EMBEDDED
+from genpipe.hardware import choose_device, choose_dtype
+
+
+@contextmanager
+def locked_diffusers() -> Iterator[str]:
+    """Serve the embedded model by diffusers, and give the address; it answers as far as `serving.draw` asks."""
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+    device = choose_device()
+    pipe: Any = StableDiffusionPipeline.from_pretrained(
+        EMBEDDED, torch_dtype=choose_dtype(None, device), safety_checker=None
+    ).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    usual = json.loads((EMBEDDED / "genpipe.json").read_text())
+    settings = {"num_inference_steps": usual["steps"], "guidance_scale": usual["guidance_scale"]}
+    settings |= {"height": usual["height"], "width": usual["width"]}
+    app, lock, files = FastAPI(), threading.Lock(), dict[str, bytes]()
+
+    @app.post("/api/drawings")
+    def drawing(body: dict[str, Any]) -> StreamingResponse:
+        def events() -> Iterator[bytes]:
+            with lock:
+                yield b"event: step\ndata: {}\n\n"
+                generator = torch.Generator("cpu").manual_seed(int(body["seed"]))
+                image = pipe(body["prompt"], generator=generator, **settings).images[0]
+            data = io.BytesIO()
+            image.save(data, "PNG")
+            name = base64.urlsafe_b64encode(body["seed"].to_bytes(8, "big")).decode()
+            files[name] = data.getvalue()
+            yield f"event: image\ndata: {json.dumps({'url': f'/files/{name}'})}\n\n".encode()
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    @app.get("/files/{name}")
+    def file(name: str) -> Response:
+        return Response(files.pop(name), media_type="image/png")
+
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
