@@ -76,7 +76,7 @@ def best_size(
         limit: the largest size.
         waiting: how many images, each drawn as `run` draws it, the finding is for.
         first: the size to begin with; smaller ones are tried where it does not fit, or larger ones are no faster.
-        hoped: the share by which the second size may be faster than the first; no other gains more than the one before it.
+        hoped: the share by which the second size may be faster than the first.
         memory: tells the memory, to stop before it runs out; None relies on MemoryError.
         clock: gives seconds.
 
@@ -209,11 +209,19 @@ class _Search:
         return needed <= ROOM * self.memory().limit
 
     def _pays(self, size: int) -> bool:
-        """Whether trying a size takes less time than it may save; it gains no more than the last one did."""
+        """Whether trying a size takes less time than it may save.
+
+        Of a run that takes a + b n seconds for n images, where a doubling of n has gained the share g of the rate, the next
+        one gains g / (2 - g).
+        """
         if not self.seconds:
             return True
         *others, last = sorted(self.seconds)
-        gain = max(self.rates[last] / self.rates[others[-1]] - 1, GAIN) if others else self.hoped
+        gain = self.hoped
+        if others:
+            doublings = math.log2(last / others[-1])
+            gained = min(1.0, max((self.rates[last] / self.rates[others[-1]]) ** (1 / doublings) - 1, GAIN))
+            gain = gained / (2 - gained)
         saving = self.waiting / max(self.rates.values()) * gain / (1 + gain)
         cost = self.unseen + 2 * max(SHORTEST, self.seconds[last] * size / last)
         return cost < saving

@@ -69,11 +69,11 @@ def measured_size(
         "genpipe": genpipe.__version__,
         "torch": torch.__version__,
     }
-    where = f"images of {request.width}x{request.height} on {name}"
+    where = f"for images of {request.width}x{request.height} on {name}"
     size = kept.get(depends_on, waiting)
     if size is not None:
         size = min(size, limit)
-        return size, f"{size} {where} at a time, as an earlier run found"
+        return size, f"batches of {size} {where}: found by an earlier run"
     steps = min(STEPS, request.steps)
     made = candidates(replace(request, steps=steps), limit)
 
@@ -101,7 +101,7 @@ def measured_size(
         free_unused()
     kept.keep(depends_on, found.size, None if found.is_final else waiting)
     rates = ", ".join(f"{size}: {rate * steps:.3g}" for size, rate in sorted(found.rates.items()))
-    return found.size, f"{found.size} {where} at a time: {found.why} (steps per second {rates})"
+    return found.size, f"batches of {found.size} {where}: {found.why} (steps per second {rates})"
 
 
 def device_memory(device: torch.device) -> Callable[[], Memory] | None:

@@ -237,7 +237,7 @@ def test_the_best_size_is_found_before_the_batch_is_drawn(job, monkeypatch, tmp_
     again = Renderer(job, "cpu", kept=KeptSizes(tmp_path / "sizes.json"))
     monkeypatch.setattr(again.pipeline, "stream", small)
     result = draw(again, [task(4)], shape="s", waiting=10**7)
-    assert len(sizes) == 1 and result.said is not None and "as an earlier run found" in result.said
+    assert len(sizes) == 1 and result.said is not None and "found by an earlier run" in result.said
 
 
 def test_what_cannot_be_drawn_has_no_best_size(job, monkeypatch):
