@@ -160,16 +160,8 @@ class ResidualBlock(nn.Module):
             raise ValueError("this residual block was built without an embedding and takes none")
         return self.embedding(F.silu(embedding))
 
-    def forward(self, x: Tensor, shift: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
-        """Map (B, C_in, H, W) to (B, C_out, H, W).
-
-        Args:
-            x: all C_in channels, or the first of them.
-            shift: (B or 1, C_out) where the block takes an embedding.
-            skip: the other channels, where x has not all.
-        """
-        if skip is not None:
-            x = torch.cat([x, skip], dim=1)
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Map (B, C_in, H, W) to (B, C_out, H, W); `shift` is (B or 1, C_out) where the block takes an embedding."""
         h = silu(self.norm1(x))
         if self.embedding is None:
             h = self.conv1(h)

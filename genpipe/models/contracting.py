@@ -60,10 +60,10 @@ class Level(nn.Module):
     def __len__(self) -> int:
         return len(self.residuals)
 
-    def layer(self, index: int, h: Tensor, shifts: Shifts, prompts: KeysValues, skip: Tensor | None = None) -> Tensor:
-        """Run residual block `index`, which joins a skip to h, and where the level has attention, its transformer."""
+    def layer(self, index: int, h: Tensor, shifts: Shifts, prompts: KeysValues) -> Tensor:
+        """Run residual block `index` and, where the level has attention, its transformer."""
         residual = cast(ResidualBlock, self.residuals[index])
-        h = residual(h, _for_rows(shifts[residual], len(h)), None if skip is None else repeat_rows(skip, len(h)))
+        h = residual(h, _for_rows(shifts[residual], len(h)))
         return self.transformers[index](h, prompts) if self.transformers else h
 
 

@@ -7,10 +7,11 @@ same class; the widths of the way up are derived from what the way down pushes.
 from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from genpipe.blocks import Upsample, conv3x3, silu
-from genpipe.models.attention import Attention, KeysValues, SpatialTransformer, add_rows
+from genpipe.models.attention import Attention, KeysValues, SpatialTransformer, add_rows, repeat_rows
 from genpipe.models.contracting import ContractingPath, Level, Shifts
 from genpipe.models.unet_config import UNetConfig
 
@@ -97,7 +98,8 @@ class UNet(ContractingPath):
         if residuals is not None:
             first = add_rows(first, residuals[0])
         level = cast(Level, self.up[-1])
-        h = level.layer(len(level) - 1, deep, shifts, prompts, first)
+        joined = torch.cat([deep, repeat_rows(first, len(deep))], dim=1)
+        h = level.layer(len(level) - 1, joined, shifts, prompts)
         h = h.to(self.norm_out.weight.dtype)  # the last layers may run in a wider dtype than the rest
         return self.conv_out(silu(self.norm_out(h))), deep
 
@@ -116,7 +118,7 @@ class UNet(ContractingPath):
             h, skips = add_rows(h, of_bottom), [add_rows(*pair) for pair in zip(skips, of_skips, strict=True)]
         for level in cast(Iterable[Level], self.up):
             for index in range(len(level) - (level.resample is None)):
-                h = level.layer(index, h, shifts, prompts, skips.pop())
+                h = level.layer(index, torch.cat([h, repeat_rows(skips.pop(), len(h))], dim=1), shifts, prompts)
             if level.resample is not None:
                 h = level.resample(h, size=skips[-1].shape[-2:])
         return h

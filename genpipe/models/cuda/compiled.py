@@ -43,9 +43,9 @@ class CompiledResidualBlock(ResidualBlock):
             self.register_module(name, child)
         self.embedding = block.embedding
 
-    def forward(self, x: Tensor, shift: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         """As `ResidualBlock`."""
-        return _residual(self, x, shift, skip)
+        return _residual(self, x, shift)
 
 
 class CompiledTransformerBlock(TransformerBlock):

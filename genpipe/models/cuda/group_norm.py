@@ -23,25 +23,21 @@ def group_norm(
     silu: bool = False,
     before: Tensor | None = None,
     shift: Tensor | None = None,
-    skip: Tensor | None = None,
 ) -> Tensor:
     """GroupNorm ("Group Normalization", 2018) of x + before + shift, and SiLU of it.
 
     Args:
-        x: (B, C, H, W), or the first channels of it.
+        x: (B, C, H, W).
         groups: of neighbouring channels.
         weight, bias: (C,).
         before: (C,), added to every image first, as the bias of the convolution that gave x.
         shift: (B or 1, C), added first too, of stride 1 along the channels.
-        skip: the other channels, where x has not all.
 
     Returns:
         (B, C, H, W), channels_last.
     """
     x = x.contiguous(memory_format=torch.channels_last)
-    skip = x[:, :0] if skip is None else skip.contiguous(memory_format=torch.channels_last)
-    batch, own, height, width = x.shape
-    channels = own + skip.shape[1]
+    batch, channels, height, width = x.shape
     rows, per_group = height * width, channels // groups
     wide = 128 if per_group <= 64 else power(3 * per_group)
     together = min(groups, wide // per_group)  # groups per program
@@ -50,42 +46,18 @@ def group_norm(
     part = divided(divided(rows, pieces), tile) * tile
     pieces = divided(rows, part)
     sums = torch.empty(batch, pieces, 2, groups, dtype=torch.float32, device=x.device)
-    result = x.new_empty(batch, height, width, channels).movedim(-1, 1)
+    result = torch.empty_like(x)
     stride = 0 if shift is None or len(shift) == 1 else shift.stride(0)
-    given = (
-        x,
-        x if own == channels else skip,
-        weight if before is None else before,
-        weight if shift is None else shift,
-        sums,
-    )
-    numbers = rows, own, channels, stride, int(before is not None), int(shift is not None)
-    constants = {
-        "SKIP": own < channels,
-        "STEP": together * per_group,
-        "TILE": tile,
-        "C": wide,
-        "G": max(32, power(together)),
-    }
+    given = x, weight if before is None else before, weight if shift is None else shift, sums
+    numbers = rows, channels, stride, int(before is not None), int(shift is not None)
+    constants = {"STEP": together * per_group, "TILE": tile, "C": wide, "G": max(32, power(together))}
     launch(_moments, (pieces, blocks, batch), *given, *numbers, part, groups, per_group, together, **constants)
 
     tile, blocks = TILE // COLUMNS, divided(channels, COLUMNS)
     part = divided(divided(rows, max(1, NORMALISING // (batch * blocks))), tile) * tile
     grid = divided(rows, part), blocks, batch
     numbers = *numbers, part, groups, per_group, pieces, eps, int(silu)
-    launch(
-        _normalise,
-        grid,
-        *given,
-        weight,
-        bias,
-        result,
-        *numbers,
-        SKIP=own < channels,
-        TILE=tile,
-        C=COLUMNS,
-        PIECES=PIECES,
-    )
+    launch(_normalise, grid, *given, weight, bias, result, *numbers, TILE=tile, C=COLUMNS, PIECES=PIECES)
     return result
 
 
@@ -97,23 +69,12 @@ def _added(before, shift, columns, mask, has_before, has_shift):
 
 
 @triton.jit
-def _read(x, skip, rows, columns, mask, own, others, SKIP: tl.constexpr):
-    """Numbers of a map whose first `own` channels lie in x, and the others in a skip."""
-    if not SKIP:
-        return tl.load(x + rows * own + columns, mask=mask, other=0.0).to(tl.float32)
-    value = tl.load(x + rows * own + columns, mask=mask & (columns < own), other=0.0)
-    return (value + tl.load(skip + rows * others + columns - own, mask=mask & (columns >= own), other=0.0)).to(
-        tl.float32
-    )
-
-
-@triton.jit
-def _value(x, skip, before, shift, columns, mask, own, others, has_before, has_shift, SKIP: tl.constexpr):
+def _value(x, before, shift, columns, mask, has_before, has_shift):
     """The first pixel with what is added to it.
 
     The first channel of a group is subtracted before squares are summed: else they would cancel where means are large.
     """
-    first = _read(x, skip, 0, columns, mask, own, others, SKIP)
+    first = tl.load(x + columns, mask=mask, other=0.0).to(tl.float32)
     return first + _added(before, shift, columns, mask, has_before, has_shift)
 
 
@@ -123,21 +84,17 @@ def _value(x, skip, before, shift, columns, mask, own, others, has_before, has_s
     ]
 )  # fmt: skip
 def _moments(
-    x, skip, before, shift, sums,
-    rows, own, channels, stride, has_before, has_shift, part, groups, per_group, together,
-    SKIP: tl.constexpr, STEP: tl.constexpr, TILE: tl.constexpr, C: tl.constexpr, G: tl.constexpr,
+    x, before, shift, sums, rows, channels, stride, has_before, has_shift, part, groups, per_group, together,
+    STEP: tl.constexpr, TILE: tl.constexpr, C: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
     """Sum some groups, less their first values, and their squares over one part of an image's pixels."""
     piece, image = tl.program_id(0), tl.program_id(2)
-    others = channels - own
-    x += image.to(tl.int64) * rows * own
-    skip += image.to(tl.int64) * rows * others
+    x += image.to(tl.int64) * rows * channels
     shift += image * stride
     lane = tl.arange(0, C)
     column = tl.program_id(1) * STEP + lane
     there = (lane < STEP) & (column < channels)
-    leading = column // per_group * per_group
-    first = _value(x, skip, before, shift, leading, there, own, others, has_before, has_shift, SKIP)
+    first = _value(x, before, shift, column // per_group * per_group, there, has_before, has_shift)
     added = _added(before, shift, column, there, has_before, has_shift) - first
     total = tl.zeros((TILE, C), tl.float32)
     squares = tl.zeros((TILE, C), tl.float32)
@@ -146,8 +103,8 @@ def _moments(
     row = tl.arange(0, TILE)
     while top < last:
         inside = (row < last - top)[:, None] & there[None, :]
-        at, beside = x + top.to(tl.int64) * own, skip + top.to(tl.int64) * others
-        value = _read(at, beside, row[:, None], column[None, :], inside, own, others, SKIP) + added[None, :]
+        tile = x + top.to(tl.int64) * channels + (row * channels)[:, None] + column[None, :]
+        value = tl.load(tile, mask=inside, other=0.0).to(tl.float32) + added[None, :]
         value = tl.where(inside, value, 0.0)
         total += value
         squares += value * value
@@ -167,15 +124,13 @@ def _moments(
     ]
 )  # fmt: skip
 def _normalise(
-    x, skip, before, shift, sums, weight, bias, result,
-    rows, own, channels, stride, has_before, has_shift, part, groups, per_group, pieces, eps, silu,
-    SKIP: tl.constexpr, TILE: tl.constexpr, C: tl.constexpr, PIECES: tl.constexpr,
+    x, before, shift, sums, weight, bias, result,
+    rows, channels, stride, has_before, has_shift, part, groups, per_group, pieces, eps, silu,
+    TILE: tl.constexpr, C: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
     """Normalise some channels of one part of an image's pixels by the sums of all parts."""
     image = tl.program_id(2)
-    others = channels - own
-    x += image.to(tl.int64) * rows * own
-    skip += image.to(tl.int64) * rows * others
+    x += image.to(tl.int64) * rows * channels
     result += image.to(tl.int64) * rows * channels
     shift += image * stride
     column, piece = tl.program_id(1) * C + tl.arange(0, C), tl.arange(0, PIECES)
@@ -186,7 +141,7 @@ def _normalise(
     count = rows.to(tl.float32) * per_group
     mean = tl.sum(tl.load(sums + index, mask=mask, other=0.0), 0) / count
     variance = tl.sum(tl.load(sums + groups + index, mask=mask, other=0.0), 0) / count - mean * mean
-    mean += _value(x, skip, before, shift, group * per_group, there, own, others, has_before, has_shift, SKIP)
+    mean += _value(x, before, shift, group * per_group, there, has_before, has_shift)
     scale = tl.load(weight + column, mask=there, other=0.0).to(tl.float32)
     scale *= tl.rsqrt(tl.maximum(variance, 0.0) + eps)
     offset = (_added(before, shift, column, there, has_before, has_shift) - mean) * scale
@@ -196,10 +151,8 @@ def _normalise(
     row = tl.arange(0, TILE)
     while top < last:
         inside = (row < last - top)[:, None] & there[None, :]
-        at, beside = x + top.to(tl.int64) * own, skip + top.to(tl.int64) * others
-        value = _read(at, beside, row[:, None], column[None, :], inside, own, others, SKIP)
-        value = value * scale[None, :] + offset[None, :]
-        value = tl.where(silu > 0, value / (1.0 + tl.exp(-value)), value)
         tile = top.to(tl.int64) * channels + (row * channels)[:, None] + column[None, :]
+        value = tl.load(x + tile, mask=inside, other=0.0).to(tl.float32) * scale[None, :] + offset[None, :]
+        value = tl.where(silu > 0, value / (1.0 + tl.exp(-value)), value)
         tl.store(result + tile, value.to(result.dtype.element_ty), mask=inside)
         top += TILE

@@ -76,18 +76,10 @@ class FusedGroupNorm(nn.GroupNorm):
         self.weight, self.bias = norm.weight, norm.bias
 
     def forward(
-        self,
-        x: Tensor,
-        *,
-        silu: bool = False,
-        before: Tensor | None = None,
-        shift: Tensor | None = None,
-        skip: Tensor | None = None,
+        self, x: Tensor, *, silu: bool = False, before: Tensor | None = None, shift: Tensor | None = None
     ) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W); the arguments are those of `group_norm`."""
-        return group_norm(
-            x, self.num_groups, self.weight, self.bias, self.eps, silu=silu, before=before, shift=shift, skip=skip
-        )
+        return group_norm(x, self.num_groups, self.weight, self.bias, self.eps, silu=silu, before=before, shift=shift)
 
 
 class FusedResidualBlock(ResidualBlock):
@@ -102,15 +94,15 @@ class FusedResidualBlock(ResidualBlock):
         self.bias: Tensor
         self.register_buffer("bias", block.conv2.bias.detach().float())
 
-    def forward(self, x: Tensor, shift: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
-        """As `ResidualBlock`, without joining a skip to x in memory."""
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Map (B, C_in, H, W) to (B, C_out, H, W); `shift` is (B or 1, C_out) where the block takes an embedding."""
         if (self.embedding is None) != (shift is None):
             raise ValueError("a residual block needs a shift where it was built with an embedding, and only there")
-        h = self.norm1(x, silu=True, skip=skip)
+        h = self.norm1(x, silu=True)
         h = _without_bias(self.conv1, h)
         h = self.norm2(h, silu=True, before=self.conv1.bias, shift=shift)
         h = _without_bias(self.conv2, h)
-        return kernels.add(h, _shortcut(self.shortcut, x, skip), self.bias)
+        return kernels.add(h, _pixelwise(self.shortcut, x), self.bias)
 
 
 class FusedTransformerBlock(TransformerBlock):
@@ -215,17 +207,9 @@ def _without_bias(layer: nn.Conv2d, x: Tensor) -> Tensor:
     return F.conv2d(x, layer.weight, None, layer.stride, layer.padding)
 
 
-def _shortcut(shortcut: nn.Module, x: Tensor, skip: Tensor | None) -> Tensor:
-    """A 1×1 convolution of x and the skip as products of their pixels; the identity as it is."""
+def _pixelwise(shortcut: nn.Module, x: Tensor) -> Tensor:
+    """A 1×1 convolution as a product of pixels, which adds its bias itself; the identity as it is."""
     if not isinstance(shortcut, nn.Conv2d):
         return x
-    weight = shortcut.weight.flatten(1)
-    h = F.linear(_pixels(x), weight[:, : x.shape[1]], shortcut.bias)
-    if skip is not None:
-        h.flatten(0, 2).addmm_(_pixels(skip).flatten(0, 2), weight[:, x.shape[1] :].T)
-    return h.movedim(-1, 1)
-
-
-def _pixels(x: Tensor) -> Tensor:
-    """Map (B, C, H, W) to (B, H, W, C), contiguous."""
-    return x.contiguous(memory_format=torch.channels_last).movedim(1, -1)
+    x = x.contiguous(memory_format=torch.channels_last).movedim(1, -1)
+    return F.linear(x, shortcut.weight.flatten(1), shortcut.bias).movedim(-1, 1)

@@ -17,14 +17,14 @@ from triton.compiler import ASTSource
 from genpipe.models.cuda import group_norm, kernels
 
 CONSTANTS = {
-    "_moments": {"SKIP": True, "STEP": 120, "TILE": 32, "C": 128, "G": 32},
-    "_normalise": {"SKIP": False, "TILE": 64, "C": 64, "PIECES": group_norm.PIECES},
+    "_moments": {"STEP": 120, "TILE": 32, "C": 128, "G": 32},
+    "_normalise": {"TILE": 64, "C": 64, "PIECES": group_norm.PIECES},
     "_layer_norm": {"CHANNELS": 320, "TILE": 8, "C": 512, "SCALED": False},
     "_gated_gelu": {"TILE": 16, "C": 256},
     "_add": {"TILE": 64, "C": 64},
 }
 NUMBERS = {"sums": "*fp32", "eps": "fp32"} | dict.fromkeys(
-    "rows own channels stride has_before has_shift part groups per_group together pieces silu count".split(), "i32"
+    "rows channels stride has_before has_shift part groups per_group together pieces silu count".split(), "i32"
 )
 sizes = []
 for name, constants in CONSTANTS.items():

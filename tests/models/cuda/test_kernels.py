@@ -65,21 +65,6 @@ def test_group_norm_of_values_far_from_zero(device: torch.device) -> None:
     assert (group_norm(x, 8, one, zero, 1e-5) - expected).abs().max() <= 1e-3
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("own", "others", "groups"), [(640, 320, 32), (16, 8, 8), (5, 16, 3)])
-def test_group_norm_of_a_map_with_a_skip(
-    own: int, others: int, groups: int, dtype: torch.dtype, device: torch.device
-) -> None:
-    """Groups may have channels of both."""
-    x, skip = (normal(2, count, 5, 7, seed=count, dtype=dtype, device=device) for count in (own, others))
-    weight, bias = (normal(own + others, seed=k, dtype=dtype, device=device) for k in (1, 2))
-    joined = torch.cat([x, skip + 1], dim=1).float()
-    expected = F.silu(F.group_norm(joined, groups, weight.float(), bias.float(), 1e-5))
-    output = group_norm(x, groups, weight, bias, 1e-5, silu=True, skip=skip + 1)
-    agree(output, expected, dtype)
-    assert output.is_contiguous(memory_format=torch.channels_last)
-
-
 def test_group_norm_in_many_parts(device: torch.device) -> None:
     x = normal(1, 8, 300, 250, dtype=torch.float32, device=device)
     weight, bias = (normal(8, seed=k, dtype=torch.float32, device=device) for k in (1, 2))
