@@ -73,12 +73,12 @@ class ModelSpec:
         dtype: "fp32", "bf16" or "fp16"; None takes what is fast on the device.
         low_memory: hold the text encoder and the autoencoder in memory only while they run, reading them from their files
             for every batch; images are the same.
-        compile: compile the blocks of the denoiser with torch (on CUDA): they take a minute or so the first time, are kept on
-            the disk, and run faster.
+        compile: let torch compile the blocks of the denoiser (on CUDA), in the place of genpipe's own kernels: it takes a
+            minute or so the first time, and is kept on the disk. On an H100 the kernels are faster.
         int8: multiply the wide layers of the denoiser in int8 (on a CPU, in bf16): faster, and not quite the same images.
         weights: keep the denoiser's weights in memory as "fp8", "int8" or "bf16", and widen them layer by layer as they
             run: less memory, slower, and not quite the same images. Not to be mixed up with `int8`, which multiplies in it.
-        fp8: multiply wide layers of the denoiser in fp8 (on an NVIDIA GPU from Ada or Hopper on, in bf16): faster, and not
+        fp8: multiply layers of the denoiser's transformers in fp8 (on an NVIDIA GPU from Ada or Hopper on, in bf16): not
             quite the same images.
         refiner: SDXL's refiner, a file or a folder, which draws the last part of the schedule (`Request.refiner_start`).
         control_model: ControlNets and T2I-Adapters, each a file, a folder or a hub id; a request's `control` holds an image for each.
@@ -142,7 +142,8 @@ class ModelSpec:
     )
     compile: bool = setting(
         Flag(),
-        "compile the denoiser's blocks on a GPU: a minute or so the first time, and faster steps (default: no)",
+        "let torch compile the denoiser's blocks on a GPU, in the place of genpipe's own kernels: it takes a minute or so "
+        "the first time (default: no)",
         default=False,
         draws=False,
     )
@@ -151,7 +152,7 @@ class ModelSpec:
     )
     fp8: bool = setting(
         Flag(),
-        "multiply in fp8 on a GPU (Ada, Hopper): faster, and not quite the same image (default: no)",
+        "multiply the denoiser's transformers in fp8 on a GPU (Ada, Hopper): not quite the same image (default: no)",
         default=False,
     )
     weights: str | None = setting(

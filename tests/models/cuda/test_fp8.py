@@ -17,7 +17,7 @@ def multiplies_fp8() -> bool:
         return torch.cuda.get_device_capability() >= (8, 9)
     eight, ones = torch.ones(16, 16).to(torch.float8_e4m3fn), torch.ones(16, 1)
     try:
-        torch._scaled_mm(eight, eight.t(), scale_a=ones, scale_b=ones.t(), out_dtype=torch.bfloat16)
+        torch.ops.aten._scaled_mm(eight, eight.t(), scale_a=ones, scale_b=ones.t(), out_dtype=torch.bfloat16)
     except RuntimeError:
         return False
     return True
