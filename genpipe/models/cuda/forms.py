@@ -58,9 +58,15 @@ NAMED = {
 
 def best_forms(device: torch.device, dtype: torch.dtype, *, compiled: bool = False, fp8: bool = False) -> CudaForms:
     """Choose the form that is fastest on a CUDA device in a dtype, with compiled blocks or fp8 where they are asked for."""
-    nvidia, wide = torch.version.cuda is not None, dtype == torch.float32
-    kernels = nvidia and not wide and torch.cuda.get_device_capability(device) >= CAPABILITY and runs_kernels(device)
-    return CudaForms(channels_last=not wide, kernels=kernels, graphs=nvidia, compiled=compiled, fp8=fp8)
+    nvidia = torch.version.cuda is not None
+    kernels = (
+        nvidia
+        and dtype != torch.float32
+        and torch.cuda.get_device_capability(device) >= CAPABILITY
+        and runs_kernels(device)
+    )
+    # Without the kernels channels_last is slower: torch's norms read it badly.
+    return CudaForms(channels_last=kernels or compiled, kernels=kernels, graphs=nvidia, compiled=compiled, fp8=fp8)
 
 
 def runs_kernels(device: torch.device, attempt: Callable[[torch.device], bool] | None = None) -> bool:
