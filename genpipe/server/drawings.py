@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -171,7 +172,7 @@ class Drawings:
         loop = asyncio.get_running_loop()
 
         def listen(news: News) -> None:
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it everybody who would hear
                 loop.call_soon_threadsafe(drawing.hear, news)
 
         self._engine.submit(jobs, listen)

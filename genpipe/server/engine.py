@@ -150,13 +150,13 @@ class Engine:
         self._wake.send_bytes(b".")
         return True
 
-    def retry_after(self) -> int:
-        """Say in how many seconds there should be room again, by how fast images were drawn lately."""
+    def retry_after(self, count: int = 1) -> int:
+        """Say in how many seconds there should be room for so many jobs, by how fast images were drawn lately."""
         finished = list(self._finished)
         if len(finished) < 2 or finished[-1] == finished[0]:
             return 5
         rate = (len(finished) - 1) / (finished[-1] - finished[0])
-        return min(600, max(1, math.ceil(len(self._queue) / rate / 4)))
+        return min(600, max(1, math.ceil(count / rate)))
 
     def close(self, drain: float = 0.0) -> bool:
         """Take no more jobs, wait up to `drain` seconds for those that were taken, and end the workers.

@@ -63,7 +63,7 @@ class Served:
         try:
             return self.drawings.begin(asked, client_of(request, client), previews=previews)
         except QueueFull as error:
-            raise ApiError(429, str(error), retry_after=self.engine.retry_after()) from None
+            raise ApiError(429, str(error), retry_after=self.engine.retry_after(len(asked.requests))) from None
         except Closing as error:
             raise ApiError(503, str(error), retry_after=10) from None
 

@@ -72,6 +72,7 @@ def serve(options: Options, *, listening: Callable[[str], None] = lambda address
         ),
         access_log=False,
         log_config=None,
+        ws="none",
         server_header=False,
         timeout_graceful_shutdown=5,
     )

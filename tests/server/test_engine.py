@@ -115,7 +115,7 @@ def test_there_is_room_for_so_many_and_no_more(pipe: Pipeline, specs: dict[str, 
     engine.submit([job("a"), job("b")], heard)
     with pytest.raises(QueueFull):
         engine.submit([job("c")], heard)
-    assert engine.retry_after() >= 1
+    assert engine.retry_after() == 5  # nothing is known yet
     engine.open()
     heard.wait("a", "b")
     assert engine.close(drain=10)
@@ -206,3 +206,17 @@ def test_a_killed_process_is_started_again_and_its_images_are_the_same(
     assert len(started) == 2
     engine.close()
     assert not started[1].process.is_alive()
+
+
+def test_when_there_is_room_again_is_told_by_how_fast_images_are_drawn(
+    pipe: Pipeline, specs: dict[str, ModelSpec], job: MakeJob
+) -> None:
+    times = iter(range(0, 1_000_000, 2))  # each look at the clock is two seconds after the last
+    engine = Engine(specs, devices="cpu", most=1, clock=lambda: float(next(times)), launch=threads({"tiny": pipe}))
+    engine.open()
+    heard = Heard()
+    engine.submit([job(f"{k}", steps=1) for k in range(5)], heard)
+    heard.wait(*"01234")
+    seconds = engine.retry_after()
+    assert seconds >= 4 and engine.retry_after(3) > 2 * seconds and engine.retry_after(10_000) == 600
+    engine.close()
