@@ -79,7 +79,7 @@ ALLOWED: dict[str, set[str]] = {
     "workers": _PIPELINE,
     "render": _LOW | {"workers"},
     "client": {"fields", "images", "imprint", "inputs", "progress", "request", "seeds", "settings"},
-    "server": _PIPELINE | {"workers"},
+    "server": _PIPELINE | {"scenes", "workers"},
     "cli": _ALL | {"training", "workers", "render", "server", "client"},
     "scripts": _ALL | {"training", "workers", "render", "server", "client", "cli"},
 }

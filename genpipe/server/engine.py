@@ -76,7 +76,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         launch: Callable[[], Process] = spawn,
     ) -> None:
-        self.metrics, self.models = Metrics(), dict[str, Model]()
+        self.metrics, self.models, self.concepts = Metrics(), dict[str, Model](), dict[str, tuple[str, ...]]()
         self._start, self._devices = Start(dict(specs), None, most, deterministic), parse_devices(devices)
         self._most = 1 if deterministic else most
         self._clock, self._launch = clock, launch
@@ -235,7 +235,7 @@ class Engine:
         worker.ready, self._deaths = True, 0
         if self.models:
             return
-        self.models = dict(opened.models)
+        self.models, self.concepts = dict(opened.models), dict(opened.concepts)
         others = self._devices[1:]
         if opened.device.startswith("cuda") and self._devices in ([], ["cuda"]):
             worker.device, *others = [f"cuda:{k}" for k in range(max(1, opened.cards))]

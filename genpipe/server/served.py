@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import Request
@@ -14,7 +14,8 @@ from genpipe.server.engine import Closing, Engine
 from genpipe.server.errors import ApiError
 from genpipe.server.limits import Limits
 from genpipe.server.queue import QueueFull
-from genpipe.server.reading import read_asked
+from genpipe.server.reading import Asked, read_asked
+from genpipe.server.words import words_not_known
 from genpipe.workers.messages import Model
 
 # Seconds after which a stream says that it is still there.
@@ -59,13 +60,20 @@ class Served:
             ValueError: it says what cannot be drawn.
             ApiError: there is no room, or the server ends.
         """
-        asked = await run_in_threadpool(read_asked, values, self.models, self.limits, lora_dir=self.lora_dir)
+        asked = await run_in_threadpool(self._read, values)
         try:
             return self.drawings.begin(asked, client_of(request, client), previews=previews)
         except QueueFull as error:
             raise ApiError(429, str(error), retry_after=self.engine.retry_after(len(asked.requests))) from None
         except Closing as error:
             raise ApiError(503, str(error), retry_after=10) from None
+
+    def _read(self, values: Mapping[str, Any]) -> Asked:
+        asked = read_asked(values, self.models, self.limits, lora_dir=self.lora_dir)
+        if asked.model not in self.engine.concepts:
+            return asked
+        strange = words_not_known(asked.requests[0].prompt, self.engine.concepts[asked.model])
+        return replace(asked, warnings=(*asked.warnings, *strange))
 
     async def events(self, request: Request, drawing: Drawing, *, cancels: bool) -> AsyncIterator[Event | None]:
         """Give the events of a drawing while the client listens, and None now and then where nothing happens.

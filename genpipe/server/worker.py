@@ -10,7 +10,7 @@ import queue
 import signal
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -55,11 +55,13 @@ class Opened:
         models: by name.
         device: that the worker uses.
         cards: CUDA devices of the machine.
+        concepts: of the models of the scenes' world, by their names, what they have learned.
     """
 
     models: Mapping[str, Model]
     device: str
     cards: int
+    concepts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,13 @@ def _open(start: Start) -> "tuple[Batches, Opened]":
         image = Image.new("RGBA", size) if paints else None  # transparent: all of it is to change
         pipeline("", seed=0, steps=2, image=image, progress=False)
     batches = Batches(pipelines, most=1 if start.deterministic else start.most)
-    return batches, Opened(models, str(next(iter(pipelines.values())).device), torch.cuda.device_count())
+    concepts = {
+        name: tuple(pipeline.checkpoint.defaults.get("concepts", ()))
+        for name, pipeline in pipelines.items()
+        if pipeline.checkpoint.defaults.get("prompt") == "scenes"
+    }
+    device = str(next(iter(pipelines.values())).device)
+    return batches, Opened(models, device, torch.cuda.device_count(), concepts)
 
 
 def serve(connection: Connection, batches: "Batches") -> None:

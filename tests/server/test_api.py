@@ -178,6 +178,14 @@ def test_settings_without_effect_are_told(url: str) -> None:
     assert said["warnings"] == ["negative_prompt has no effect (guidance_scale 1): raise it above 1, or leave it out"]
 
 
+def test_words_that_the_embedded_model_has_not_learned_are_named(url: str, engine: Engine) -> None:
+    engine.concepts["tiny"] = ("cat", "dog")
+    body = {"prompt": "a red cat and a flurbel", **SMALL}
+    with httpx.stream("POST", f"{url}/api/drawings", json=body, headers=STREAM) as response:
+        (said,) = [said for name, said in events(response) if name == "image"]
+    assert said["warnings"] == ["the model does not know 'flurbel': it draws the rest"]
+
+
 def test_what_made_an_image_is_read_from_its_file_and_names_no_other(url: str, pipe: Pipeline) -> None:
     image = drawn(pipe, "a red cat", seed=7, **SMALL)
     settings = httpx.post(f"{url}/api/read", json={"image": encoded(image)}).json()["settings"]

@@ -54,7 +54,11 @@ def test_a_finding_is_kept_and_said(kept):
     pipeline = Timed()
     size, said = pipeline.measured(kept)
     assert size == 16 and max(pipeline.ran) == 16
-    assert said.startswith("batches of 16 for images of 256x256 on ") and "no more are allowed" in said and "16: 390" in said
+    assert (
+        said.startswith("batches of 16 for images of 256x256 on ")
+        and "no more are allowed" in said
+        and "16: 390" in said
+    )
     again = Timed()
     size, said = again.measured(kept)
     assert (size, again.ran) == (16, []) and said.endswith("found by an earlier run")
