@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -128,6 +129,12 @@ def _generate(args: argparse.Namespace) -> int:
 
     if spec.model is None:
         name_unknown_words(wanted[0][0])
+        if settings.get("tile"):
+            warnings.warn(
+                "the embedded model places things by the edges of an image: with tile it draws patterns; --model takes a "
+                "full Stable Diffusion checkpoint",
+                stacklevel=2,
+            )
 
     from genpipe.pipeline import Pipeline
 
