@@ -64,7 +64,9 @@ def test_a_drawing_is_asked_after_by_its_id_and_followed_later(url: str) -> None
 
 
 def test_a_drawing_is_cancelled(url: str, engine: Engine) -> None:
-    identifier = httpx.post(f"{url}/api/drawings", json={"prompt": "a", "steps": 150, "n": 3}).json()["id"]
+    identifier = httpx.post(f"{url}/api/drawings", json={"prompt": "a", "steps": 150, "n": 3, "width": 256}).json()[
+        "id"
+    ]
     httpx.delete(f"{url}/api/drawings/{identifier}")
     with httpx.stream("GET", f"{url}/api/drawings/{identifier}/events") as response:
         kinds = {said["kind"] for name, said in events(response) if name == "failed"}
@@ -212,7 +214,8 @@ def test_a_full_queue_says_when_to_come_again(pipe: Pipeline, specs: dict[str, M
     engine.open()
     assert engine.wait(30)
     with listening(create_app(engine)) as url:
-        answers = [httpx.post(f"{url}/api/drawings", json={"prompt": "a", "steps": 150, "n": 2}) for _ in range(3)]
+        body = {"prompt": "a", "steps": 150, "n": 2, "width": 256, "height": 256}
+        answers = [httpx.post(f"{url}/api/drawings", json=body) for _ in range(3)]
         assert answers[0].status_code == 202 and answers[-1].status_code == 429
         assert 1 <= int(answers[-1].headers["retry-after"]) <= 600
         assert "places are taken" in answers[-1].json()["error"]

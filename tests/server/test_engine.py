@@ -101,12 +101,14 @@ def test_a_late_client_is_not_behind_anothers_hundred(
     engine.open()
     assert engine.wait(30)
     heard = Heard()
-    engine.submit([job(f"a{k}", client="a", steps=2) for k in range(40)], heard)
-    engine.submit([job("b", client="b", steps=2)], heard)
+    late = job("b", client="b", steps=2)
+    engine.submit([job(f"a{k}", client="a", steps=20) for k in range(40)], heard)
+    before = len(heard.order)
+    engine.submit([late], heard)
     heard.wait("b")
-    assert len(heard.order) <= 8
-    assert not engine.close()  # 30 and more were not drawn
-    assert sum(isinstance(each, Failed) for each in heard.ends.values()) >= 30
+    assert heard.order.index("b") - before <= 8
+    assert not engine.close()  # most were not drawn
+    assert sum(isinstance(each, Failed) for each in heard.ends.values()) >= 20
 
 
 def test_there_is_room_for_so_many_and_no_more(pipe: Pipeline, specs: dict[str, ModelSpec], job: MakeJob) -> None:
