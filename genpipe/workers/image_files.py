@@ -39,7 +39,7 @@ def write_image(storage: Storage, identifier: str, path: str, image: Image.Image
     small = _small_copy(image) if max(image.size) > THUMBNAIL else None
     digest = hashlib.sha256(data).hexdigest()
     encoded = time.perf_counter()
-    if small is not None:  # nothing is lost with it
+    if small is not None:  # first: what is left of it by a kill belongs to an image that is drawn again
         storage.write(thumbnail_path(identifier), small, durable=False)
     storage.write(path, data)
     return Written(len(data), digest, encoded - started, time.perf_counter() - encoded)

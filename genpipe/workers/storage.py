@@ -17,7 +17,12 @@ class Storage(Protocol):
     """A tree of files below one root; paths are relative, with slashes."""
 
     def write(self, path: str, data: bytes, *, durable: bool = True) -> None:
-        """Write a file; `durable`: and wait until the disk holds it, where there is a disk to wait for."""
+        """Write a file, whole or not at all.
+
+        Args:
+            durable: wait until the disk holds it. False is for what is made again with the file that it belongs to: it costs
+                half as much, and a kill may leave a part of it.
+        """
         ...
 
     def size(self, path: str) -> int | None:
@@ -30,8 +35,9 @@ class Storage(Protocol):
 class Folder:
     """A folder of this machine, or one that machines share.
 
-    A file is written below `.genpipe/parts` and then moved to its place, so whatever is elsewhere is whole. The folder
-    itself is not made: where it is gone, removed or unmounted, nothing is written in its place.
+    A file is written below `.genpipe/parts` and then moved to its place, so whatever is elsewhere is whole (but for small
+    copies of images that were not reported). The folder itself is not made: where it is gone, removed or unmounted,
+    nothing is written in its place.
     """
 
     def __init__(self, root: Path) -> None:
@@ -40,9 +46,15 @@ class Folder:
 
     def write(self, path: str, data: bytes, *, durable: bool = True) -> None:
         target = self.root / path
-        self._make(self._parts)
         self._make(target.parent)
-        with atomic_write(target, part=self._parts / secrets.token_hex(8), durable=durable) as part:
+        if not durable:
+            with _errors_of(str(target)):
+                target.unlink(missing_ok=True)  # it may be a link
+                with target.open("xb") as file:
+                    file.write(data)
+            return
+        self._make(self._parts)
+        with atomic_write(target, part=self._parts / secrets.token_hex(8), durable=True) as part:
             part.write_bytes(data)
 
     def size(self, path: str) -> int | None:
@@ -108,7 +120,7 @@ class Remote:
 
 @contextmanager
 def _errors_of(target: str) -> Iterator[None]:
-    """Raise what an object store's client raises, of whatever kind, as OSError that names the object."""
+    """Raise what an object store's client or a disk raises, of whatever kind, as OSError that names the object."""
     try:
         yield
     except OSError as error:

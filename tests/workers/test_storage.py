@@ -13,6 +13,20 @@ def test_a_file_is_written_whole_with_its_folders(tmp_path):
     assert [path for path in (tmp_path / ".genpipe/parts").iterdir()] == []
 
 
+def test_what_need_not_be_durable_is_written_in_its_place_and_never_through_a_link(tmp_path):
+    storage = Folder(tmp_path)
+    (tmp_path / "elsewhere").write_bytes(b"theirs")
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "a.jpg").symlink_to(tmp_path / "elsewhere")
+    storage.write("small/a.jpg", b"one", durable=False)
+    storage.write("small/a.jpg", b"two", durable=False)
+    assert storage.read("small/a.jpg") == b"two" and (tmp_path / "elsewhere").read_bytes() == b"theirs"
+    with pytest.raises(OSError, match="small"):
+        storage.write("small", b"new", durable=False)
+    with pytest.raises(FileNotFoundError, match="this folder is gone"):
+        Folder(tmp_path / "out").write("small/a.jpg", b"x", durable=False)
+
+
 def test_a_failed_write_keeps_what_was_there(tmp_path):
     storage = Folder(tmp_path)
     storage.write("a.png/b.png", b"old")
