@@ -228,8 +228,8 @@ class ModelSpec:
         }
 
 
-class ModelOptions(TypedDict, total=False):
-    """The fields of `ModelSpec` but the model itself, as keyword arguments."""
+class PortableOptions(TypedDict, total=False):
+    """The fields of `ModelSpec` but the model itself, its device and its dtype, as keyword arguments."""
 
     model_dir: "str | Path | None"
     revision: str | None
@@ -238,8 +238,6 @@ class ModelOptions(TypedDict, total=False):
     vae: "str | Path | None"
     text_encoder: "str | Path | None"
     tiny_vae: "str | Path | None"
-    device: "str | torch.device | None"
-    dtype: "str | torch.dtype | None"
     low_memory: bool
     compile: bool
     int8: bool
@@ -253,3 +251,10 @@ class ModelOptions(TypedDict, total=False):
     lora_dir: "str | Path | None"
     allow_pickle: bool
     vae_tiling: str
+
+
+class ModelOptions(PortableOptions, total=False):
+    """The fields of `ModelSpec` but the model itself, as keyword arguments."""
+
+    device: "str | torch.device | None"
+    dtype: "str | torch.dtype | None"

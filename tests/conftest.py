@@ -39,6 +39,17 @@ SCHEDULER = {
     "prediction_type": "epsilon",
 }
 
+# CLIP's image encoder, tiny.
+VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 28,
+    "patch_size": 7,
+    "projection_dim": 20,
+}
+
 
 def tiny_parts(*, length: int = 16, width: int = 32) -> dict[str, Any]:
     """The networks and the tokenizer of `tiny_checkpoint`, always the same: prompts are `length` vectors of `width`."""

@@ -9,7 +9,7 @@ from genpipe.fields import Choice, Whole, defaults_of, settings_of
 from genpipe.messages import listed, quoted
 from genpipe.request import BEST_OF, COUNT, SETTINGS, Request
 from genpipe.settings import Settings
-from genpipe.spec import ModelSpec
+from genpipe.spec import ModelSpec, PortableOptions
 from genpipe.workers.messages import Job
 
 BATCH = Whole(1, 1024, "leave it out to have it measured")
@@ -126,31 +126,11 @@ class Options:
         return self.score or self.best_of > 1
 
 
-class RenderOptions(Settings, total=False):
+class RenderOptions(PortableOptions, Settings, total=False):
     """What `render` takes besides source, out and engine: the attributes of `Options`, `ModelSpec` and `Request`."""
 
     model: "str | Path | None"
-    model_dir: "str | Path | None"
-    revision: str | None
-    variant: str | None
-    file: str | None
-    vae: "str | Path | None"
-    text_encoder: "str | Path | None"
-    tiny_vae: "str | Path | None"
     dtype: str | None
-    low_memory: bool
-    compile: bool
-    int8: bool
-    fp8: bool
-    weights: str | None
-    refiner: "str | Path | None"
-    control_model: "str | Path | Sequence[str | Path]"
-    ip_adapter: "str | Path | None"
-    image_encoder: "str | Path | None"
-    embeddings: "str | Path | None"
-    lora_dir: "str | Path | None"
-    allow_pickle: bool
-    vae_tiling: str
     n: int
     seeds: Sequence[int] | None
     batch: int | None

@@ -3,20 +3,18 @@
 import base64
 import io
 import json
-import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import uvicorn
 from fastapi import FastAPI, Response
 from fastapi.responses import StreamingResponse
 
 from genpipe.embedded import EMBEDDED
 from genpipe.hardware import choose_device, choose_dtype
+from scripts.benchmark.serving import listening
 
 
 @contextmanager
@@ -53,13 +51,5 @@ def locked_diffusers() -> Iterator[str]:
     def file(name: str) -> Response:
         return Response(files.pop(name), media_type="image/png")
 
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None))
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
+    with listening(app) as url:
+        yield url

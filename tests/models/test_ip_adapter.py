@@ -15,21 +15,13 @@ from genpipe.models.denoiser import UNetDenoiser
 from genpipe.models.image_encoder import ImageEncoder, ImageEncoderConfig, ImageEncoding
 from genpipe.models.ip_adapter import HEAD, IPAdapter, IPAdapterConfig
 from genpipe.models.prepare import prepare
+from tests.conftest import VISION
 from tests.models.conftest import SDXL_UNET, UNetPair, their_inputs, unet_conditioning
 from tests.models.cuda.test_graphs import Recall
 
 CPU, FP32 = torch.device("cpu"), torch.float32
 TIMES = [981.0, 499.5, 0.0]
 CONTEXT = 24  # of the tiny U-Nets
-VISION: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "image_size": 28,
-    "patch_size": 7,
-    "projection_dim": 20,
-}
 KINDS = {"base": None, "plus": (40, 2, 3)}
 
 

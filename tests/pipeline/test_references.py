@@ -22,21 +22,13 @@ from genpipe.models.ip_adapter import IPAdapter, IPAdapterConfig
 from genpipe.pipeline.references import clip_pixels
 from genpipe.render import render
 from genpipe.request import Request
+from tests.conftest import VISION
 from tests.pipeline.drawing import difference, draw
 from tests.pipeline.test_control import SAMPLERS, close, picture
 
 diffusers: Any = _diffusers
 WIDTH, HEIGHT = 40, 24
 Folders = Callable[[str], Path]
-VISION: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "image_size": 28,
-    "patch_size": 7,
-    "projection_dim": 20,
-}
 PIPES = {"sd1": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from PIL import Image
 
 from genpipe.images import encode_image
@@ -28,6 +26,7 @@ from genpipe.server.jobs import Drawn, Failed, Job, News, Stepped
 from genpipe.server.worker import Opened, Start, serve
 from genpipe.spec import ModelSpec
 from genpipe.workers.described import describe
+from scripts.benchmark.serving import listening
 
 
 @dataclass
@@ -113,22 +112,6 @@ def engine(pipe: Pipeline, specs: dict[str, ModelSpec]) -> Iterator[Engine]:
     assert made.wait(30)
     yield made
     made.close()
-
-
-@contextlib.contextmanager
-def listening(app: Any) -> Iterator[str]:
-    """Serve an application at a free port of this machine, and give its address."""
-    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, server_header=False)
-    server = uvicorn.Server(config)
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ from genpipe.server.app import create_app
 from genpipe.server.engine import Engine
 from genpipe.server.limits import Limits
 from genpipe.spec import ModelSpec
+from scripts.benchmark.serving import listening
 from tests.pipeline.drawing import difference
-from tests.server.conftest import encoded, events, listening, threads
+from tests.server.conftest import encoded, events, threads
 
 STREAM = {"Accept": "text/event-stream"}
 SMALL: dict[str, Any] = {"steps": 2, "guidance_scale": 4.0}

@@ -14,8 +14,9 @@ from genpipe.pipeline import Pipeline
 from genpipe.server.app import create_app
 from genpipe.server.engine import Engine
 from genpipe.spec import ModelSpec
+from scripts.benchmark.serving import listening
 from tests.pipeline.drawing import difference
-from tests.server.conftest import listening, threads
+from tests.server.conftest import threads
 
 SMALL: dict[str, Any] = {"steps": 3, "guidance_scale": 4.0, "progress": False}
 
