@@ -223,7 +223,7 @@ def test_a_control_image_is_recorded_and_replayed(tmp_path: Path, pipe: Pipeline
     settings: Any = {name: value for name, value in request.to_dict().items() if name != "prompt"}
     assert difference(pipe(request.prompt, progress=False, **settings), image) == 0
     picture(2).save(tmp_path / "outline.png")
-    with pytest.raises(ValueError, match=r"control '.*outline.png' has changed since"):
+    with pytest.raises(ValueError, match=r"control .* has changed since"):
         split_metadata(read_metadata(tmp_path / "a.png"))
 
 

@@ -177,7 +177,7 @@ def test_a_job_that_kills_its_workers_is_given_up_and_those_beside_it_are_not(
 def test_models_that_cannot_be_loaded_are_refused_in_one_line(tmp_path: Any) -> None:
     engine = Engine({"x": ModelSpec(str(tmp_path / "missing"), device="cpu")}, devices="cpu")
     engine.open()
-    with pytest.raises(ValueError, match="missing"):
+    with pytest.raises(ValueError, match="does not exist"):
         engine.wait(60)
     with pytest.raises(Closing):
         engine.submit([], Heard())

@@ -64,8 +64,9 @@ def group_norm(
 @triton.jit
 def _added(before, shift, columns, mask, has_before, has_shift):
     """What is added to channels before they are normalised."""
-    value = tl.load(before + columns, mask=mask & (has_before > 0), other=0.0).to(tl.float32)
-    return value + tl.load(shift + columns, mask=mask & (has_shift > 0), other=0.0).to(tl.float32)
+    # "!= 0": in the interpreter of later releases a scalar's comparison is a number, and so is what it is joined with.
+    value = tl.load(before + columns, mask=(mask & (has_before > 0)) != 0, other=0.0).to(tl.float32)
+    return value + tl.load(shift + columns, mask=(mask & (has_shift > 0)) != 0, other=0.0).to(tl.float32)
 
 
 @triton.jit
