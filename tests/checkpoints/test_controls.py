@@ -194,7 +194,7 @@ def test_other_sizes_are_refused(
 def test_what_is_not_there_or_something_else_is_said(tmp_path: Path, read: Callable[..., ControlNet]) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere\.safetensors does not exist: give a file or a folder"):
         read("sd1", tmp_path / "nowhere.safetensors")
-    with pytest.raises(CheckpointError, match="the folder .* does not exist"):
+    with pytest.raises(CheckpointError, match=r"the folder .* does not exist"):
         read("sd1", tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"holds no config\.json: give the folder of a ControlNet or T2I-Adapter"):
         read("sd1", tmp_path)
