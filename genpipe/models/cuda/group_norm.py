@@ -115,8 +115,8 @@ def _moments(
     mine = (column // per_group)[None, :] == group[:, None]  # (G, C)
     sums += (image * tl.num_programs(0) + piece) * 2 * groups + group
     stored = (index < together) & (group < groups)
-    tl.store(sums, tl.sum(tl.where(mine, tl.sum(total, 0)[None, :], 0.0), 1), mask=stored)
-    tl.store(sums + groups, tl.sum(tl.where(mine, tl.sum(squares, 0)[None, :], 0.0), 1), mask=stored)
+    tl.store(sums, tl.sum(tl.where(mine, tl.expand_dims(tl.sum(total, 0), 0), 0.0), 1), mask=stored)
+    tl.store(sums + groups, tl.sum(tl.where(mine, tl.expand_dims(tl.sum(squares, 0), 0), 0.0), 1), mask=stored)
 
 
 @triton.jit(
