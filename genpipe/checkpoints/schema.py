@@ -27,7 +27,12 @@ def _per_level(kind: Kind) -> Kind:
 def _depths() -> Kind:
     """Transformer blocks: one number, one per level, or one per layer of each level."""
     depth = whole(0, 48)
-    return depth | list_of(depth | list_of(depth, 1, 16), 1, _LEVELS)
+    return depth | _listed_depths()
+
+
+def _listed_depths() -> Kind:
+    depth = whole(0, 48)
+    return list_of(depth | list_of(depth, 1, 16), 1, _LEVELS)
 
 
 UNET: Kinds = {
@@ -40,7 +45,7 @@ UNET: Kinds = {
     "up_block_types": _NAMES,
     "layers_per_block": _per_level(whole(1, 16)),
     "transformer_layers_per_block": _depths(),
-    "reverse_transformer_layers_per_block": _depths() | NULL,
+    "reverse_transformer_layers_per_block": _listed_depths() | NULL,
     "attention_head_dim": _per_level(whole(1, 1024)),
     "num_attention_heads": _per_level(whole(1, 1024)) | NULL,
     "only_cross_attention": _per_level(FLAG),

@@ -7,7 +7,7 @@ import sqlite3
 from typing import Any
 
 from genpipe.filenames import collision_key, safe_name
-from genpipe.messages import quoted
+from genpipe.messages import one_line, quoted
 from genpipe.render.recorded import recorded_request
 from genpipe.request import MAX_SEED
 
@@ -128,7 +128,7 @@ def _check_settings(text: Any, what: str) -> None:
     try:
         recorded_request(settings or {})
     except ValueError as error:
-        raise ValueError(f"{_damaged(what)}: {error}") from None
+        raise ValueError(f"{_damaged(what)}: {one_line(str(error), 150)}") from None
 
 
 def _check_score(text: Any, what: str) -> None:
