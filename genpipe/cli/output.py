@@ -129,6 +129,7 @@ def _of_the_system(error: OSError) -> str:
     """The name that the system was asked for, its answer, and where a relative name was looked for."""
     name = error.filename if error.filename is not None else ""
     name = os.fsdecode(name) if isinstance(name, bytes | str | os.PathLike) else str(name)
+    name = name if len(name) <= 200 else quoted(name)
     here = _working_directory()
     text = f"{name}: {error.strerror}" if name else str(error.strerror)
     if error.errno == errno.ENOENT and here is None:

@@ -88,3 +88,8 @@ def test_text_that_is_none_is_told_with_what_to_do():
     )
     assert explain(raised(lambda: b"a\xff".decode())) == r"the bytes b'\xff' are not utf-8: save the file as UTF-8"
     assert explain(raised(lambda: json.loads("<html>"))) == "'<html>' is not JSON: Expecting value at line 1, column 1"
+
+
+def test_a_file_name_of_thousands_of_characters_is_shortened() -> None:
+    line = explain(OSError(errno.ENAMETOOLONG, "File name too long", "x" * 5000))
+    assert len(line) < 200 and "(5,000 characters)" in line and line.endswith("give a shorter name")
