@@ -90,10 +90,12 @@ def list_of(kind: Kind, least: int, most: int) -> Kind:
 
 
 def map_of(kind: Kind, least: int = 0) -> Kind:
-    """An object of at least `least` keys, with values of one kind."""
+    """An object of at least `least` keys, which can be written as UTF-8, with values of one kind."""
 
     def accepts(value: Any) -> bool:
-        return isinstance(value, dict) and len(value) >= least and all(map(kind.accepts, value.values()))
+        if not isinstance(value, dict) or len(value) < least:
+            return False
+        return all(map(_is_unicode, value)) and all(map(kind.accepts, value.values()))
 
     return Kind(f"an object whose values are each {kind.says}", accepts)
 

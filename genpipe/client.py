@@ -30,6 +30,13 @@ PATIENCE = 60.0
 TRIES = 100
 
 
+class ClientOptions(Settings, total=False):
+    """What `Client.__call__` takes besides prompt, n and seeds."""
+
+    seed: int | None
+    progress: bool
+
+
 class Client:
     """A server that draws, called like a `Pipeline`: requests in, PIL images out.
 
@@ -59,25 +66,11 @@ class Client:
 
     @overload
     def __call__(
-        self,
-        prompt: str,
-        *,
-        n: Literal[1] = 1,
-        seeds: None = None,
-        seed: int | None = None,
-        progress: bool = True,
-        **settings: Unpack[Settings],
+        self, prompt: str, *, n: Literal[1] = 1, seeds: None = None, **options: Unpack[ClientOptions]
     ) -> Picture: ...
     @overload
     def __call__(
-        self,
-        prompt: Sequence[str],
-        *,
-        n: int = 1,
-        seeds: Sequence[int] | None = None,
-        seed: int | None = None,
-        progress: bool = True,
-        **settings: Unpack[Settings],
+        self, prompt: Sequence[str], *, n: int = 1, seeds: Sequence[int] | None = None, **options: Unpack[ClientOptions]
     ) -> list[Picture]: ...
     @overload
     def __call__(
@@ -86,9 +79,7 @@ class Client:
         *,
         n: int = 1,
         seeds: Sequence[int] | None = None,
-        seed: int | None = None,
-        progress: bool = True,
-        **settings: Unpack[Settings],
+        **options: Unpack[ClientOptions],
     ) -> Picture | list[Picture]: ...
     def __call__(
         self,

@@ -129,7 +129,8 @@ def read_tokenizer_files(directory: Path) -> TokenizerFiles:
         vocab, merges = _read(pair[0]), list(_merges(pair[1]))
         if not map_of(_ID, 1).accepts(vocab):
             raise ValueError(
-                f"{pair[0]} cannot be used: it must hold a number from 0 to {MAX_ID} for each of its tokens"
+                f"{pair[0]} cannot be used: it must hold a number from 0 to {MAX_ID} for each of its tokens, which "
+                "are UTF-8 text"
             )
     named, decoder = dict(config), config.get("added_tokens_decoder")
     if decoder is None:

@@ -321,3 +321,14 @@ def test_merges_that_are_none_are_told_by_their_line(folder: Path, content: byte
     with pytest.raises(ValueError, match="is not a byte-pair encoding: ") as caught:
         Tokenizer.from_files(folder)
     assert str(caught.value).isprintable() and len(str(caught.value)) - len(str(folder)) < 400
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "tokenizer.json", "added_tokens.json"])
+def test_a_token_that_is_no_text_is_told_by_its_file(folder: Path, name: str) -> None:
+    write_json(folder, FILES["stable diffusion 2"])
+    vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8")) | {"\udcff": 8}
+    whole = {"model": {"vocab": vocab, "merges": []}, "added_tokens": []}
+    (folder / name).write_text(json.dumps(whole if name == "tokenizer.json" else vocab))
+    (folder / "tokenizer_config.json").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=rf"{name} cannot be used: "):
+        Tokenizer.from_files(folder)
