@@ -5,7 +5,7 @@ from typing import Any
 
 from genpipe.fields import defaults_of, settings_of
 from genpipe.inputs import ControlList, InputImage
-from genpipe.request import Request
+from genpipe.request import Request, check_size
 
 _SECOND_PASS = ("upscale_strength", "upscale_guidance_scale", "upscale_by")
 
@@ -86,6 +86,20 @@ def defaults_for(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> di
     """
     upscale = settings_of(Request)["upscale"].kind.check("upscale", settings.get("upscale") or 1)
     return {name: value for name, value in defaults.items() if upscale > 1 or name not in _SECOND_PASS}
+
+
+def check_fits(request: Request, *, factor: int, layers: int, controls: int, refers: bool) -> None:
+    """Raise ValueError unless a model can draw a request of this size, with these layers left out and these images.
+
+    Args:
+        factor: what sides must be multiples of, in pixels.
+        layers: of the text encoder with the fewest.
+        controls, refers: see `check_guides`.
+    """
+    check_guides(request, controls=controls, refers=refers)
+    check_size(request.height, request.width, factor)
+    if request.clip_skip >= layers:
+        raise ValueError(f"clip_skip {request.clip_skip} is out of range: 0 to {layers - 1} for this model")
 
 
 def check_guides(request: Request, *, controls: int, refers: bool) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 from genpipe.checkpoints import Checkpoint
 from genpipe.fields import refuse_unknown
-from genpipe.fit import check_guides, defaults_for, ignored, size_of_image
+from genpipe.fit import check_fits, defaults_for, ignored, size_of_image
 from genpipe.lora_tags import named_in
 from genpipe.pipeline.networks import shown_beside
-from genpipe.request import Request, check_size
+from genpipe.request import Request
 from genpipe.seeds import expand, varied
 
 
@@ -42,12 +42,9 @@ def make_requests(
     images = expand(prompt, n=n, seed=seed, seeds=seeds)
     if given.get("vary") and seeds is None:
         images = [(text, images[0][1]) for text, _ in images]
-    factor = checkpoint.vae.config.factor
-    if given.get("tile"):
-        factor *= 2 ** (len(checkpoint.unet.config.channels) - 1)  # no map of the U-Net may have an odd side
+    factor = tile_factor(checkpoint) if given.get("tile") else checkpoint.vae.config.factor
     given |= size_of_image(given, factor)
     given |= {key: value for key, value in defaults_for(given, defaults).items() if given.get(key) is None}
-    check_size(given["height"], given["width"], factor)
     checked = Request.check_settings(given)  # so that files are read once
     given = {name: getattr(checked, name) for name in given}
     requests = []
@@ -55,21 +52,25 @@ def make_requests(
         plain, named = named_in(text, lora_dir)
         requests.append(Request(prompt=plain, seed=own, **{**given, "loras": (*given.get("loras", ()), *named)}))
     requests = varied(requests)
-    check_guides(requests[0], controls=len(checkpoint.controls), refers=checkpoint.references is not None)
+    controls, refers = len(checkpoint.controls), checkpoint.references is not None
     layers = min(len(each.layers) for each in checkpoint.text_encoders)
-    if requests[0].clip_skip >= layers:
-        raise ValueError(f"clip_skip {requests[0].clip_skip} is out of range: 0 to {layers - 1} for this model")
+    check_fits(requests[0], factor=factor, layers=layers, controls=controls, refers=refers)
     distilled = checkpoint.unet.config.guidance_channels is not None
     for line in ignored(
         requests,
         distilled=distilled,
         sizes=checkpoint.family.added_numbers,
         refines=refines,
-        controls=len(checkpoint.controls),
-        refers=checkpoint.references is not None,
+        controls=controls,
+        refers=refers,
         shown=shown_beside(checkpoint),
     ):
         warnings.warn(line, stacklevel=stacklevel)
     if seed is None and seeds is None:
         print(f"seed {requests[0].seed}", file=sys.stderr)
     return requests
+
+
+def tile_factor(checkpoint: Checkpoint) -> int:
+    """Give what sides of images without edges are multiples of, in pixels: no map of the U-Net may have an odd side."""
+    return checkpoint.vae.config.factor * 2 ** (len(checkpoint.unet.config.channels) - 1)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from genpipe.pipeline.plan import Plan
-from genpipe.pipeline.start import Begun
+from genpipe.pipeline.start import StartState
 from genpipe.pipeline.upscaling import upscaled
 from genpipe.request import Request
 
@@ -20,7 +20,7 @@ def walk(plan: Plan, requests: Sequence[Request]) -> Iterator[tuple[int, Tensor]
     before, latents = 0, None
     for model, schedule in plan.stages:
         count = len(schedule.steps) - 1
-        begin = plan.start if latents is None else (lambda _, x=latents: Begun(x))
+        begin = plan.start if latents is None else (lambda _, x=latents: StartState(x))
         for index, latents in enumerate(model.denoise(requests, plan.sampler, schedule, begin, before, plan.total)):
             yield before + index % count + 1, latents  # a second attempt begins again
         before += count

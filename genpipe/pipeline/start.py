@@ -21,7 +21,7 @@ from genpipe.sampling.schedule import Schedule, Step
 
 
 @dataclass(frozen=True)
-class Begun:
+class StartState:
     """What a run begins with.
 
     Attributes:
@@ -42,7 +42,7 @@ def image_noise(requests: Sequence[Request], shape: tuple[int, int, int], device
 
 
 # Draws what a run begins with from the images' noise.
-Start = Callable[[ImageNoise], Begun]
+Start = Callable[[ImageNoise], StartState]
 
 
 def choose_start(
@@ -82,7 +82,7 @@ def choose_start(
     if shown == "depth" and depth is None:
         raise ValueError("this checkpoint is shown a map of depth: give one, white is near (--depth)")
     if originals is None:
-        return lambda noise: Begun(noise.first() * schedule.initial_scale, extra_channels=depth)
+        return lambda noise: StartState(noise.first() * schedule.initial_scale, extra_channels=depth)
     pixels = from_pil(originals.images).to(device)
     hard = None
     if originals.masks is not None:
@@ -93,22 +93,22 @@ def choose_start(
         kept = None if hard is None else _moments(lent, pixels * (hard < 0.5), model)
         scale = lent.scale
     if shown == "image":  # InstructPix2Pix (arXiv 2211.09800), which reads latents that are neither drawn nor scaled
-        return lambda noise: Begun(noise.first() * schedule.initial_scale, extra_channels=mean)
+        return lambda noise: StartState(noise.first() * schedule.initial_scale, extra_channels=mean)
     small = (
         None if hard is None else F.interpolate(hard, size=mean.shape[-2:])
     )  # (B, 1, h, w): each one's top left pixel
 
-    def begin(noise: ImageNoise) -> Begun:
+    def begin(noise: ImageNoise) -> StartState:
         known = torch.zeros_like(mean) if whole and shown == "mask" else scale(mean + spread * noise())
         unit = noise.first()
         x = unit * schedule.initial_scale if whole and small is not None else schedule.steps[0].noised(known, unit)
         if small is None or kept is None:
-            return Begun(x, extra_channels=depth)
+            return StartState(x, extra_channels=depth)
         masked = scale(kept[0] + kept[1] * noise())
         if shown == "mask":
-            return Begun(x, extra_channels=torch.cat([small, masked], dim=1))
+            return StartState(x, extra_channels=torch.cat([small, masked], dim=1))
 
-        return Begun(x, partial(_put_back, known, unit, small), depth)
+        return StartState(x, partial(_put_back, known, unit, small), depth)
 
     return begin
 

@@ -13,7 +13,7 @@ from genpipe.pipeline.decoding import choose_tile, decode
 from genpipe.pipeline.loaded import Loaded
 from genpipe.pipeline.networks import shown_beside
 from genpipe.pipeline.originals import Originals
-from genpipe.pipeline.start import Begun, Start, choose_start, read_depth
+from genpipe.pipeline.start import Start, StartState, choose_start, read_depth
 from genpipe.prompts.reading import words_of
 from genpipe.prompts.syntax import conditions
 from genpipe.request import MAX_SIDE, Request
@@ -83,8 +83,8 @@ def _start(latents: Tensor, larger: Sequence[Request], request: Request, model: 
         small = (size[0] // config.factor, size[1] // config.factor)
         known = F.interpolate(latents, size=small, mode="bilinear")
 
-        def begin(noise: ImageNoise) -> Begun:
-            return Begun(schedule.steps[0].noised(known, noise.first()), extra_channels=depth)
+        def begin(noise: ImageNoise) -> StartState:
+            return StartState(schedule.steps[0].noised(known, noise.first()), extra_channels=depth)
 
         return begin
     tile = choose_tile(model.spec.vae_tiling, config, latents, model.networks.vae_dtype.itemsize)

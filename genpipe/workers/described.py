@@ -2,6 +2,7 @@
 
 from genpipe.pipeline import Pipeline
 from genpipe.pipeline.networks import shown_beside
+from genpipe.pipeline.requests import tile_factor
 from genpipe.workers.messages import Model
 
 
@@ -22,6 +23,5 @@ def describe(pipeline: Pipeline, *, fingerprint: str = "", depth: int = 1, pixel
         sizes=pipeline.checkpoint.family.added_numbers,
         refines=pipeline.refiner is not None,
         shown=shown_beside(pipeline.checkpoint),
-        # No map of the U-Net may have an odd side.
-        tile_factor=pipeline.vae.config.factor * 2 ** (len(pipeline.unet.config.channels) - 1),
+        tile_factor=tile_factor(pipeline.checkpoint),
     )

@@ -36,7 +36,7 @@ DEPTH, DEPTH_BESIDE = 2, 5
 
 
 @dataclass
-class Begun:
+class BatchInProgress:
     """A batch half drawn: candidates are `best_of` a task; `chosen` has the best of them and what the judge said."""
 
     tasks: Sequence[Task]
@@ -116,7 +116,7 @@ class Renderer:
             self._fingerprint = fingerprint(files)
         return self._fingerprint
 
-    def prepare(self, tasks: Sequence[Task]) -> Begun:
+    def prepare(self, tasks: Sequence[Task]) -> BatchInProgress:
         """Read the requests of a batch; on a GPU their prompts are encoded, too. One thread at a time.
 
         Args:
@@ -135,13 +135,13 @@ class Renderer:
             if n == 1
             else [one for _, request in requests for one in candidates(request, n)]
         )
-        begun = Begun([task for task, _ in requests], drawn, result=Result(failed=refused))
+        begun = BatchInProgress([task for task, _ in requests], drawn, result=Result(failed=refused))
         # Other LoRAs would change the networks that are running.
         if self._beside and not self.job.spec.low_memory and drawn and drawn[0].loras == self._loras:
             self._encode_ahead(begun)
         return begun
 
-    def _encode_ahead(self, begun: Begun) -> None:
+    def _encode_ahead(self, begun: BatchInProgress) -> None:
         """Encode the prompts, which the pipeline's encoder keeps until they are wanted."""
         started = time.perf_counter()
         try:
@@ -153,8 +153,8 @@ class Renderer:
         begun.result.seconds["text"] = time.perf_counter() - started
 
     def begin(
-        self, begun: Begun, shape: str = "", waiting: int = 0, launched: Callable[[], None] = lambda: None
-    ) -> Begun:
+        self, begun: BatchInProgress, shape: str = "", waiting: int = 0, launched: Callable[[], None] = lambda: None
+    ) -> BatchInProgress:
         """Run the networks over a batch that `prepare` gave; one thread at a time.
 
         Args:
@@ -184,7 +184,7 @@ class Renderer:
                 self._decode(begun)
         return begun
 
-    def finish(self, begun: Begun) -> Result:
+    def finish(self, begun: BatchInProgress) -> Result:
         """Encode and write a batch's images; may run beside the next ones' `prepare` and `begin`.
 
         Raises:
@@ -235,7 +235,7 @@ class Renderer:
             return
         self._fits[shape] = result.size = size
 
-    def _decode(self, begun: Begun) -> None:
+    def _decode(self, begun: BatchInProgress) -> None:
         """Images of the latents, and of each task's candidates the best."""
         started = time.perf_counter()
         with self._busy:
@@ -283,7 +283,7 @@ class Renderer:
         usual = max(1, CHUNK_PIXELS // (request.width * request.height)) if self._beside else CHUNK
         return self._chunk_fits.get(shape, usual)
 
-    def _write_all(self, begun: Begun, result: Result) -> None:
+    def _write_all(self, begun: BatchInProgress, result: Result) -> None:
         writing = []
         for task, (image, detail) in zip(begun.tasks, begun.chosen, strict=True):
             if isinstance(image, Failure):

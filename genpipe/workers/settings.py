@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from genpipe.fit import check_guides, defaults_for, ignored, size_of_image
-from genpipe.request import Request, check_size
+from genpipe.fit import check_fits, defaults_for, ignored, size_of_image
+from genpipe.request import Request
 from genpipe.workers.messages import Model
 
 
@@ -26,10 +26,7 @@ def complete(settings: Mapping[str, Any], model: Model) -> Request:
     settings = size_of_image(settings, factor) | dict(settings)
     defaults = model.defaults.get(sampler or "", model.defaults[""])
     request = Request(**{"prompt": "", "seed": 0, **defaults_for(settings, defaults), **settings})
-    check_guides(request, controls=model.controls, refers=model.refers)
-    check_size(request.height, request.width, factor)
-    if request.clip_skip >= model.layers:
-        raise ValueError(f"clip_skip {request.clip_skip} is out of range: 0 to {model.layers - 1} for this model")
+    check_fits(request, factor=factor, layers=model.layers, controls=model.controls, refers=model.refers)
     return request
 
 

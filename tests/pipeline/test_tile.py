@@ -16,7 +16,7 @@ from genpipe.models.tiny_vae import TinyVAE, TinyVAEConfig
 from genpipe.pipeline.decoding import decode_joined
 from genpipe.pipeline.loaded import Loaded
 from genpipe.pipeline.plan import make_plan
-from genpipe.pipeline.start import Begun
+from genpipe.pipeline.start import StartState
 from genpipe.spec import ModelSpec
 from tests.pipeline.drawing import difference, draw
 
@@ -67,7 +67,7 @@ def test_moved_noise_moves_the_image(pipe: Pipeline, loaded: Loaded, sampler: st
     def latents(shift: int) -> torch.Tensor:
         def begin(noise: Any) -> Any:
             begun = plan.start(noise)
-            return Begun(begun.x.roll(shift, -1))
+            return StartState(begun.x.roll(shift, -1))
 
         with torch.inference_mode():
             *_, last = model.denoise([request], plan.sampler, schedule, begin, 0, plan.total)
