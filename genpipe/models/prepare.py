@@ -53,7 +53,7 @@ def prepare(network: Network, *, device: torch.device, dtype: torch.dtype, forms
     """
     cuda = None
     if isinstance(forms, CudaForms):
-        cuda, forms = forms, replace(PLAIN, phases=forms.phases)
+        cuda, forms = forms, PLAIN
     sides = {id(module): side for module, side in _sides(network)}
     fewest = forms.winograd_from_in_vae if isinstance(network, VAE) else forms.winograd_from
     _prepare(network.eval().requires_grad_(False), _Target(device, dtype, forms, sides, fewest), USUAL_SIDE)

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from genpipe.models.cuda.graphs import Graphs
-from genpipe.models.denoiser import Evaluate, Inputs, evaluate
+from genpipe.models.denoiser import Evaluate, evaluate
 from genpipe.models.unet import UNet
 
 # The oldest compute capability that the kernels are for (Ampere: the first with bf16).
@@ -25,18 +24,14 @@ class CudaForms:
         kernels: fuse what lies between the products (`genpipe.models.cuda.modules`); it needs `channels_last`.
         graphs: replay the U-Net's evaluations as CUDA graphs (`genpipe.models.cuda.graphs`).
         compiled: compile the U-Net's blocks, in the place of the kernels (`genpipe.models.cuda.compiled`).
-        phases: compute an upsampling and its convolution as one transposed convolution (`PhaseUpsample`).
         fp8: multiply in fp8 what follows the norms of transformer blocks (`genpipe.models.cuda.fp8`); it needs `kernels`,
             and changes images.
-        search: let cuDNN time its kernels of each convolution, and take the fastest.
     """
 
     channels_last: bool = False
     kernels: bool = False
     graphs: bool = False
     compiled: bool = False
-    phases: bool = False
-    search: bool = False
     fp8: bool = False
 
 
@@ -44,14 +39,11 @@ PLAIN = CudaForms()
 CHANNELS_LAST = replace(PLAIN, channels_last=True)
 KERNELS = replace(CHANNELS_LAST, kernels=True)
 GRAPHS = replace(KERNELS, graphs=True)
-# The last three are chosen by nobody but `--fp8`: they wait to be measured.
 NAMED = {
     "plain": PLAIN,
     "channels_last": CHANNELS_LAST,
     "kernels": KERNELS,
     "graphs": GRAPHS,
-    "phases": replace(GRAPHS, phases=True),
-    "search": replace(GRAPHS, search=True),
     "fp8": replace(GRAPHS, fp8=True),
 }
 
@@ -93,14 +85,4 @@ def _add_ones(device: torch.device) -> bool:
 
 def evaluation(unet: UNet, forms: CudaForms, device: torch.device) -> Evaluate:
     """Give what evaluates a prepared U-Net: graphs of it, or itself."""
-    run = _searching if forms.search else evaluate
-    return Graphs(unet, device=device, evaluate=run) if forms.graphs else run
-
-
-def _searching(unet: UNet, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        return evaluate(unet, inputs)
-    finally:
-        torch.backends.cudnn.benchmark = before
+    return Graphs(unet, device=device) if forms.graphs else evaluate

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from genpipe.models.denoiser import Evaluate, Inputs, evaluate
+from genpipe.models.denoiser import Inputs, evaluate
 from genpipe.models.unet import UNet
 
 Outputs = tuple[Tensor, Tensor | None]
@@ -111,7 +111,6 @@ class Graphs:
     Args:
         unet: whose weights stay where they are; another network is evaluated plainly.
         device: that it is on.
-        evaluate: what is recorded.
         capture: makes recordings; None makes CUDA graphs.
         most: recordings that are kept; the one that was used least recently goes first.
         share: of the device's memory that must be free before another is made; else all go first.
@@ -122,12 +121,11 @@ class Graphs:
         unet: UNet,
         *,
         device: torch.device,
-        evaluate: Evaluate = evaluate,
         capture: Capture | None = None,
         most: int = MOST,
         share: float = SHARE,
     ) -> None:
-        self._unet, self._evaluate = unet, evaluate
+        self._unet = unet
         self._most, self._share = most, share
         self._capture = CudaCapture(device) if capture is None else capture
         self._graphs: dict[Hashable, _Graph] = {}  # in the order of their last use
@@ -142,7 +140,7 @@ class Graphs:
     def __call__(self, unet: UNet, inputs: Inputs) -> Outputs:
         """As `genpipe.models.denoiser.evaluate`."""
         if unet is not self._unet:
-            return self._evaluate(unet, inputs)
+            return evaluate(unet, inputs)
         with self._lock:
             self._capture.wait()
             key = _shape(inputs)
@@ -150,7 +148,7 @@ class Graphs:
             if graph is None and key not in self._refused:
                 graph = self._captured(key, inputs)
             if graph is None:
-                return self._evaluate(unet, inputs)
+                return evaluate(unet, inputs)
             self._graphs[key] = graph
             while len(self._graphs) > self._most:
                 del self._graphs[next(iter(self._graphs))]
@@ -169,7 +167,7 @@ class Graphs:
         if self._graphs and self._capture.free_share() < self._share:
             self._clear()
         try:
-            return _Graph(partial(self._evaluate, self._unet), inputs, self._capture)
+            return _Graph(partial(evaluate, self._unet), inputs, self._capture)
         except RuntimeError as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         self._clear()  # after the handler: its traceback holds tensors

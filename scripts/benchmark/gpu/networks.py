@@ -112,7 +112,7 @@ def sdxl(plan: Plan, say: Say) -> None:
 def forms(plan: Plan, say: Say) -> None:
     """One guided evaluation of the U-Net in each form, without the solver."""
     device, dtype = torch.device(plan.device), torch.bfloat16
-    for name, form in reversed(NAMED.items()):  # those that may become the default first
+    for name, form in reversed(NAMED.items()):  # those with the most first
         if plan.toy and (form.kernels or form.graphs):  # for CUDA alone
             continue
         unet = load_checkpoint(plan.checkpoint("sd15")).unet

@@ -48,8 +48,6 @@ ON_DEVICE = [
     ("Stable Diffusion 1", torch.bfloat16, "graphs"),
     ("Stable Diffusion 1", torch.float16, "graphs"),
     ("SDXL", torch.bfloat16, "graphs"),
-    ("Stable Diffusion 1", torch.bfloat16, "search"),
-    ("Stable Diffusion 1", torch.bfloat16, "phases"),
 ]
 
 
