@@ -15,6 +15,8 @@ def test_bf16_is_chosen_on_a_cpu_only_where_it_is_native(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("variable", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
 def test_onednns_limit_is_heeded(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for set_outside in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(set_outside, raising=False)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     for check in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
         monkeypatch.setattr(torch.cpu, check, lambda: True, raising=False)

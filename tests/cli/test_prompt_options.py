@@ -45,7 +45,7 @@ def test_styles_come_from_a_file_in_the_form_of_a1111s(draw: Run, pipe: Pipeline
 def test_wildcards_are_filled_anew_for_every_seed_and_recorded(draw: Run, pipe: Pipeline) -> None:
     Path("words").mkdir()
     Path("words/colour.txt").write_text("red\nblue\ngreen\nwhite\n")
-    status, out, _ = draw("a __colour__ cat", "--wildcards", "words", "-n", 6, "--seed", 4)
+    status, out, _ = draw("a __colour__ cat", "--wildcards", "words", "-n", 6, "--seed", 4, "--deterministic")
     filled = [Wildcards("words").fill("a __colour__ cat", seed) for seed in range(4, 10)]
     assert status == 0 and [read_request(path).prompt for path in out.split()] == filled and len(set(filled)) > 1
     assert same(pipe, out.split()[2], filled[2], seed=6)
@@ -58,7 +58,7 @@ def test_a_wildcard_without_a_folder_is_told_and_drawn_as_text(draw: Run) -> Non
 
 
 def test_a_matrix_is_every_choice_of_parts_under_one_seed(draw: Run, pipe: Pipeline) -> None:
-    status, out, _ = draw("a cat|at sea|red", "--matrix", "--seed", 7, "-o", "{index}.png")
+    status, out, _ = draw("a cat|at sea|red", "--matrix", "--seed", 7, "-o", "{index}.png", "--deterministic")
     prompts = ["a cat", "a cat, at sea", "a cat, red", "a cat, at sea, red"]
     assert status == 0 and sorted(read_request(path).prompt for path in out.split()) == sorted(prompts)
     assert {read_request(path).seed for path in out.split()} == {7}
