@@ -24,10 +24,12 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._drain = drain
         self._draining = False
+        self.interrupted = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """End when what was taken is done, at the first SIGTERM; at the next signal, at once."""
         if sig != signal.SIGTERM or self._draining:
+            self.interrupted = True
             super().handle_exit(sig, frame)
             return
         self._draining = True
@@ -46,6 +48,7 @@ def serve(options: Options, *, listening: Callable[[str], None] = lambda address
         listening: called with the address when the server listens.
 
     Raises:
+        KeyboardInterrupt: a signal ended it at once.
         ValueError: an option is out of its range, or a model cannot be loaded as it was asked for.
         OSError: the address cannot be listened at.
         RuntimeError: the workers cannot run.
@@ -95,6 +98,9 @@ def serve(options: Options, *, listening: Callable[[str], None] = lambda address
         engine.close()
     if failed:
         raise failed[0]
+    if server.interrupted:
+        # uvicorn only raises the signal again, which does nothing where the process was started with it ignored.
+        raise KeyboardInterrupt
 
 
 def _drained(engine: Engine, seconds: float) -> None:

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
+from genpipe.server.options import Options
+from genpipe.server.serving import serve
 from tests.server.conftest import events
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +25,7 @@ class Served:
     """The command, running."""
 
     def __init__(self, *arguments: str) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "genpipe", "serve", "--port", "0", *arguments]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         assert self.process.stderr is not None
@@ -63,6 +66,26 @@ def test_ctrl_c_ends_it_at_once(served: Served) -> None:
     httpx.post(f"{served.url}/api/drawings", json={"prompt": "a", "steps": 150, "n": 16})
     code, said = served.end(signal.SIGINT)
     assert code == 130 and said.endswith("genpipe: interrupted\n") and "Traceback" not in said, said
+
+
+@pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN])
+def test_ctrl_c_interrupts_also_a_process_that_was_started_with_it_ignored(tiny_checkpoint: Path, before: Any) -> None:
+    """As a script's `genpipe serve &` is."""
+
+    def interrupt(address: str) -> None:
+        httpx.get(f"{address}healthz", timeout=None)  # answered once uvicorn has taken over the signals
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def listening(address: str) -> None:
+        threading.Thread(target=interrupt, args=(address,), daemon=True).start()
+
+    usual = signal.signal(signal.SIGINT, before)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            serve(Options((str(tiny_checkpoint),), port=0, devices="cpu"), listening=listening)
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 @pytest.mark.parametrize(
