@@ -72,10 +72,11 @@ class Whole:
 
 @dataclass(frozen=True)
 class Number:
-    """A number from 0 to `high`."""
+    """A number from `low` to `high`."""
 
     high: float
     fix: str
+    low: float = 0.0
     metavar: str = "X"
 
     def check(self, name: str, value: Any) -> float:
@@ -83,7 +84,7 @@ class Number:
             number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
         except OverflowError:
             number = math.inf
-        if not 0 <= number <= self.high:
+        if not self.low <= number <= self.high:
             raise self._refused(name, value)
         return number
 
@@ -94,7 +95,8 @@ class Number:
             raise self._refused(name, text) from None
 
     def _refused(self, name: str, value: Any) -> ValueError:
-        return ValueError(f"{name} must be a number from 0 to {self.high:g}, not {quoted(value)}: {self.fix}")
+        allowed = f"a number from {self.low:g} to {self.high:g}"
+        return ValueError(f"{name} must be {allowed}, not {quoted(value)}: {self.fix}")
 
     def write(self, value: Any) -> str:
         return str(value)

@@ -189,7 +189,7 @@ class Request:
     vary_seed: int | None = setting(Whole(0, MAX_SEED, "leave it out for the next seed"),
         "which other seed --vary goes toward; variation k takes N + k (default: the seed after the image's)",
         default=None, group=IMAGE)  # fmt: skip
-    upscale: float = setting(Number(MAX_UPSCALE, "2 is usual"),
+    upscale: float = setting(Number(MAX_UPSCALE, "2 is usual", low=1.0),
         "draw, enlarge so many times, and draw details in a second pass (hires fix)", default=1.0, group=IMAGE,
         shared=True)  # fmt: skip
     upscale_strength: float | None = setting(Number(1.0, "0.3 to 0.6 are usual"),
@@ -214,8 +214,6 @@ class Request:
         check_fields(self)
         if self.image is None and self.mask is not None:
             raise ValueError("mask says where an image is to change: give the image, too")
-        if self.upscale < 1:
-            raise ValueError(f"upscale must be a number from 1 to {MAX_UPSCALE:g}, not {self.upscale:g}: 2 is usual")
         if self.upscale_strength == 0:
             raise ValueError("upscale_strength must be above 0, not 0: nothing would be drawn; 0.4 is usual")
         if self.strength == 0:

@@ -19,7 +19,7 @@ def schema_of(kind: Kind) -> dict[str, Any]:
     if isinstance(kind, Whole):
         return {"type": "integer", "minimum": kind.low, "maximum": kind.high}
     if isinstance(kind, Number):
-        return {"type": "number", "minimum": 0, "maximum": kind.high}
+        return {"type": "number", "minimum": kind.low, "maximum": kind.high}
     if isinstance(kind, Flag):
         return {"type": "boolean"}
     if isinstance(kind, Choice):

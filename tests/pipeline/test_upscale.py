@@ -159,7 +159,7 @@ def transparent() -> Image.Image:
     ("given", "says"),
     [
         ({"upscale": 0.5}, "upscale must be a number from 1 to 4, not 0.5"),
-        ({"upscale": 5}, "upscale must be a number from 0 to 4, not 5"),
+        ({"upscale": 5}, "upscale must be a number from 1 to 4, not 5"),
         ({"upscale": 2, "upscale_strength": 0}, "upscale_strength must be above 0"),
         ({"upscale": 2, "image": original(), "mask": masked(original())}, r"its mask \(or transparency\) keeps a part"),
         ({"upscale": 2, "image": transparent()}, r"its mask \(or transparency\) keeps a part"),
