@@ -1,66 +1,97 @@
-"""How requests fit a model: what of them has no effect there, and the size that an image to begin from asks for."""
+"""How requests fit a model: what completes them, what it cannot draw, and what of them has no effect there."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from genpipe.fields import defaults_of, settings_of
+from genpipe.fields import defaults_of, refuse_unknown, settings_of
 from genpipe.inputs import ControlList, InputImage
 from genpipe.request import Request, check_size
 
 _SECOND_PASS = ("upscale_strength", "upscale_guidance_scale", "upscale_by")
 
 
-def ignored(
-    requests: Sequence[Request],
-    *,
-    distilled: bool,
-    sizes: int = 6,
-    refines: bool = True,
-    controls: int = 0,
-    refers: bool = False,
-    shown: str | None = "unknown",
-) -> list[str]:
-    """Name the settings of requests that have no effect, one line each.
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What a model can draw, on which depend a request's size and the settings that have no effect.
 
-    Args:
+    Attributes:
+        factor: what sides of images are multiples of, in pixels: those of one latent pixel.
+        tile_factor: the same of images without edges.
+        layers: of the text encoder with the fewest.
         distilled: whether the network takes the scale of guidance as an input, and is never led away from a prompt.
         sizes: how many numbers the network takes of sizes and crops: 6 (SDXL), 5 without the target's (its refiner), or 0.
         refines: whether there is a refiner.
-        controls: how many control networks there are.
+        controls: how many control networks there are: one for each control image.
         refers: whether there is an IP-Adapter.
-        shown: what the network is shown beside the latents: "mask", "image" or "depth"; None for nothing; "unknown" says
-            nothing of what is for one of them alone.
+        shown: what the network is shown beside the latents: "mask", "image" or "depth"; None for nothing.
     """
-    lines = {}
-    unread = {6: (), 5: ("target_size",)}.get(sizes, ("original_size", "crop", "target_size"))
+
+    factor: int
+    tile_factor: int
+    layers: int
+    distilled: bool = False
+    sizes: int = 0
+    refines: bool = False
+    controls: int = 0
+    refers: bool = False
+    shown: str | None = None
+
+
+def complete(settings: Mapping[str, Any], traits: Traits, defaults: Mapping[str, Any]) -> Request:
+    """Complete the settings of a request to a model.
+
+    Args:
+        settings: those that are given, by name; None is as if left out.
+        traits: of the model.
+        defaults: of the model, for settings that are not given.
+
+    Returns:
+        The request; its prompt is "" and its seed 0 where they are not given.
+
+    Raises:
+        ValueError: a setting is unknown, out of its range, or not for this model.
+    """
+    refuse_unknown(Request, settings, "a request")
+    given = {name: value for name, value in settings.items() if value is not None}
+    given = size_of_image(given, traits.tile_factor if given.get("tile") else traits.factor) | given
+    request = Request(**{"prompt": "", "seed": 0, **_defaults_for(given, defaults), **given})
+    check_fits(request, traits)
+    return request
+
+
+def ignored(requests: Sequence[Request], traits: Traits) -> list[str]:
+    """Name the settings of requests that have no effect with a model, one line each."""
+    lines, distilled = {}, traits.distilled
+    unread = {6: (), 5: ("target_size",)}.get(traits.sizes, ("original_size", "crop", "target_size"))
     for request in requests:
         if request.image is None and request.strength is not None:
             lines["strength"] = "strength has no effect without an image: give one, or leave it out"
         for name in ("outpaint", "only_masked"):
             if request.image is None and getattr(request, name) is not None:
                 lines[name] = f"{name} has no effect without an image: give one, or leave it out"
-        if request.image_guidance_scale is not None and shown not in ("image", "unknown"):
+        if request.image_guidance_scale is not None and traits.shown != "image":
             lines["image_guidance_scale"] = "image_guidance_scale is for models that edit by instruction: leave it out"
-        if request.depth is not None and shown not in ("depth", "unknown"):
+        if request.depth is not None and traits.shown != "depth":
             lines["depth"] = "depth is for models that are shown a map of it, which this one is not: leave it out"
-        if request.strength is not None and shown == "image":
+        if request.strength is not None and traits.shown == "image":
             lines["strength"] = "strength has no effect: this model draws every step, see image_guidance_scale"
         if request.vary_seed is not None and not request.vary:
             lines["vary_seed"] = "vary_seed has no effect without vary: say how far to go toward it, or leave it out"
         for name in _SECOND_PASS:
             if request.upscale == 1 and getattr(request, name) != defaults_of(Request)[name]:
                 lines[name] = f"{name} has no effect without upscale: give one above 1, or leave it out"
-        if request.refiner_start is not None and not refines:
+        if request.refiner_start is not None and not traits.refines:
             lines["refiner_start"] = (
                 "refiner_start has no effect without a refiner: give one with --refiner, or leave it out"
             )
-        if controls and not request.control:
+        if traits.controls and not request.control:
             lines["control_model"] = (
                 "control_model has no effect without control: give an image for it, or leave it out"
             )
         if request.guess and not request.control:
             lines["guess"] = "guess has no effect without control: give an image, or leave it out"
-        if refers and request.reference is None:
+        if traits.refers and request.reference is None:
             lines["ip_adapter"] = "ip_adapter has no effect without reference: give an image for it, or leave it out"
         if request.ip_scale != defaults_of(Request)["ip_scale"] and request.reference is None:
             lines["ip_scale"] = "ip_scale has no effect without reference: give an image, or leave it out"
@@ -78,7 +109,7 @@ def ignored(
     return list(lines.values())
 
 
-def defaults_for(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def _defaults_for(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Give a model's defaults that apply to settings: those of a second pass only where there is one.
 
     Raises:
@@ -88,30 +119,19 @@ def defaults_for(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> di
     return {name: value for name, value in defaults.items() if upscale > 1 or name not in _SECOND_PASS}
 
 
-def check_fits(request: Request, *, factor: int, layers: int, controls: int, refers: bool) -> None:
-    """Raise ValueError unless a model can draw a request of this size, with these layers left out and these images.
-
-    Args:
-        factor: what sides must be multiples of, in pixels.
-        layers: of the text encoder with the fewest.
-        controls, refers: see `check_guides`.
-    """
-    check_guides(request, controls=controls, refers=refers)
-    check_size(request.height, request.width, factor)
-    if request.clip_skip >= layers:
-        raise ValueError(f"clip_skip {request.clip_skip} is out of range: 0 to {layers - 1} for this model")
+def check_fits(request: Request, traits: Traits) -> None:
+    """Raise ValueError unless a model can draw a request of this size, with these layers left out and these images."""
+    check_guides(request, traits)
+    check_size(request.height, request.width, traits.tile_factor if request.tile else traits.factor)
+    if request.clip_skip >= traits.layers:
+        raise ValueError(f"clip_skip {request.clip_skip} is out of range: 0 to {traits.layers - 1} for this model")
 
 
-def check_guides(request: Request, *, controls: int, refers: bool) -> None:
-    """Raise ValueError unless a model has what a request's control images and its reference are shown to.
-
-    Args:
-        controls: how many control networks the model has: one for each control image.
-        refers: whether it has an IP-Adapter.
-    """
-    if request.reference is not None and not refers:
+def check_guides(request: Request, traits: Traits) -> None:
+    """Raise ValueError unless a model has what a request's control images and its reference are shown to."""
+    if request.reference is not None and not traits.refers:
         raise ValueError("reference is for an IP-Adapter, and the model has none: give one (--ip-adapter)")
-    images = len(request.control)
+    images, controls = len(request.control), traits.controls
     if images and request.tile:
         raise ValueError("tile joins edges, of which control networks know nothing: leave out tile or control")
     if images and images != controls:

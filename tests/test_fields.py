@@ -206,7 +206,7 @@ def test_every_field_that_images_depend_on_changes_their_ids(tmp_path: Path) -> 
     def ids(**values: Any) -> set[str]:
         class Plan(Inline):
             def open(self, job: Any) -> Any:
-                return dataclasses.replace(MODEL, controls=1, refers=True)
+                return dataclasses.replace(MODEL, traits=dataclasses.replace(MODEL.traits, controls=1, refers=True))
 
         from genpipe.render.run import Run
 

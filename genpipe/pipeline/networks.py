@@ -11,6 +11,7 @@ from torch import nn
 from genpipe.blocks import Network
 from genpipe.checkpoints import Checkpoint
 from genpipe.files import cache_folder
+from genpipe.fit import Traits
 from genpipe.hardware import instruction_set, keep_freed_memory, obey_quota, use_huge_pages, without_overflow
 from genpipe.models.cpu.forms import PLAIN, Forms, forms_for
 from genpipe.models.cpu.quantised import QuantisedLayer, can_quantise
@@ -190,3 +191,24 @@ def shown_beside(checkpoint: Checkpoint) -> str | None:
             f"has {latents}, which genpipe cannot draw"
         )
     return shown[unet.in_channels]
+
+
+def traits_of(checkpoint: Checkpoint, *, refines: bool) -> Traits:
+    """Say what a checkpoint can draw; `refines`: with a refiner.
+
+    Raises:
+        ValueError: its U-Net takes channels that genpipe has nothing for.
+    """
+    factor = checkpoint.vae.config.factor
+    return Traits(
+        factor=factor,
+        tile_factor=factor
+        * 2 ** (len(checkpoint.unet.config.channels) - 1),  # no map of the U-Net may have an odd side
+        layers=min(len(each.layers) for each in checkpoint.text_encoders),
+        distilled=checkpoint.unet.config.guidance_channels is not None,
+        sizes=checkpoint.family.added_numbers,
+        refines=refines,
+        controls=len(checkpoint.controls),
+        refers=checkpoint.references is not None,
+        shown=shown_beside(checkpoint),
+    )

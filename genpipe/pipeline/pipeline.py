@@ -10,6 +10,7 @@ from torch import Tensor
 
 from genpipe.checkpoints import Checkpoint, load_checkpoint, load_tiny_vae
 from genpipe.fields import refuse_unknown
+from genpipe.fit import Traits
 from genpipe.hardware import choose_device, choose_dtype, one_thread
 from genpipe.images import Picture, to_pil
 from genpipe.inputs import Lora
@@ -22,7 +23,7 @@ from genpipe.pipeline.draw_options import DrawOptions
 from genpipe.pipeline.drawing import BATCH, draw
 from genpipe.pipeline.groups import side_by_side
 from genpipe.pipeline.loaded import Loaded, check_refiner, checkpoint_of, name_of, recorded_options, usual_settings
-from genpipe.pipeline.networks import prepare_process, shown_beside, stored_dtype
+from genpipe.pipeline.networks import prepare_process, shown_beside, stored_dtype, traits_of
 from genpipe.pipeline.originals import Originals
 from genpipe.pipeline.plan import Plan, make_plan
 from genpipe.pipeline.preview import LatentPreview
@@ -149,6 +150,11 @@ class Pipeline:
         return self.unet.config.guidance_channels is not None
 
     @property
+    def traits(self) -> Traits:
+        """What the model can draw."""
+        return traits_of(self.checkpoint, refines=self.refiner is not None)
+
+    @property
     def made_by(self) -> dict[str, Any]:
         """What the images' metadata says of how the model was loaded: the fields of `ModelSpec` that they depend on."""
         return {"model": self.name, "dtype": str(self.dtype).removeprefix("torch."), **self._recorded}
@@ -243,12 +249,11 @@ class Pipeline:
         A setting that has no effect with this model is warned of.
         """
         return make_requests(
-            self.checkpoint,
             prompt,
             settings,
+            self.traits,
             defaults=self.defaults(settings.get("sampler")),
             lora_dir=self.spec.lora_dir,
-            refines=self.refiner is not None,
             n=n,
             seed=seed,
             seeds=seeds,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from genpipe.fit import check_guides
 from genpipe.pipeline.loaded import Loaded
-from genpipe.pipeline.networks import shown_beside
+from genpipe.pipeline.networks import traits_of
 from genpipe.pipeline.originals import Originals
 from genpipe.pipeline.start import Start, choose_start, read_depth
 from genpipe.request import REFINER_START, STRENGTH, UPSCALE_STRENGTH, Request
@@ -54,9 +54,9 @@ def make_plan(requests: Sequence[Request], sampler: Sampler, model: Loaded, refi
         OSError: a file cannot be read.
         NonFiniteError: the encoding of an image is not finite, in fp32 either.
     """
-    first = requests[0]
-    check_guides(first, controls=len(model.checkpoint.controls), refers=model.checkpoint.references is not None)
-    factor, shown = model.checkpoint.vae.config.factor, shown_beside(model.checkpoint)
+    first, traits = requests[0], traits_of(model.checkpoint, refines=refiner is not None)
+    check_guides(first, traits)
+    factor, shown = traits.factor, traits.shown
     originals = Originals.of(requests, factor)
     strength = 1.0 if first.outpaint is not None else STRENGTH
     strength = strength if first.strength is None else first.strength

@@ -29,7 +29,7 @@ def estimate(source: str | Path | Iterable[Any], options: Options, engine: Engin
     with tempfile.TemporaryDirectory(prefix="genpipe-") as folder:
         run = Run(source, folder, options, engine=engine)
         with run.planned() as (journal, model):
-            packer = Packer(journal, partial(run.batch_size, model), distilled=model.distilled)
+            packer = Packer(journal, partial(run.batch_size, model), distilled=model.traits.distilled)
             images = batches = shapes = largest = 0
             work, area, last = 0.0, 0, None
             samples: list[Batch] = []

@@ -8,6 +8,7 @@ from typing import Any
 
 from genpipe.fields import settings_of
 from genpipe.filenames import safe_name
+from genpipe.fit import ignored
 from genpipe.inputs import LoraList
 from genpipe.lora_tags import named_in
 from genpipe.messages import one_line, quoted
@@ -17,7 +18,7 @@ from genpipe.render.options import identity_settings
 from genpipe.render.rows import Row
 from genpipe.request import COUNT, MAX_PICTURES, MAX_SEED, SETTINGS, Request
 from genpipe.workers.messages import Model
-from genpipe.workers.settings import complete, unheeded
+from genpipe.workers.settings import complete
 
 _OWN = {"prompt", "seed", "n", "file_name", *SETTINGS}
 # A row, checked: line, prompt, settings, identity, seeds, n, the hash its seeds come from (None: they are given), file
@@ -88,13 +89,13 @@ class Planner:
                 self._reject(row, str(error))
         ordinals = iter(self._ordinals.of([one[6] for one in resolved if one[6] is not None]))
         pictures: list[Planned] = []
-        for line, prompt, settings, identity, seeds, n, content, wish, extra in resolved:
+        for line, prompt, settings, identity, seeds, n, content, asked_name, extra in resolved:
             if content is not None:
                 first = derived_seed(content, next(ordinals))
                 seeds = (first,) if n == 1 else [(first + k * self._stride) % DERIVED_SEEDS for k in range(n)]
             text = prompt.encode()
             for seed in seeds:
-                pictures.append((identity.of(text, seed), line, settings, prompt, seed, wish, extra))
+                pictures.append((identity.of(text, seed), line, settings, prompt, seed, asked_name, extra))
         self.asked += len(pictures)
         self.journal.add(pictures)
 
@@ -108,7 +109,7 @@ class Planner:
         except UnicodeEncodeError:
             raise ValueError("prompt must be Unicode text: it holds half a surrogate pair") from None
         key, n = "", self._n
-        seed = wish = extra = None
+        seed = asked_name = extra = None
         prompt, named = named_in(prompt, self._lora_dir)
         given: dict[str, Any] = {}
         if len(fields) > 1 or named:
@@ -117,14 +118,14 @@ class Planner:
                 others = LoraList().check("loras", given.get("loras", self._settings.get("loras", ())))
                 given["loras"] = (*others, *named)
             key = repr(given) if given else ""
-            seed, wish = fields.get("seed"), fields.get("file_name")
+            seed, asked_name = fields.get("seed"), fields.get("file_name")
             n = _number(fields["n"]) if "n" in fields else n
             if others := fields.keys() - _OWN:
                 extra = _carried({str(name): fields[name] for name in others})
-            if wish is not None:
-                if type(wish) is not str or not wish.strip():
-                    raise ValueError(f"file_name must be text, not {quoted(wish)}")
-                wish = safe_name(wish, self._suffix)
+            if asked_name is not None:
+                if type(asked_name) is not str or not asked_name.strip():
+                    raise ValueError(f"file_name must be text, not {quoted(asked_name)}")
+                asked_name = safe_name(asked_name, self._suffix)
         settings, identity = self._known.get(key) or self._check(given, key)
         seeds: Sequence[int] = ()
         if seed is not None:
@@ -135,17 +136,17 @@ class Planner:
                 raise ValueError(f"n is {n} where --seeds says which to draw: leave one of them out")
             seeds = self._seeds
         else:
-            rest = f"{key}\0{wish}\0{extra}" if len(fields) > 1 else "\0None\0None"
+            rest = f"{key}\0{asked_name}\0{extra}" if len(fields) > 1 else "\0None\0None"
             content = content_hash(b"%d %b%b" % (len(content), content, rest.encode("utf-8", "replace")))
-            return row.line, prompt, settings, identity, seeds, n, content, wish, extra
-        return row.line, prompt, settings, identity, seeds, n, None, wish, extra
+            return row.line, prompt, settings, identity, seeds, n, content, asked_name, extra
+        return row.line, prompt, settings, identity, seeds, n, None, asked_name, extra
 
     def _check(self, given: dict[str, Any], key: str) -> tuple[int, Identity]:
         """The settings of a row, complete: checked once for all rows that give the same."""
         settings = {name: value for name, value in {**self._settings, **given}.items() if value is not None}
         request = complete(settings, self.model)
         checked = {name: value for name, value in request.to_dict().items() if name in SETTINGS}
-        for line in unheeded([request], self.model):
+        for line in ignored([request], self.model.traits):
             if line not in self._warned:
                 self._warned.add(line)
                 warnings.warn(line, stacklevel=2)

@@ -220,7 +220,7 @@ class Run:
     # Drawing
 
     def _draw(self, journal: Journal, model: Model) -> Iterator[Rendered]:
-        packer = Packer(journal, partial(self.batch_size, model), distilled=model.distilled)
+        packer = Packer(journal, partial(self.batch_size, model), distilled=model.traits.distilled)
         key, drained, batch = 0, False, packer.next()
         if batch is not None:
             journal.set("results_are_written", False)

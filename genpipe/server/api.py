@@ -72,7 +72,7 @@ def api_router(served: Served) -> APIRouter:
     async def models() -> list[dict[str, Any]]:
         """The first draws where a request names none; `defaults` hold for the settings that a request leaves out."""
         return [
-            {"name": name, "defaults": model.defaults[""], "multiple_of": model.factor}
+            {"name": name, "defaults": model.defaults[""], "multiple_of": model.traits.factor}
             for name, model in served.models.items()
         ]
 

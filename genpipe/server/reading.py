@@ -12,6 +12,7 @@ from PIL import Image
 
 from genpipe.dialects.a1111 import parse_parameters
 from genpipe.fields import Choice, Flag, Number, Pair, Sides, Text, Whole, settings_of
+from genpipe.fit import ignored
 from genpipe.images import open_image, upright
 from genpipe.imprint import MADE, PARAMETERS, texts_in
 from genpipe.inputs import ControlList, ImageInput, LoraList
@@ -21,7 +22,7 @@ from genpipe.request import Request
 from genpipe.seeds import random_seed, seeds_for, varied
 from genpipe.server.limits import Limits
 from genpipe.workers.messages import Model
-from genpipe.workers.settings import complete, unheeded
+from genpipe.workers.settings import complete
 
 # What a body says beside the fields of `Request`.
 MODEL, FORMAT, PRIORITY = "model", "format", "priority"
@@ -98,7 +99,7 @@ def read_asked(
         name,
         f".{own.get(FORMAT, 'png')}",
         own.get(PRIORITY) == "low",
-        tuple(unheeded([first], models[name])),
+        tuple(ignored([first], models[name].traits)),
     )
 
 

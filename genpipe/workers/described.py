@@ -1,8 +1,6 @@
 """What a worker says of the model that it holds."""
 
 from genpipe.pipeline import Pipeline
-from genpipe.pipeline.networks import shown_beside
-from genpipe.pipeline.requests import tile_factor
 from genpipe.workers.messages import Model
 
 
@@ -13,15 +11,7 @@ def describe(pipeline: Pipeline, *, fingerprint: str = "", depth: int = 1, pixel
         fingerprint=fingerprint,
         dtype=str(pipeline.dtype).removeprefix("torch."),
         defaults={"": pipeline.defaults(), "lcm": pipeline.defaults("lcm")},
-        factor=pipeline.vae.config.factor,
-        layers=min(len(each.layers) for each in pipeline.text_encoders),
-        distilled=pipeline.distilled,
+        traits=pipeline.traits,
         depth=depth,
         pixels=pixels,
-        controls=len(pipeline.checkpoint.controls),
-        refers=pipeline.checkpoint.references is not None,
-        sizes=pipeline.checkpoint.family.added_numbers,
-        refines=pipeline.refiner is not None,
-        shown=shown_beside(pipeline.checkpoint),
-        tile_factor=tile_factor(pipeline.checkpoint),
     )

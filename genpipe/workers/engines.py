@@ -126,7 +126,7 @@ class LocalEngine:
         for device in devices[1:]:
             self._start(device)
         self.workers = len(devices)
-        model = Model(**message["opened"])
+        model = Model.from_dict(message["opened"])
         self._depth = model.depth
         return model
 

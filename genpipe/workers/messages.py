@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from genpipe.fit import Traits
 from genpipe.spec import ModelSpec
 
 # Images that are larger than this get a small copy of this size, for the gallery.
@@ -49,34 +50,23 @@ class Model:
         fingerprint: SHA-256 of its files; "" where nobody asks for it.
         dtype: of the networks.
         defaults: settings where a row gives none; those for the sampler "lcm" under its name, all others' under "".
-        factor: pixels a side of one latent pixel.
-        layers: of the text encoder.
-        distilled: whether the scale of guidance is an input of its network, so that a batch must share it.
+        traits: what it can draw.
         depth: batches that a worker has at a time, those that it prepares and writes among them.
         pixels: of a batch, where no better size of it has been found; None where the worker does not say.
-        controls: how many control networks it has.
-        refers: whether it has an IP-Adapter.
-        sizes: how many numbers its network takes of sizes and crops, see `genpipe.fit.ignored`.
-        refines: whether there is a refiner.
-        shown: what its network is shown beside the latents, see `genpipe.fit.ignored`.
-        tile_factor: what sides of images without edges are multiples of, in pixels; 0 is as of others.
     """
 
     name: str
     fingerprint: str
     dtype: str
     defaults: dict[str, dict[str, Any]]
-    factor: int
-    layers: int
-    distilled: bool = False
+    traits: Traits
     depth: int = 2
     pixels: int | None = None
-    controls: int = 0
-    refers: bool = False
-    sizes: int = 0
-    refines: bool = False
-    shown: str | None = "unknown"
-    tile_factor: int = 0
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Model":
+        """Make the model that `dataclasses.asdict` gave."""
+        return cls(**{**values, "traits": Traits(**values["traits"])})
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,7 @@ class RayEngine:
         if opened is None:
             return None
         actor.ready, self._deaths = True, 0
-        model = Model(**opened)
+        model = Model.from_dict(opened)
         self._depth = model.depth
         return model
 

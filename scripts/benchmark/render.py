@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from genpipe.fit import Traits
 from genpipe.render import Options, Run
 from genpipe.workers.engines import Event
 from genpipe.workers.messages import Drawn, Job, Model, Result, Work
@@ -58,7 +59,9 @@ class Stub:
         if not os.path.islink(f"{job.out}/images"):
             os.symlink(self._images, f"{job.out}/images")
         self.opened = now()
-        return Model("stub", "0" * 64, "float32", {"": DEFAULTS, "lcm": DEFAULTS}, 8, 12)
+        return Model(
+            "stub", "0" * 64, "float32", {"": DEFAULTS, "lcm": DEFAULTS}, Traits(factor=8, tile_factor=64, layers=12)
+        )
 
     def room(self) -> bool:
         if self.planned is None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from genpipe.fit import Traits
 from genpipe.render import Options, Run
 from genpipe.workers.engines import Event
 from genpipe.workers.kept_sizes import KeptSizes
@@ -13,7 +14,7 @@ from genpipe.workers.messages import Job, Model, Task, Work
 from genpipe.workers.renderer import Renderer
 
 DEFAULTS = {"height": 32, "width": 32, "steps": 2, "guidance_scale": 4.0, "guidance_rescale": 0.0}
-MODEL = Model("tiny", "f" * 64, "float32", {"": DEFAULTS, "lcm": DEFAULTS}, 4, 3)
+MODEL = Model("tiny", "f" * 64, "float32", {"": DEFAULTS, "lcm": DEFAULTS}, Traits(factor=4, tile_factor=4, layers=3))
 
 
 class Inline:

@@ -196,9 +196,9 @@ def test_a_killed_process_is_started_again_and_its_images_are_the_same(
 
     engine = Engine(specs, devices="cpu", deterministic=False, launch=launch)
     engine.open()
-    assert engine.wait(120) and engine.models["tiny"].factor == pipe.vae.config.factor
+    assert engine.wait(120) and engine.models["tiny"].traits.factor == pipe.vae.config.factor
     heard = Heard()
-    asked = [job(f"{k}", seed=k, steps=300) for k in range(3)]
+    asked = [job(f"{k}", seed=k, steps=120) for k in range(3)]
     engine.submit(asked, heard)
     heard.until(lambda: len(heard.steps) == 3)
     assert started[0].pid is not None

@@ -14,6 +14,7 @@ from PIL import Image
 
 from genpipe import Pipeline, Request
 from genpipe.checkpoints.fingerprint import checkpoint_files
+from genpipe.fit import Traits
 from genpipe.images import save_image
 from genpipe.judge import Score
 from genpipe.metadata import read_metadata, read_request
@@ -271,7 +272,7 @@ def test_a_checkpoint_is_its_weights_configs_and_vocabulary(tiny_checkpoint):
 
 def test_the_model_says_what_planning_needs(job):
     model = Renderer(job, "cpu").model()
-    assert (model.dtype, model.factor, model.layers, model.distilled) == ("float32", 4, 3, False)
+    assert (model.dtype, model.traits) == ("float32", Traits(factor=4, tile_factor=8, layers=3))
     assert (model.defaults[""]["steps"], model.defaults["lcm"]["steps"]) == (30, 4)
     assert len(model.fingerprint) == 64
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from genpipe.checkpoints import save_checkpoint
 from genpipe.checkpoints.families import SD1
+from genpipe.fit import Traits
 from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
 from genpipe.models.tokenizer import train_tokenizer
 from genpipe.models.unet import UNet
@@ -62,7 +63,9 @@ class Instant:
 
     def open(self, job: Job) -> Model:
         self._out = job.out
-        return Model("tiny", "f" * 64, "float32", {"": DEFAULTS, "lcm": DEFAULTS}, 4, 2)
+        return Model(
+            "tiny", "f" * 64, "float32", {"": DEFAULTS, "lcm": DEFAULTS}, Traits(factor=4, tile_factor=4, layers=2)
+        )
 
     def room(self) -> bool:
         return len(self._waiting) < 2
