@@ -9,7 +9,7 @@ from genpipe.filenames import collision_key, file_stem, numbered, safe_name
 
 
 @pytest.mark.parametrize(
-    ("wish", "name"),
+    ("asked", "name"),
     [
         ("hero.png", "hero.png"),
         ("hero", "hero.png"),
@@ -49,16 +49,16 @@ from genpipe.filenames import collision_key, file_stem, numbered, safe_name
         ("e\u200d\u0301", "é.png"),
     ],
 )
-def test_names_are_made_safe(wish, name):
-    assert safe_name(wish, ".png") == name
+def test_names_are_made_safe(asked, name):
+    assert safe_name(asked, ".png") == name
 
 
 @pytest.mark.parametrize(
-    "wish",
+    "asked",
     ["x" * 300, "ж" * 300, "/".join("abcdefghijklmnop"), "y" * 300 + ".jpg", "가" * 300 + "/" + "😀" * 300],
 )
-def test_names_fit_into_file_systems(wish, tmp_path):
-    name = numbered(safe_name(wish, ".png"), 99_999)
+def test_names_fit_into_file_systems(asked, tmp_path):
+    name = numbered(safe_name(asked, ".png"), 99_999)
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"")
@@ -72,14 +72,14 @@ def test_no_name_leaves_the_folder(tmp_path):
         *("\u0301", "\u200d", "\u3000", "0" * 32, "x" * 90, "가" * 40, ".webp/", "K", "ẞ", "\u0338", "<"),
     ]
     for _ in range(5000):
-        wish = "".join(rng.choices(pieces, k=rng.randrange(1, 9)))
-        name = safe_name(wish, ".png")
+        asked = "".join(rng.choices(pieces, k=rng.randrange(1, 9)))
+        name = safe_name(asked, ".png")
         resolved = (tmp_path / name).resolve()
-        assert resolved.is_relative_to(tmp_path.resolve()) and resolved != tmp_path.resolve(), wish
-        assert safe_name(name, ".jpg") == name, wish
-        assert safe_name(numbered(name, 2), ".jpg") == numbered(name, 2), wish
+        assert resolved.is_relative_to(tmp_path.resolve()) and resolved != tmp_path.resolve(), asked
+        assert safe_name(name, ".jpg") == name, asked
+        assert safe_name(numbered(name, 2), ".jpg") == numbered(name, 2), asked
         *folders, last = name.split("/")
-        assert last.endswith((".png", ".webp")) and not any(part.endswith((".png", ".webp")) for part in folders), wish
+        assert last.endswith((".png", ".webp")) and not any(part.endswith((".png", ".webp")) for part in folders), asked
 
 
 def test_numbers_go_before_the_suffix():

@@ -19,7 +19,9 @@ from genpipe.render.journal_schema import DONE, FAILED, INDEX, META, PENDING, PI
 
 __all__ = ["DONE", "FAILED", "PENDING", "Entry", "Journal", "Planned"]
 
-_INSERT = "INSERT INTO pictures (id, line, settings, prompt, seed, wish, extra, plan) VALUES (?, ?, ?, ?, ?, ?, ?, {})"
+_INSERT = (
+    "INSERT INTO pictures (id, line, settings, prompt, seed, asked_name, extra, plan) VALUES (?, ?, ?, ?, ?, ?, ?, {})"
+)
 _UPSERT = (
     f"{_INSERT} ON CONFLICT (id) DO UPDATE SET plan = excluded.plan, line = excluded.line, extra = excluded.extra"
     " WHERE plan <> excluded.plan"
@@ -195,8 +197,8 @@ class Journal:
         last: dict[str, int] = {}
         after = 0
         while unnamed := self._rows(
-            "SELECT number, wish FROM pictures WHERE number > ? AND plan = ? AND wish IS NOT NULL AND name IS NULL "
-            "ORDER BY number LIMIT 4096",
+            "SELECT number, asked_name FROM pictures"
+            " WHERE number > ? AND plan = ? AND asked_name IS NOT NULL AND name IS NULL ORDER BY number LIMIT 4096",
             (after, self.plan),
         ):
             for number, asked in unnamed:

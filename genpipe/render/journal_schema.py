@@ -11,7 +11,7 @@ from genpipe.messages import one_line, quoted
 from genpipe.render.recorded import recorded_request
 from genpipe.request import MAX_SEED
 
-SCHEMA = 2
+SCHEMA = 3
 PENDING, DONE, FAILED = range(3)
 
 TABLES = """
@@ -28,7 +28,7 @@ CREATE TABLE pictures (
     settings INTEGER NOT NULL,
     prompt TEXT NOT NULL,
     seed INTEGER NOT NULL,           -- as signed
-    wish TEXT,                       -- the file name asked for, made safe
+    asked_name TEXT,                 -- the file name asked for, made safe
     name TEXT,                       -- the file name given, unless it is the id
     name_key TEXT,                   -- of the file name given: equal where some disk takes two names for one
     extra TEXT,                      -- fields carried through, JSON
@@ -53,7 +53,7 @@ _SOUND = {
     "settings": "settings IN (SELECT number FROM settings)",
     "prompt": "typeof(prompt) = 'text'",
     "seed": "typeof(seed) = 'integer'",
-    "file name": "typeof(wish) IN ('text', 'null') AND typeof(name) IN ('text', 'null')",
+    "file name": "typeof(asked_name) IN ('text', 'null') AND typeof(name) IN ('text', 'null')",
     "other fields": "extra IS NULL OR (typeof(extra) = 'text' AND json_valid(extra) AND json_type(extra) = 'object')",
     "state": f"typeof(state) = 'integer' AND state BETWEEN {PENDING} AND {FAILED}",
     "size": f"typeof(size) = iif(state = {DONE}, 'integer', 'null')",
@@ -62,13 +62,13 @@ _SOUND = {
 }
 
 _NAMED = (
-    "SELECT number, wish, name, name_key FROM pictures"
-    " WHERE wish IS NOT NULL OR name IS NOT NULL OR name_key IS NOT NULL"
+    "SELECT number, asked_name, name, name_key FROM pictures"
+    " WHERE asked_name IS NOT NULL OR name IS NOT NULL OR name_key IS NOT NULL"
 )
 
 
 def check(db: sqlite3.Connection) -> None:
-    """Read a whole journal and make sure that a renderer could have written it.
+    """Read a whole journal, of this version or turned into it, and make sure that a renderer could have written it.
 
     Raises:
         ValueError: it is another version's, or holds what no renderer writes; names what.
@@ -76,6 +76,7 @@ def check(db: sqlite3.Connection) -> None:
     """
     if db.execute("PRAGMA quick_check(1)").fetchall() != [("ok",)]:
         raise ValueError("the journal is damaged")
+    _upgrade(db)
     found, expected = _objects(db), _expected()
     if found.get("meta") == expected["meta"]:
         for (value,) in db.execute("SELECT value FROM meta WHERE key = 'schema'"):
@@ -106,6 +107,17 @@ def check(db: sqlite3.Connection) -> None:
             raise _damaged(f"the file name {quoted(asked if name is None else name)} of image {number}")
     for number, text in db.execute(f"SELECT number, detail FROM pictures WHERE state = {DONE} AND detail IS NOT NULL"):
         _check_score(text, f"the score of image {number}")
+
+
+def _upgrade(db: sqlite3.Connection) -> None:
+    """Turn a journal of version 2, which had another name for one column, into one of version 3; leave all others alone."""
+    expected = _expected()
+    expected["pictures"] = expected["pictures"].replace("asked_name", "wish")
+    if {"ids": expected["ids"], **_objects(db)} == expected:
+        db.executescript(
+            "BEGIN; ALTER TABLE pictures RENAME COLUMN wish TO asked_name;"
+            "UPDATE meta SET value = '3' WHERE key = 'schema' AND value = '2'; COMMIT"
+        )
 
 
 def read_json(text: Any, kind: type, what: str) -> Any:

@@ -8,8 +8,8 @@ from genpipe.render.journal import DONE, FAILED, PENDING, Journal
 
 
 def picture(number: int, **changes) -> tuple:
-    values = {"seed": number, "wish": None, "extra": None, **changes}
-    return (number.to_bytes(16), number, 1, f"p{number}", values["seed"], values["wish"], values["extra"])
+    values = {"seed": number, "asked_name": None, "extra": None, **changes}
+    return (number.to_bytes(16), number, 1, f"p{number}", values["seed"], values["asked_name"], values["extra"])
 
 
 @pytest.fixture

@@ -51,6 +51,33 @@ def test_what_a_renderer_wrote_opens(path):
     journal.close()
 
 
+def older(path: Path) -> None:
+    """Make a journal one of version 2."""
+    with sqlite3.connect(path) as database:
+        database.executescript(
+            "ALTER TABLE pictures RENAME COLUMN asked_name TO wish; UPDATE meta SET value = '2' WHERE key = 'schema'"
+        )
+    database.close()
+
+
+def test_a_journal_of_version_2_goes_on(path):
+    before = Journal(path)
+    entries = before.entries()
+    before.close()
+    older(path)
+    for _ in range(2):
+        journal = Journal(path)
+        assert journal.entries() == entries and journal.get("schema") == 3
+        journal.close()
+
+
+def test_a_journal_of_version_2_is_held_to_what_a_renderer_wrote(path):
+    older(path)
+    assert "the file name '../x.png' of image 4" in tampered(
+        path, "UPDATE pictures SET wish = '../x.png' WHERE number = 4"
+    )
+
+
 @pytest.mark.parametrize(
     "name",
     ["../../../escaped.png", "/etc/x.png", "a/../../x.png", "con.png", ".hidden.png", "x", "x.exe", "a.png/b.png", ""],
@@ -71,8 +98,8 @@ def test_a_file_name_that_is_not_safe_is_refused(path, name):
         ("prompt = x'ff'", "the prompt of image 4"),
         ("seed = 'x'", "the seed of image 4"),
         ("seed = 1e300", "the seed of image 4"),
-        ("wish = '../x.png'", "the file name"),
-        ("wish = 5.0", "the file name"),
+        ("asked_name = '../x.png'", "the file name"),
+        ("asked_name = 5.0", "the file name"),
         ("name_key = 'other'", "the file name"),
         ("name = x'41'", "the file name of image 4"),
         ("extra = 'nonsense'", "the other fields of image 4"),
@@ -111,7 +138,7 @@ def test_an_odd_value_of_an_image_is_named(path, change, where):
         ("UPDATE meta SET value = '[1]' WHERE key = 'settings'", "its settings"),
         ("UPDATE meta SET value = '3' WHERE key = 'source'", "its source"),
         ("UPDATE meta SET value = '" + "[" * 100_000 + "' WHERE key = 'settings'", "its settings"),
-        ("UPDATE meta SET value = '1' WHERE key = 'schema'", "has version 1, and this genpipe writes version 2"),
+        ("UPDATE meta SET value = '1' WHERE key = 'schema'", "has version 1, and this genpipe writes version 3"),
         ("UPDATE meta SET value = '\"\x1b[2J\"' WHERE key = 'schema'", "its version"),
         ("UPDATE rejects SET line = 'x'", "the row of line 'x'"),
         ("UPDATE rejects SET reason = x'00'", "the row of line 9"),
