@@ -105,13 +105,26 @@ def specs(tiny_checkpoint: Path) -> dict[str, ModelSpec]:
     return {"tiny": ModelSpec(str(tiny_checkpoint), device="cpu", dtype="fp32")}
 
 
-@pytest.fixture
-def engine(pipe: Pipeline, specs: dict[str, ModelSpec]) -> Iterator[Engine]:
+@contextlib.contextmanager
+def opened_engine(pipe: Pipeline, specs: dict[str, ModelSpec]) -> Iterator[Engine]:
     made = Engine(specs, devices="cpu", launch=threads({"tiny": pipe}))
     made.open()
     assert made.wait(30)
     yield made
     made.close()
+
+
+@pytest.fixture
+def engine(pipe: Pipeline, specs: dict[str, ModelSpec]) -> Iterator[Engine]:
+    with opened_engine(pipe, specs) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def shared_url(pipe: Pipeline, specs: dict[str, ModelSpec]) -> Iterator[str]:
+    """Where a server listens to tests that have nothing drawn."""
+    with opened_engine(pipe, specs) as engine, listening(create_app(engine)) as address:
+        yield address
 
 
 @pytest.fixture

@@ -80,8 +80,11 @@ def test_it_waits_where_there_is_no_room(pipe: Pipeline, specs: dict[str, ModelS
     small.open()
     assert small.wait(30)
     with listening(create_app(small)) as address:
-        images = Client(address)("a", n=8, seed=1, progress=False, steps=20, width=64, height=64)
-    assert len({image.tobytes() for image in images}) == 8
+        client = Client(address)
+        client("a", n=2, **SMALL)  # from then on the server knows how soon there is room: in a second
+        images = client("a", n=5, seed=1, progress=False, steps=20, width=64, height=64)
+    assert len({image.tobytes() for image in images}) == 5
+    assert b"genpipe_refused_full_total 0.0" not in small.metrics.text()
     small.close()
 
 

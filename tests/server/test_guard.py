@@ -77,9 +77,9 @@ def test_bodies_are_bounded_whether_they_say_their_size_or_not(engine: Engine) -
         b'{"a":1e999}',
     ],
 )
-def test_what_is_not_a_json_object_is_refused(url: str, content: bytes) -> None:
+def test_what_is_not_a_json_object_is_refused(shared_url: str, content: bytes) -> None:
     for path in ("/api/drawings", "/v1/images/generations", "/sdapi/v1/txt2img", "/api/read", "/sdapi/v1/options"):
-        answer = httpx.post(url + path, content=content)
+        answer = httpx.post(shared_url + path, content=content)
         if path != "/sdapi/v1/txt2img" or content:
             assert answer.status_code == 400, (path, answer.text)
         assert "Traceback" not in answer.text
@@ -90,8 +90,8 @@ def test_what_is_not_a_json_object_is_refused(url: str, content: bytes) -> None:
     ["/page/../app.py", "/page/%2e%2e/app.py", "/files/../../etc/passwd", "/files/..%2f..%2fetc%2fpasswd-0.png",
      "/page//etc/passwd", "/static-offline-docs/../core.py", "/api/drawings/%00", "/files/x-99999999999999999999.png"],
 )  # fmt: skip
-def test_paths_lead_nowhere_else(url: str, path: str) -> None:
-    parts = urlsplit(url)
+def test_paths_lead_nowhere_else(shared_url: str, path: str) -> None:
+    parts = urlsplit(shared_url)
     with socket.create_connection((parts.hostname or "", parts.port or 0)) as raw:  # clients tidy paths up
         raw.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         answer = b""

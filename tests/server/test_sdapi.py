@@ -116,8 +116,8 @@ def test_png_info(api: Any, pipe: Pipeline, url: str) -> None:
         ({"nonsense": 1}, "a request has no nonsense"),
     ],
 )
-def test_what_genpipe_has_not_is_refused(url: str, body: dict[str, Any], error: str) -> None:
-    answer = httpx.post(f"{url}/sdapi/v1/txt2img", json={"prompt": "a", **body})
+def test_what_genpipe_has_not_is_refused(shared_url: str, body: dict[str, Any], error: str) -> None:
+    answer = httpx.post(f"{shared_url}/sdapi/v1/txt2img", json={"prompt": "a", **body})
     assert answer.status_code == 400 and error in answer.json()["detail"], answer.text
 
 
