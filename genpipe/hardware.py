@@ -29,7 +29,7 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
     """Find the named device, or the best there is: cuda, then mps, then cpu.
 
     Raises:
-        ValueError: the name is no device, or that device is not here.
+        ValueError: the name is no device, or that device is not available.
     """
     if name is None:
         if torch.cuda.is_available():
@@ -41,12 +41,12 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cuda", "mps", "cpu"):
-        raise ValueError(f"device {shown} is not one: use cuda, cuda:0, mps or cpu")
+        raise ValueError(f"device {shown} is unknown: use cuda, cuda:0, mps or cpu")
     cards = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= cards:
-        raise ValueError(f"device {shown} is not here: torch sees {cards} CUDA devices; use --device cpu")
+        raise ValueError(f"device {shown} is not available: torch sees {cards} CUDA devices; use --device cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"device {shown} is not here: torch sees no Apple GPU; use --device cpu")
+        raise ValueError(f"device {shown} is not available: torch sees no Apple GPU; use --device cpu")
     return torch.device("cpu") if device.type == "cpu" else device  # tensors on "cpu:3" say that they are on "cpu"
 
 

@@ -23,7 +23,7 @@ def named_in(prompt: str, folder: str | None) -> tuple[str, tuple[Lora, ...]]:
         The prompt without them, and them, in their order.
 
     Raises:
-        ValueError: there is no such file in the folder, there is no folder, or a name or a strength is not one.
+        ValueError: there is no such file in the folder, there is no folder, or a name or a strength cannot be used.
     """
     found = []
     for name, strength in _TAG.findall(prompt):

@@ -30,7 +30,7 @@ MAX_PICTURES = 100_000  # of one call
 MAX_STEPS = 1000
 MAX_GUIDANCE = 1000.0
 MAX_BEST_OF = 100
-# Pixels a side; past this, attention and the decoder need more memory than machines have.
+# Pixels per side; past this, attention and the decoder need more memory than machines have.
 MAX_SIDE = 8192
 COUNT = Whole(1, MAX_PICTURES, "it is the number of images")
 BEST_OF = Whole(1, MAX_BEST_OF, "4 to 16 are usual")
@@ -288,7 +288,7 @@ SETTINGS = tuple(name for name in settings_of(Request) if name not in ("prompt",
 def check_size(height: int, width: int, factor: int) -> None:
     """Raise ValueError, with the nearest sizes that work, unless height and width are multiples of `factor`.
 
-    `factor` is how many pixels a side one latent pixel stands for (8 in Stable Diffusion).
+    `factor` is how many pixels per side one latent pixel stands for (8 in Stable Diffusion).
     """
     for name, value in (("height", height), ("width", width)):
         value = Whole(1, MAX_SIDE, f"a multiple of {factor}").check(name, value)

@@ -47,7 +47,7 @@ def test_what_is_asked_for_is_taken() -> None:
 )  # fmt: skip
 def test_what_is_no_device_is_refused_in_one_short_line(name) -> None:
     with pytest.raises(
-        ValueError, match=r"device .* (is not one: use cuda|is not here: .*; use --device cpu)"
+        ValueError, match=r"device .* (is unknown: use cuda|is not available: .*; use --device cpu)"
     ) as caught:
         choose_device(name)
     assert len(str(caught.value)) < 200 and str(caught.value).isprintable()

@@ -225,9 +225,9 @@ def open_source(
     text = str(path_or_id).strip()
     path = os.path.expanduser(text)
     if revision is not None and not _is_revision(revision):
-        raise CheckpointError(f"revision {quoted(revision)} is not one: give a branch, a tag or a commit of the hub")
+        raise CheckpointError(f"revision {quoted(revision)} names no branch, tag or commit: give one of the hub's")
     if file is not None and not _FILE.fullmatch(file):
-        raise CheckpointError(f"file {quoted(file)} is not one: give the name of a file in {quoted(text)}")
+        raise CheckpointError(f"file {quoted(file)} is no name of a file: give that of one in {quoted(text)}")
     if text and os.path.isdir(path):
         if revision is not None:
             raise CheckpointError(f"{text} is a folder here, which has no revision {quoted(revision)}: leave it out")

@@ -1,1 +1,1 @@
-"""The three networks and the tokenizer: one a file, and one frozen config for each."""
+"""The three networks and the tokenizer: one per file, and one frozen config for each."""

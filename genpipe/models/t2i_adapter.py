@@ -26,7 +26,7 @@ class T2IAdapterConfig:
         image_channels: 3, or 1 for one that is shown grey images.
         channels: width of each of the maps but, in a light one, of the last, which is as wide as the one before.
         residuals: residual blocks per map.
-        factor: pixels a side that become one before the first convolution.
+        factor: pixels per side that become one before the first convolution.
         form: the full one of Stable Diffusion 1.x, that of XL, which begins with the second level's size, or the light one.
     """
 

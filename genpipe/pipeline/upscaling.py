@@ -70,7 +70,7 @@ def upscaled_size(request: Request, factor: int) -> tuple[int, int]:
     """
     height, width = (round(side * request.upscale / factor) * factor for side in (request.height, request.width))
     if max(height, width) > MAX_SIDE:
-        raise ValueError(f"upscale {request.upscale:g} gives {width}x{height}: {MAX_SIDE} pixels a side at most")
+        raise ValueError(f"upscale {request.upscale:g} gives {width}x{height}: at most {MAX_SIDE} pixels per side")
     return height, width
 
 

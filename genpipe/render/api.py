@@ -60,4 +60,4 @@ def make_engine(engine: str | Engine, devices: str, address: str | None) -> Engi
         from genpipe.workers.ray_engine import RayEngine
 
         return RayEngine(address, devices)
-    raise ValueError(f"engine {engine!r} is not one: use local or ray")
+    raise ValueError(f"engine {engine!r} is unknown: use local or ray")

@@ -46,7 +46,7 @@ def estimate(source: str | Path | Iterable[Any], options: Options, engine: Engin
             seconds = (work * step + area * decode) * options.best_of / engine.workers
         lines = [
             f"model      {model.name}, {model.dtype}, {engine.workers} worker{'s' * (engine.workers > 1)}",
-            f"pictures   {images:,}" + f", the best of {options.best_of} each" * (options.best_of > 1),
+            f"images     {images:,}" + f", the best of {options.best_of} each" * (options.best_of > 1),
             f"batches    {batches:,} of at most {largest}, {shapes:,} changes of shape",
             f"time       about {_duration(seconds)}, by a batch that was drawn in {STEPS} steps",
             f"disk       about {area * size / 1e6:,.1f} MB",
@@ -54,7 +54,7 @@ def estimate(source: str | Path | Iterable[Any], options: Options, engine: Engin
         if run.rejected:
             lines.append(f"not drawn  {run.rejected:,} rows that cannot be drawn")
         if run.repeated:
-            lines.append(f"repeated   {run.repeated:,} pictures, drawn once")
+            lines.append(f"repeated   {run.repeated:,} images, drawn once")
         return "\n".join(lines)
 
 

@@ -37,7 +37,7 @@ class OutputFolder:
         """Take the folder, and its journal.
 
         Raises:
-            ValueError: it holds somebody else's files, or its journal is not one, or another version's.
+            ValueError: it holds somebody else's files, or its journal is damaged or another version's.
             OSError: it cannot be written, or another renderer is at work in it.
         """
         hidden = self.root / ".genpipe"

@@ -87,7 +87,7 @@ class FairQueue:
         return job
 
     def remove(self, identifier: str) -> Job | None:
-        """Take out the job of this id; None if it is not here."""
+        """Take out the job of this id; None if it does not wait."""
         job = next((one for one in self if one.id == identifier), None)
         if job is None:
             return None

@@ -55,7 +55,7 @@ def environment_for(device: str | None) -> tuple[dict[str, str], str | None]:
 
 
 def cpu_workers(model: str | None) -> int:
-    """Processes that a CPU takes: one a processor, as far as three copies of the weights fit each into free memory.
+    """Processes that a CPU takes: one per processor, as far as three copies of the weights fit each into free memory.
 
     A model on the hub gets one: its files are not known here, and they are large.
     """

@@ -83,7 +83,7 @@ class _Worker:
 
 
 class LocalEngine:
-    """Processes of this machine: one a GPU, or several on the CPU.
+    """Processes of this machine: one per GPU, or several on the CPU.
 
     Args:
         devices: "auto", "cpu", "cpu:4" (that many processes), "cuda", "cuda:0,cuda:2", or names that `nvidia-smi -L` shows.

@@ -1,6 +1,6 @@
 """A worker's process: `python -m genpipe.workers.process`, spoken to over its standard input and output.
 
-Messages are JSON objects, one a line. In: {"job", "device"}, then {"draw"} with a `Work`, and {"drain"}. Out: {"opened",
+Messages are JSON objects, one per line. In: {"job", "device"}, then {"draw"} with a `Work`, and {"drain"}. Out: {"opened",
 "device", "cards"} or {"refused"}; then {"begun"}, {"done", "result"}, {"returned"} and {"stop"}, which names the error that
 ends the run. When its input ends, so does the process: it never outlives its coordinator.
 """

@@ -42,8 +42,8 @@ Model = Callable[[], Tensor]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", metavar="FILE", help="of a ResNet-50 (default: random, for 1,000 classes)")
-    parser.add_argument("--size", type=int, default=224, help="side of the pictures (%(default)s)")
-    parser.add_argument("--batch", type=int, default=32, help="pictures at a time (%(default)s)")
+    parser.add_argument("--size", type=int, default=224, help="side of the images (%(default)s)")
+    parser.add_argument("--batch", type=int, default=32, help="images at a time (%(default)s)")
     parser.add_argument("--runs", type=int, default=5, help="of each network, in turn (%(default)s)")
     arguments = parser.parse_args()
     batch, size = arguments.batch, arguments.size
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def scenes(rng: random.Random, count: int, size: int) -> Tensor:
-    """Pictures of the core concepts as networks of ImageNet see them: (count, 3, size, size)."""
+    """Images of the core concepts as networks of ImageNet see them: (count, 3, size, size)."""
     pixels = Composer(size=size).render(sample_batch(rng, count, pool=names(core=True)))
     return Preprocess().normalise((pixels + 1) * 127.5)
 
@@ -147,7 +147,7 @@ def measure(models: dict[str, Model], runs: int) -> tuple[dict[str, list[float]]
 
 
 def gemm_rate(dtype: torch.dtype, size: int = 2048) -> float:
-    """The best of twenty products of square matrices, in floating-point operations a second."""
+    """The best of twenty products of square matrices, in floating-point operations per second."""
     first, second = torch.randn(2, size, size).to(dtype)
     best = float("inf")
     for _ in range(20):

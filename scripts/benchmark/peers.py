@@ -36,7 +36,7 @@ Run = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Task:
-    """What every peer is to compute: a part of the checkpoint in `folder`, at so many pixels a side and pictures a batch;
+    """What every peer is to compute: a part of the checkpoint in `folder`, at so many pixels per side and images per batch;
     whole pictures in so many steps. For the part "control" a ControlNet lies in `folder`/controlnet."""
 
     part: str
@@ -247,7 +247,7 @@ def serve(peer: str, task: Task, orders: Iterable[str], answer: Callable[..., No
         return result, time.perf_counter() - started
 
     run, loading = timed(lambda: BUILDERS[peer](task))
-    # It compiles, reads pages, makes oneDNN's primitives. Whole pictures are timed with all that.
+    # It compiles, reads pages, makes oneDNN's primitives. Whole images are timed with all that.
     result, first = (None, 0.0) if task.part == "picture" else timed(run)
     answer(load_s=loading, first_s=first)
     for order in orders:

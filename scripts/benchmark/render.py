@@ -3,9 +3,9 @@
     python -m scripts.benchmark.render scale                # 10³ … 10⁶ rows, the networks stubbed out
     python -m scripts.benchmark.render overhead --pictures 300 --loop 60
 
-`scale`: rows a second of planning, of journalling finished pictures (packing and messages included), and of resuming:
+`scale`: rows per second of planning, of journalling finished pictures (packing and messages included), and of resuming:
 the same command again, which looks at every file, and again with a line inserted, which reads and plans every row anew.
-Rows a second are given by the wall clock, which whatever else runs on the machine slows down and which waits for the disk,
+Rows per second are given by the wall clock, which whatever else runs on the machine slows down and which waits for the disk,
 and by the processor time of the process.
 `overhead`: the embedded model, at its own settings, against `for prompt in prompts: pipe(prompt).save()` over diffusers'
 pipeline on the same weights at the same dtype. The last line is one JSON object.
@@ -37,7 +37,7 @@ DEFAULTS = {"height": 512, "width": 512, "steps": 30, "guidance_scale": 7.5, "gu
 
 
 class Stub:
-    """An engine without networks: a picture is an empty file. Its own time is kept apart.
+    """An engine without networks: an image is an empty file. Its own time is kept apart.
 
     Times are pairs: wall clock and processor time, in seconds. `opened` and `planned` are when the run opened it and when
     it first asked for room for a batch.
@@ -101,7 +101,7 @@ def one_scale(rows: int, folder: Path, images: Path) -> dict[str, Any]:
             )
 
     def run(new: int) -> tuple[np.ndarray, np.ndarray]:
-        """Time of planning and of journalling so many new pictures."""
+        """Time of planning and of journalling so many new images."""
         engine = Stub(images)
         run = Run(prompts, folder / "out", Options.of(batch=64), engine=engine)
         drawn = now()
@@ -149,7 +149,7 @@ def scale(scales: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def overhead(pictures: int, loop: int, prompts: Sequence[str] = ("pirate ship", "ship")) -> dict[str, Any]:
-    """Pictures a second of `genpipe render` and of the loop, on the embedded model, and what is not networks."""
+    """Images per second of `genpipe render` and of the loop, on the embedded model, and what is not networks."""
     import torch
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
@@ -204,7 +204,7 @@ def overhead(pictures: int, loop: int, prompts: Sequence[str] = ("pirate ship", 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    chosen = commands.add_parser("scale", help="rows a second without networks")
+    chosen = commands.add_parser("scale", help="rows per second without networks")
     chosen.add_argument("--rows", type=int, nargs="+", default=SCALES, help="how many (default: 10³ … 10⁶)")
     chosen = commands.add_parser("overhead", help="against a loop over diffusers")
     chosen.add_argument("--pictures", type=int, default=300, help="of the render (default: %(default)s)")

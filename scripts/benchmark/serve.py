@@ -159,7 +159,7 @@ def _arrive(url: str, gaps: Sequence[float]) -> list[Outcome]:
 
 
 def throughput(images: int, batch: int, runs: int) -> dict[str, Any]:
-    """Images a second of the server and of `Pipeline`, in turns."""
+    """Images per second of the server and of `Pipeline`, in turns."""
     pipeline = Pipeline.from_pretrained()
     rates: dict[str, list[float]] = {"server": [], "pipeline": []}
     with served("--batch", str(batch), "--max-images", str(images)) as server:

@@ -193,9 +193,9 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--parts", type=_listed(str, parts), default=parts, metavar="A,B", help=", ".join(parts))
     parser.add_argument("--peers", type=_listed(str, PEERS), default=list(PEERS), metavar="A,B", help=", ".join(PEERS))
     parser.add_argument("--sizes", type=_listed(int), default=[512], metavar="N,M", help="in pixels (default: 512)")
-    parser.add_argument("--batches", type=_listed(int), default=[1], metavar="N,M", help="pictures (default: 1)")
+    parser.add_argument("--batches", type=_listed(int), default=[1], metavar="N,M", help="images (default: 1)")
     parser.add_argument("--runs", type=int, default=5, help="runs of each (%(default)s)")
-    parser.add_argument("--steps", type=int, default=4, help="solver steps of a whole picture (%(default)s)")
+    parser.add_argument("--steps", type=int, default=4, help="solver steps of a whole image (%(default)s)")
     parser.add_argument("--checkpoint", type=Path, help="where to keep the checkpoint of random weights between runs")
     parser.add_argument("--out", type=Path, help="folder for the table and the plot")
     parser.add_argument(

@@ -36,7 +36,7 @@ Found = Counter[str]
 
 
 def prompts(count: int) -> list[dict[str, Any]]:
-    """Rows whose pictures are all different; some have names of their own."""
+    """Rows whose images are all different; some have names of their own."""
     rows: list[dict[str, Any]] = [{"prompt": f"{('pirate ship', 'ship')[k % 2]} {k // 3}"} for k in range(count)]
     for k in range(0, count, 5):
         rows[k]["file_name"] = f"named/{k}"
@@ -44,7 +44,7 @@ def prompts(count: int) -> list[dict[str, Any]]:
 
 
 def pixels(folder: Path) -> dict[str, str]:
-    """The hash of every picture's pixels, by its path below the folder."""
+    """The hash of every image's pixels, by its path below the folder."""
     found = {}
     for path in sorted((folder / "images").rglob("*")):
         if path.is_file():
@@ -54,7 +54,7 @@ def pixels(folder: Path) -> dict[str, str]:
 
 
 def compare(folder: Path, reference: dict[str, str], failed: int = 0) -> Found:
-    """What is wrong with a finished folder; `failed` pictures were made to fail."""
+    """What is wrong with a finished folder; `failed` images were made to fail."""
     found: Found = Counter()
     drawn = pixels(folder)
     listed = [json.loads(line)["file_name"] for line in (folder / "metadata.jsonl").read_text().splitlines()]
@@ -151,7 +151,7 @@ class Torture:
         return True
 
     def full_disk(self) -> None:
-        """A file system that is too small for all pictures, then one with room.
+        """A file system that is too small for all images, then one with room.
 
         A tmpfs; where that cannot be mounted, or the pictures are small beside the journal, a writer that says so.
         """
@@ -183,7 +183,7 @@ class Torture:
         self.found += compare(out, self.reference)
 
     def nan(self) -> None:
-        """NaN in one picture: it fails, the others do not; tried again, it is drawn."""
+        """NaN in one image: it fails, the others do not; tried again, it is drawn."""
         out = self.folder / "nan"
         row = self.rng.randrange(len(self.rows))
         run = self._run(out, engine=self._engine(nan_in=self.rows[row]["prompt"]))
@@ -195,7 +195,7 @@ class Torture:
         self.found += compare(out, self.reference)
 
     def ray(self) -> None:
-        """An actor that is killed between two pictures."""
+        """An actor that is killed between two images."""
         try:
             from genpipe.workers.ray_engine import RayEngine
 

@@ -97,7 +97,7 @@ def test_a_file_in_a_folder_here_is_named_likewise(hub: Hub, whole: Path) -> Non
     cases: list[tuple[Path, dict[str, Any], str]] = [
         (hub.root, {"file": "gone.safetensors"}, "the folder .* has no file 'gone.safetensors'"),
         (whole, {"file": "model.safetensors"}, "goes with a hub id or a folder, not with the file"),
-        (hub.root, {"file": "../model.safetensors"}, "is not one: give the name of a file in"),
+        (hub.root, {"file": "../model.safetensors"}, "is no name of a file: give that of one in"),
         (hub.root, {"file": "model.safetensors", "variant": "fp16"}, "variant 'fp16' goes with a hub id or a folder"),
     ]
     for path, options, message in cases:

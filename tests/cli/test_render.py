@@ -53,7 +53,7 @@ def test_a_dry_run_shows_the_plan_and_leaves_nothing(command, tmp_path):
     Path("p.txt").write_text("a\nb\nc\n")
     status, out, _ = command("p.txt", "--dry-run", "-n", "4", "--batch", "5")
     assert status == 0
-    assert "pictures   12" in out and "batches    3 of at most 5" in out and "time       about" in out and "MB" in out
+    assert "images     12" in out and "batches    3 of at most 5" in out and "time       about" in out and "MB" in out
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"p.txt"}
 
 
@@ -100,7 +100,7 @@ def test_the_coordinator_never_loads_torch(tiny_checkpoint, tmp_path):
     (tmp_path / "p.txt").write_text("a ship\n")
     arguments = ["render", str(tmp_path / "p.txt"), "--out", str(tmp_path / "o"), "--model", str(tiny_checkpoint)]
     code = "from genpipe.cli import main; assert main(sys.argv[1:]) == 0"
-    assert loaded(code, *arguments, "--steps", "1", "--quiet", "--devices", "cpu") == set()
+    assert loaded(code, arguments=[*arguments, "--steps", "1", "--quiet", "--devices", "cpu"]) == [set()]
     assert len(list((tmp_path / "o/images").iterdir())) == 1
 
 

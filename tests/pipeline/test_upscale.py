@@ -163,7 +163,10 @@ def transparent() -> Image.Image:
         ({"upscale": 2, "upscale_strength": 0}, "upscale_strength must be above 0"),
         ({"upscale": 2, "image": original(), "mask": masked(original())}, r"its mask \(or transparency\) keeps a part"),
         ({"upscale": 2, "image": transparent()}, r"its mask \(or transparency\) keeps a part"),
-        ({"upscale": 4, "height": 32, "width": 4096, "steps": 1, "upscale_strength": 1}, "8192 pixels a side at most"),
+        (
+            {"upscale": 4, "height": 32, "width": 4096, "steps": 1, "upscale_strength": 1},
+            "at most 8192 pixels per side",
+        ),
     ],
 )
 def test_mistakes_are_one_line(pipe: Pipeline, given: dict[str, Any], says: str) -> None:
