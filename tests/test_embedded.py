@@ -40,7 +40,7 @@ def pixels(images: Any) -> torch.Tensor:
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_prompts_draw_what_they_name(pipe: Pipeline, learned: list[str], seed: int) -> None:
     """Of the canonical images of all that the model was taught, the drawn one is nearest to its own."""
     taught = learned
@@ -112,7 +112,7 @@ def test_drawing_needs_neither_network_nor_the_reference_libraries(tmp_path: Pat
         [sys.executable, "-c", code],
         cwd=tmp_path,
         check=True,
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": root},
     )
     assert (tmp_path / "ship.png").stat().st_size > 5000
 

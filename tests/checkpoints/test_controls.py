@@ -17,7 +17,7 @@ from genpipe.checkpoints.layout import CONTROLNET
 from genpipe.checkpoints.ldm_layout import controlnet
 from genpipe.models.controlnet import ControlNet, ControlNetConfig
 from tests.checkpoints.loopback_hub import ID, Hub, point_at
-from tests.checkpoints.tiny_families import NAMES, tiny
+from tests.checkpoints.tiny_families import NAMES, unet_config
 
 # Not all of the middle's depth is that of the coarsest level in files: it is here, as in all that are published.
 FAMILIES = ["sd1", "sd2", "sdxl"]
@@ -25,7 +25,7 @@ FAMILIES = ["sd1", "sd2", "sdxl"]
 
 def made_for(family: str, **changes: Any) -> ControlNet:
     """A ControlNet of random weights for the tiny model of a family."""
-    unet = tiny(NAMES[family]).unet.config
+    unet = unet_config(NAMES[family])
     own = {name: getattr(unet, name) for name in unet.__dataclass_fields__}
     torch.manual_seed(2)
     network = ControlNet(ControlNetConfig(**{**own, "image_channels": (8, 16), **changes}))

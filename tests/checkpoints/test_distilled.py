@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from genpipe.checkpoints import ldm_layout, load_checkpoint, shapes
+from genpipe.checkpoints import Checkpoint, ldm_layout, load_checkpoint, shapes
 from genpipe.checkpoints.single_file_saving import save_single_file
 from genpipe.checkpoints.weights import skeleton
 from genpipe.models.unet import UNet
@@ -24,9 +24,13 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def model() -> Checkpoint:
+    return tiny(NAMES["sdxl"])
+
+
 @pytest.mark.parametrize("name", FORMS)
-def test_distilled_networks_are_read_by_shapes_alone(tmp_path: Path, name: str) -> None:
-    model = tiny(NAMES["sdxl"])
+def test_distilled_networks_are_read_by_shapes_alone(tmp_path: Path, model: Checkpoint, name: str) -> None:
     torch.manual_seed(1)
     unet = UNet(replace(model.unet.config, **FORMS[name]))
     save_single_file(tmp_path / "model.safetensors", replace(model, unet=unet))
@@ -35,8 +39,7 @@ def test_distilled_networks_are_read_by_shapes_alone(tmp_path: Path, name: str) 
     assert all(torch.equal(tensor, found.state_dict()[key]) for key, tensor in unet.state_dict().items())
 
 
-def test_the_middle_and_the_way_up_are_numbered_as_in_the_originals(tmp_path: Path) -> None:
-    model = tiny(NAMES["sdxl"])
+def test_the_middle_and_the_way_up_are_numbered_as_in_the_originals(tmp_path: Path, model: Checkpoint) -> None:
     small = UNet(replace(model.unet.config, **FORMS["SSD-1B"]))
     save_single_file(tmp_path / "model.safetensors", replace(model, unet=small))
     keys = [key.removeprefix(UNET) for key in load_file(tmp_path / "model.safetensors")]

@@ -45,11 +45,17 @@ def expected(blocks: np.ndarray, kind: Kind, shape: Any) -> Tensor:
     return dequantize_functions[kind](rows, block, size, torch.float32).reshape(shape).to(torch.float16)
 
 
-def write(path: Path, state: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor]:
-    """Write weights as ComfyUI-GGUF has them: layers in rows of blocks, the rest as it is. Gives what is to be read."""
+def write(path: Path, state: Mapping[str, Tensor], *kinds: Kind) -> dict[str, Tensor]:
+    """Write weights as ComfyUI-GGUF has them: layers in rows of blocks, of types at random; the rest as it is.
+
+    Returns:
+        What is to be read.
+    """
     writer, generator, read = gguf.GGUFWriter(path, "sdxl"), np.random.default_rng(0), {}
-    block = gguf.GGML_QUANT_SIZES[kind][0]
+    rng = random.Random(0)
     for key, tensor in state.items():
+        kind = rng.choice(kinds)
+        block = gguf.GGML_QUANT_SIZES[kind][0]
         if tensor.ndim < 2 or tensor.numel() % block or kind in (Kind.F32, Kind.F16):
             tensor = tensor if kind == Kind.F32 else tensor.half()
             writer.add_tensor(key, tensor.numpy())
@@ -77,12 +83,10 @@ def unet(whole: Path) -> dict[str, Tensor]:
     return only(UNET, strip=UNET)(load_file(whole))
 
 
-@pytest.mark.parametrize("name", ["F32", "F16", *QUANTISED, *RANDOM])
-def test_every_type_is_widened_as_diffusers_widens_it(
-    tmp_path: Path, whole: Path, unet: dict[str, Tensor], name: str
-) -> None:
-    path = tmp_path / "unet.gguf"
-    wanted = write(path, unet, Kind[name])
+def test_every_type_is_widened_as_diffusers_widens_it(tmp_path: Path, whole: Path, unet: dict[str, Tensor]) -> None:
+    path, kinds = tmp_path / "unet.gguf", [Kind[name] for name in ("F32", "F16", *QUANTISED, *RANDOM)]
+    wanted = write(path, unet, *kinds)
+    assert {tensor.tensor_type for tensor in gguf.GGUFReader(path).tensors} == set(kinds)
     checkpoint = load_checkpoint(path, vae=whole, text_encoder=whole)
     assert checkpoint.family.name == "sdxl"
     names = checkpoint.stored["unet"].names

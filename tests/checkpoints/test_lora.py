@@ -70,10 +70,8 @@ def test_weights_change_by_the_formula_and_come_back(tmp_path: Path, model: Chec
 
 
 @pytest.mark.parametrize("name", [name for name, each in FORMATS.items() if each.reference])
-@pytest.mark.parametrize("scale", [1.0, 0.6])
-def test_weights_are_those_that_diffusers_fuses(
-    tmp_path: Path, folder: Path, model: Checkpoint, name: str, scale: float
-) -> None:
+def test_weights_are_those_that_diffusers_fuses(tmp_path: Path, folder: Path, model: Checkpoint, name: str) -> None:
+    scale = 1.0 if "DoRA" in name else 0.6  # at other scales PEFT scales the change before it is directed
     save_file(FORMATS[name].make(model).tensors, tmp_path / "lora.safetensors")
     theirs: Any = DiffusionPipeline.from_pretrained(folder, safety_checker=None)
     theirs.load_lora_weights(str(tmp_path), weight_name="lora.safetensors")
@@ -85,7 +83,6 @@ def test_weights_are_those_that_diffusers_fuses(
         names = model.stored[part].names
         their = {names.ours(key): tensor for key, tensor in getattr(theirs, part).state_dict().items()}
         for key, tensor in network.state_dict().items():
-            if not ("DoRA" in name and scale != 1):  # there PEFT scales the change before it is directed
-                assert close(tensor, their[key]), key
+            assert close(tensor, their[key]), key
             changed += not torch.equal(tensor, model.networks[part].state_dict()[key])
     assert changed >= 4

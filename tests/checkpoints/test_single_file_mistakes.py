@@ -1,5 +1,6 @@
 """Files that are no model, or not a whole one, or of no family: one clear line for each."""
 
+import copy
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
@@ -157,10 +158,11 @@ def test_what_a_single_file_cannot_tell_is_refused(tmp_path: Path, tiny_checkpoi
     for message, checkpoint in wrong.items():
         with pytest.raises(ValueError, match=message):
             save_single_file(path, checkpoint)
+    spoiled = copy.deepcopy(model.unet)
     with torch.no_grad():
-        model.unet.get_parameter("conv_in.bias")[0] = torch.inf
+        spoiled.get_parameter("conv_in.bias")[0] = torch.inf
     with pytest.raises(ValueError, match=r"unet: conv_in.bias is not finite in torch.float16"):
-        save_single_file(path, model, dtype=torch.float16)
+        save_single_file(path, replace(model, unet=spoiled), dtype=torch.float16)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,6 +1,7 @@
 """Tiny checkpoints of random weights in the form of each family, with CLIP's tokenizer, as single files need it."""
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -39,31 +40,35 @@ def text_encoder(family: Family, index: int) -> TextEncoder:
     )
 
 
-def unet(family: Family) -> UNet:
+def unet_config(family: Family) -> UNetConfig:
     context = sum(WIDTHS[family.name])
     pooled = WIDTHS[family.name][-1]
     xl = family.added_numbers > 0
     deepest = family.name == "sdxl"
-    return UNet(
-        UNetConfig(
-            sample_size=family.sample_size,
-            channels=(64, 128, 128),
-            attention=(not xl, True, deepest),
-            attention_up=(not xl, True, deepest),
-            layers=(2, 2, 2),
-            depth=(1, 2 if xl else 1, 3 if xl else 1),
-            heads=(8,) * 3 if family.heads else (1, 2, 2),
-            only_cross=(False,) * 3,
-            context_channels=context,
-            linear_projection=family.name != "sd1",
-            added_time_channels=256 if xl else None,
-            added_channels=pooled + 256 * family.added_numbers if xl else None,
-        )
+    return UNetConfig(
+        sample_size=family.sample_size,
+        channels=(64, 128, 128),
+        attention=(not xl, True, deepest),
+        attention_up=(not xl, True, deepest),
+        layers=(2, 2, 2),
+        depth=(1, 2 if xl else 1, 3 if xl else 1),
+        heads=(8,) * 3 if family.heads else (1, 2, 2),
+        only_cross=(False,) * 3,
+        context_channels=context,
+        linear_projection=family.name != "sd1",
+        added_time_channels=256 if xl else None,
+        added_channels=pooled + 256 * family.added_numbers if xl else None,
     )
 
 
 def tiny(family: Family) -> Checkpoint:
-    """A checkpoint of random weights in the form of a family, with CLIP's tokenizer."""
+    """A checkpoint of random weights in the form of a family, with CLIP's tokenizer; made once. Do not change it."""
+    return _tiny(family.name)
+
+
+@cache
+def _tiny(name: str) -> Checkpoint:
+    family = NAMES[name]
     torch.manual_seed(0)
     # In fp16, as these hold nearly all the weights.
     encoders = tuple(text_encoder(family, index).half() for index in range(len(family.texts)))
@@ -71,7 +76,7 @@ def tiny(family: Family) -> Checkpoint:
     return Checkpoint(
         text_encoders=encoders,
         tokenizers=tuple(clip_tokenizer(form.pad) for form in family.texts),
-        unet=unet(family),
+        unet=UNet(unet_config(family)),
         vae=VAE(VAEConfig(channels=(32, 64), layers=1, scaling_factor=family.scaling_factor, sample_size=size)),
         scheduler_config=dict(family.scheduler_config),
         defaults={},

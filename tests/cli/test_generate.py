@@ -322,7 +322,7 @@ def test_a_bug_shows_its_traceback(command, monkeypatch):
 
 def test_a_reader_that_has_gone_loses_no_picture(tiny_checkpoint):
     arguments = ["ship", "-n", "2", "--steps", "1", "--model", str(tiny_checkpoint), "--device", "cpu", "--quiet"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-m", "genpipe", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
     )

@@ -20,7 +20,7 @@ def start(
     # A shell lets what it runs in the background ignore interrupts.
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     code = f"import sys\n{heard}\n{before}\nfrom genpipe.cli import main; sys.exit(main(sys.argv[1:]))"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, env=environment, cwd=here,
@@ -33,11 +33,11 @@ def run(arguments: list[str], before: str = "", **environment: str) -> tuple[int
     return process.returncode, out, err
 
 
-@pytest.mark.parametrize("closed", ["<&-", "<&- >&-", "<&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", ["<&- 2>&-", "<&- >&- 2>&-"])
 def test_closed_streams_are_no_error(tiny_checkpoint, tmp_path, closed):
     command = f'"$@" {closed}'
     arguments = ["ship", "--steps", "1", "--seed", "1", "--model", str(tiny_checkpoint), "--device", "cpu", "-q"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         ["sh", "-c", command, "sh", sys.executable, "-m", "genpipe", *arguments],
         cwd=tmp_path, env=environment, capture_output=True, check=False,

@@ -1,5 +1,7 @@
 """Drawing a few steps, comparing two images, and what of a pipeline a test looks into."""
 
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,6 +9,20 @@ import torch
 from PIL import Image
 
 from genpipe.pipeline import Pipeline
+
+
+@cache
+def loaded(folder: Path, **options: Any) -> Pipeline:
+    """Our pipeline in fp32, loaded once for all tests that do not change it."""
+    return Pipeline.from_pretrained(folder, device="cpu", dtype="fp32", **options)
+
+
+@cache
+def loaded_by_diffusers(kind: Any, folder: Path, **options: Any) -> tuple[Any, Any]:
+    """A pipeline of diffusers', loaded once for all tests that change nothing of it but its scheduler, and that one's config."""
+    pipe = kind.from_pretrained(folder, **options)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, pipe.scheduler.config
 
 
 def draw(pipe: Pipeline, prompt: Any = "a red cat", **settings: Any) -> Any:

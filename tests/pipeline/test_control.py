@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from PIL import Image
 from torch import Tensor
 
@@ -19,7 +21,7 @@ from genpipe.inputs import Control
 from genpipe.metadata import read_metadata, split_metadata
 from genpipe.render import render
 from genpipe.request import Request
-from tests.pipeline.drawing import difference, draw
+from tests.pipeline.drawing import difference, draw, loaded, loaded_by_diffusers
 
 diffusers: Any = _diffusers
 SAMPLERS = {
@@ -61,15 +63,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tin
     return paths
 
 
+@cache
+def networks(paths: tuple[Path, ...]) -> Any:
+    """ControlNets of diffusers', as its pipelines take one or several."""
+    found = [ControlNetModel.from_pretrained(path) for path in paths]
+    return found[0] if len(found) == 1 else MultiControlNetModel(found)
+
+
 def theirs(folders: Folders, family: str, kind: str, nets: int, sampler: str, **given: Any) -> Tensor:
     """The latents that diffusers ends with."""
     folder, paths = folders(family)
-    found = [ControlNetModel.from_pretrained(path) for path in paths[:nets]]
+    found = networks(tuple(paths[:nets]))
     more: Any = {"add_watermarker": False} if family == "sdxl" else {"safety_checker": None}
-    control = found[0] if nets == 1 else found
-    pipe: Any = getattr(diffusers, kind).from_pretrained(folder, controlnet=control, **more)
-    pipe.scheduler = SAMPLERS[sampler](pipe.scheduler.config)
-    pipe.set_progress_bar_config(disable=True)
+    pipe, config = loaded_by_diffusers(getattr(diffusers, kind), folder, controlnet=found, **more)
+    pipe.scheduler = SAMPLERS[sampler](config)
     with torch.inference_mode():
         return pipe(
             ["a red cat", "a blue dog"],
@@ -80,7 +87,7 @@ def theirs(folders: Folders, family: str, kind: str, nets: int, sampler: str, **
 
 def ours(folders: Folders, family: str, nets: int, sampler: str, **given: Any) -> Tensor:
     folder, paths = folders(family)
-    pipe = Pipeline.from_pretrained(folder, device="cpu", dtype="fp32", control_model=paths[:nets])
+    pipe = loaded(folder, control_model=tuple(paths[:nets]))
     settings: Any = {"steps": 5, "guidance_scale": 4.0, "sampler": sampler, **given}
     requests = pipe.requests(["a red cat", "a blue dog"], seeds=[5, 6], **settings)
     latents = list(pipe.stream(requests))[-1].latents

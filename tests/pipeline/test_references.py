@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,18 +65,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tin
     return path
 
 
+@cache
+def reference(model: Path, adapter: Path, kind: Any, **more: Any) -> tuple[Any, Any]:
+    """A pipeline of diffusers' with an IP-Adapter, and its scheduler's config."""
+    pipe = kind.from_pretrained(model, **more)
+    pipe.load_ip_adapter(str(adapter), subfolder="", weight_name="ip.safetensors", image_encoder_folder="image_encoder")
+    pipe.set_ip_adapter_scale(0.7)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, pipe.scheduler.config
+
+
 def theirs(folders: Folders, family: str, kind: str, sampler: str, image: Image.Image, **given: Any) -> Tensor:
     more: Any = {"add_watermarker": False} if family == "sdxl" else {"safety_checker": None}
-    pipe: Any = getattr(diffusers, PIPES[family]).from_pretrained(folders(family), **more)
-    pipe.load_ip_adapter(
-        str(folders(f"{family} {kind}")),
-        subfolder="",
-        weight_name="ip.safetensors",
-        image_encoder_folder="image_encoder",
-    )
-    pipe.set_ip_adapter_scale(0.7)
-    pipe.scheduler = SAMPLERS[sampler](pipe.scheduler.config)
-    pipe.set_progress_bar_config(disable=True)
+    pipe, config = reference(folders(family), folders(f"{family} {kind}"), getattr(diffusers, PIPES[family]), **more)
+    pipe.scheduler = SAMPLERS[sampler](config)
     with torch.inference_mode():
         return pipe(
             "a red cat",

@@ -9,6 +9,7 @@ import torch
 from genpipe import Pipeline
 from genpipe.checkpoints import load_checkpoint
 from genpipe.pipeline.loaded import check_refiner
+from tests.pipeline.drawing import loaded_by_diffusers
 from tests.pipeline.test_sdxl import saved_by_diffusers
 
 
@@ -32,9 +33,8 @@ def drawn_by_diffusers(
         (folders[0], "StableDiffusionXLPipeline", prompts[0], {"denoising_end": takes_over}),
         (folders[1], "StableDiffusionXLImg2ImgPipeline", prompts[1], {"denoising_start": takes_over}),
     ):
-        pipe: Any = getattr(diffusers, pipeline).from_pretrained(folder, add_watermarker=False)
-        pipe.set_progress_bar_config(disable=True)
-        pipe.scheduler = getattr(diffusers, f"{kind}Scheduler").from_config(pipe.scheduler.config)
+        pipe, config = loaded_by_diffusers(getattr(diffusers, pipeline), folder, add_watermarker=False)
+        pipe.scheduler = getattr(diffusers, f"{kind}Scheduler").from_config(config)
         given = {} if latents is None else {"image": latents}
         size = {"height": 32, "width": 32} if latents is None else {"original_size": (32, 32), "target_size": (32, 32)}
         with torch.inference_mode():

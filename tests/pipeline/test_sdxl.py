@@ -25,7 +25,7 @@ from genpipe.spec import ModelSpec
 from genpipe.workers.messages import Job, Task
 from genpipe.workers.renderer import Renderer
 from tests.conftest import needs_int8, tiny_xl_parts
-from tests.pipeline.drawing import difference, draw
+from tests.pipeline.drawing import difference, draw, loaded, loaded_by_diffusers
 
 Draw = Callable[..., tuple[Image.Image, Tensor]]
 UNETS: dict[str, dict[str, Any]] = {
@@ -67,12 +67,10 @@ def reference(folder: Path, kind: str = "StableDiffusionXLPipeline", **settings:
     """Draw with diffusers: the image and the final latents."""
     import diffusers
 
-    pipe = getattr(diffusers, kind).from_pretrained(folder, add_watermarker=False, **settings)
-    pipe.set_progress_bar_config(disable=True)
-    own = pipe.scheduler
+    pipe, config = loaded_by_diffusers(getattr(diffusers, kind), folder, add_watermarker=False, **settings)
 
     def drawn(scheduler: str, prompt: Any = "a red cat", **given: Any) -> tuple[Image.Image, Tensor]:
-        pipe.scheduler = getattr(diffusers, scheduler).from_config(own.config)
+        pipe.scheduler = getattr(diffusers, scheduler).from_config(config)
         given = {"num_inference_steps": 4, "guidance_scale": 4.0, **given}
         latents, image = (
             pipe(prompt, generator=torch.Generator("cpu").manual_seed(5), output_type=kind, **given).images
@@ -165,12 +163,16 @@ def test_latents_with_a_mean_and_a_deviation_draw_the_same(tmp_path: Path) -> No
     assert_same(*ours, reference(folder)("EulerDiscreteScheduler"))
 
 
+@pytest.fixture(scope="module")
+def refiner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved_by_diffusers(tmp_path_factory.mktemp("refiner"), refiner=True)
+
+
 @pytest.mark.parametrize("settings", [{}, {"negative_prompt": "bad"}, {"guidance_scale": 1.0}, {"crop": (3, 5)}])
-def test_a_refiner_draws_what_diffusers_draws_of_the_same_latents(tmp_path: Path, settings: dict[str, Any]) -> None:
-    folder = saved_by_diffusers(tmp_path, refiner=True)
-    pipe = Pipeline.from_pretrained(folder, device="cpu", dtype="fp32")
+def test_a_refiner_draws_what_diffusers_draws_of_the_same_latents(refiner: Path, settings: dict[str, Any]) -> None:
+    pipe = loaded(refiner)
     noise = ImageNoise([5], (4, 8, 8), torch.device("cpu"))()
-    theirs = reference(folder, "StableDiffusionXLImg2ImgPipeline", requires_aesthetics_score=True)(
+    theirs = reference(refiner, "StableDiffusionXLImg2ImgPipeline", requires_aesthetics_score=True)(
         "DDIMScheduler", image=torch.zeros(1, 3, 32, 32), latents=noise, strength=1.0, **as_theirs(settings)
     )
     ours = draw(pipe, sampler="ddim", **settings), final_latents(pipe, sampler="ddim", **settings)

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from genpipe import Pipeline
+from tests.pipeline.drawing import loaded_by_diffusers
 from tests.pipeline.test_sdxl import saved_by_diffusers
 from tests.pipeline.test_start import SAMPLERS, masked, original
 
@@ -32,9 +33,8 @@ def image() -> Image.Image:
 
 
 def theirs(folder: Path, kind: str, sampler: str, **given: Any) -> Tensor:
-    pipe = getattr(diffusers, kind).from_pretrained(folder, add_watermarker=False)
-    pipe.scheduler = SAMPLERS[sampler](pipe.scheduler.config)
-    pipe.set_progress_bar_config(disable=True)
+    pipe, config = loaded_by_diffusers(getattr(diffusers, kind), folder, add_watermarker=False)
+    pipe.scheduler = SAMPLERS[sampler](config)
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in (5, 6)]
     prompts = ["a red cat", "a blue dog"]
     with torch.inference_mode():

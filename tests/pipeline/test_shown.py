@@ -14,7 +14,7 @@ from genpipe import Pipeline
 from genpipe.checkpoints import save_checkpoint
 from genpipe.models.unet import UNet
 from tests.conftest import tiny_parts
-from tests.pipeline.drawing import difference, draw
+from tests.pipeline.drawing import difference, draw, loaded, loaded_by_diffusers
 from tests.pipeline.test_start import SAMPLERS, original
 
 diffusers: Any = _diffusers
@@ -34,10 +34,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def theirs(folder: Path, kind: Any, sampler: str, components: dict[str, Any] | None = None, **given: Any) -> Any:
-    base = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    base, config = loaded_by_diffusers(diffusers.StableDiffusionPipeline, folder, safety_checker=None)
     kept = ("vae", "text_encoder", "tokenizer", "unet")
     parts = {name: getattr(base, name) for name in kept} | (components or {})
-    pipe = kind(**parts, scheduler=SAMPLERS[sampler](base.scheduler.config))
+    pipe = kind(**parts, scheduler=SAMPLERS[sampler](config))
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in SEEDS]
     with torch.inference_mode():
@@ -45,7 +45,7 @@ def theirs(folder: Path, kind: Any, sampler: str, components: dict[str, Any] | N
 
 
 def ours(folder: Path, sampler: str, **given: Any) -> Any:
-    pipe = Pipeline.from_pretrained(folder, device="cpu", dtype="fp32")
+    pipe = loaded(folder)
     settings: Any = {"steps": 6, "sampler": sampler, "progress": False, **given}
     return pipe(PROMPTS, seeds=list(SEEDS), **settings)
 
@@ -63,7 +63,7 @@ def test_an_image_is_edited_as_diffusers_edits_it(
     folders: dict[str, Path], sampler: str, scale: float, image_scale: float
 ) -> None:
     expected = edited(folders["image"], sampler, guidance_scale=scale, image_guidance_scale=image_scale)
-    pipe = Pipeline.from_pretrained(folders["image"], device="cpu", dtype="fp32")
+    pipe = loaded(folders["image"])
     settings: Any = {"steps": 6, "sampler": sampler, "guidance_scale": scale, "image_guidance_scale": image_scale}
     requests = [
         pipe.requests(prompt, seed=seed, image=image, negative_prompt="fog", **settings)[0]
@@ -80,7 +80,7 @@ def test_an_image_is_edited_as_diffusers_edits_it(
 
 def test_without_guidance_the_image_is_shown_too(folders: dict[str, Path]) -> None:
     expected = edited(folders["image"], "ddim", guidance_scale=1.0)
-    pipe = Pipeline.from_pretrained(folders["image"], device="cpu", dtype="fp32")
+    pipe = loaded(folders["image"])
     image = draw(pipe, PROMPTS[0], image=original(), steps=6, guidance_scale=1.0, sampler="ddim")
     assert difference(image, expected[0]) <= 1
     other = draw(pipe, PROMPTS[0], image=original().rotate(180), steps=6, guidance_scale=1.0, sampler="ddim")
@@ -108,7 +108,7 @@ def test_depth_is_shown_as_diffusers_shows_it(folders: dict[str, Path], sampler:
 
 
 def test_depth_alone_is_enough_and_counts(folders: dict[str, Path]) -> None:
-    pipe = Pipeline.from_pretrained(folders["depth"], device="cpu", dtype="fp32")
+    pipe = loaded(folders["depth"])
     depth = original(24, 40)
     found = draw(pipe, depth=depth)
     assert difference(found, draw(pipe, depth=depth.rotate(180))) > 1
@@ -131,7 +131,7 @@ def test_depth_alone_is_enough_and_counts(folders: dict[str, Path]) -> None:
 def test_what_is_missing_is_said_in_one_line(
     folders: dict[str, Path], name: str, given: dict[str, Any], says: str
 ) -> None:
-    pipe = Pipeline.from_pretrained(folders[name], device="cpu", dtype="fp32")
+    pipe = loaded(folders[name])
     with pytest.raises(ValueError, match=says) as caught:
         draw(pipe, given.pop("prompt", "a"), **given)
     assert "\n" not in str(caught.value)

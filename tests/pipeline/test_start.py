@@ -15,7 +15,7 @@ from genpipe.checkpoints import save_checkpoint
 from genpipe.models.unet import UNet
 from genpipe.request import Request
 from tests.conftest import tiny_parts
-from tests.pipeline.drawing import draw
+from tests.pipeline.drawing import draw, loaded, loaded_by_diffusers
 
 diffusers: Any = _diffusers
 SAMPLERS = {
@@ -50,9 +50,8 @@ def inpainting(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def theirs(folder: Path, kind: Any, sampler: str, **given: Any) -> torch.Tensor:
     """The latents that diffusers ends with."""
-    pipe = kind.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
-    pipe.scheduler = SAMPLERS[sampler](pipe.scheduler.config)
-    pipe.set_progress_bar_config(disable=True)
+    pipe, config = loaded_by_diffusers(kind, folder, safety_checker=None, requires_safety_checker=False)
+    pipe.scheduler = SAMPLERS[sampler](config)
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in (5, 6)]
     with torch.inference_mode():
         return pipe(
@@ -66,7 +65,7 @@ def theirs(folder: Path, kind: Any, sampler: str, **given: Any) -> torch.Tensor:
 
 
 def ours(folder: Path, sampler: str, **given: Any) -> torch.Tensor:
-    pipe = Pipeline.from_pretrained(folder, device="cpu", dtype="fp32")
+    pipe = loaded(folder)
     settings: Any = {"steps": 6, "guidance_scale": 4.0, "sampler": sampler, **given}
     requests = pipe.requests(["a red cat", "a blue dog"], seeds=[5, 6], **settings)
     return list(pipe.stream(requests))[-1].latents

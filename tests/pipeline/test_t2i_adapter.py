@@ -2,20 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import diffusers as _diffusers
 import pytest
 import torch
-from diffusers.models.adapter import T2IAdapter
+from diffusers.models.adapter import MultiAdapter, T2IAdapter
 from torch import Tensor
 
 from genpipe import Pipeline
 from genpipe.checkpoints import save_checkpoint
 from genpipe.models.unet import UNet
 from tests.conftest import tiny_parts, tiny_xl_parts
-from tests.pipeline.drawing import draw
+from tests.pipeline.drawing import draw, loaded, loaded_by_diffusers
 from tests.pipeline.test_control import SAMPLERS, close, picture
 
 diffusers: Any = _diffusers
@@ -62,14 +63,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return path
 
 
+@cache
+def networks(paths: tuple[Path, ...]) -> Any:
+    """Adapters of diffusers', as its pipelines take one or several."""
+    found = [T2IAdapter.from_pretrained(path) for path in paths]
+    return found[0] if len(found) == 1 else MultiAdapter(found)
+
+
 def theirs(folder: Callable[[str], Path], family: str, adapters: list[str], sampler: str, **given: Any) -> Tensor:
-    found = [T2IAdapter.from_pretrained(folder(name)) for name in adapters]
+    found = networks(tuple(folder(name) for name in adapters))
     more: Any = {"add_watermarker": False} if family == "sdxl" else {"safety_checker": None}
-    pipe: Any = getattr(diffusers, PIPES[family]).from_pretrained(
-        folder(family), adapter=found[0] if len(found) == 1 else found, **more
-    )
-    pipe.scheduler = SAMPLERS[sampler](pipe.scheduler.config)
-    pipe.set_progress_bar_config(disable=True)
+    pipe, config = loaded_by_diffusers(getattr(diffusers, PIPES[family]), folder(family), adapter=found, **more)
+    pipe.scheduler = SAMPLERS[sampler](config)
     width, height = SIZES[family]
     with torch.inference_mode():
         return pipe(
@@ -82,8 +87,7 @@ def theirs(folder: Callable[[str], Path], family: str, adapters: list[str], samp
 
 
 def ours(folder: Callable[[str], Path], family: str, adapters: list[str], sampler: str, **given: Any) -> Tensor:
-    models = [folder(name) for name in adapters]
-    pipe = Pipeline.from_pretrained(folder(family), device="cpu", dtype="fp32", control_model=models)
+    pipe = loaded(folder(family), control_model=tuple(folder(name) for name in adapters))
     width, height = SIZES[family]
     settings: Any = {
         "steps": 5,

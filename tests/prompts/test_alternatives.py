@@ -57,5 +57,5 @@ def test_what_stands_before_changes_no_choice() -> None:
 @pytest.mark.parametrize("piece", ["{", "[", "}", "{a|", "[}", "{[", "{a|b}", "\\"])
 def test_long_prompts_take_no_longer_than_they_are(piece: str) -> None:
     started = time.process_time()
-    choose("{" + piece * (60_000 // len(piece)) + "}" * 10_000, 1)
-    assert time.process_time() - started < 5
+    choose("{" + piece * (20_000 // len(piece)) + "}" * 5000, 1)
+    assert time.process_time() - started < 2

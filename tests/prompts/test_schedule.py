@@ -109,11 +109,11 @@ def test_deep_nesting_is_read():
 
 @pytest.mark.parametrize("piece", ["a ", "[", "]", "[a", "a:", "|", "[a|b]", "[a:b:3]", "\\"])
 def test_long_prompts_take_no_longer_than_they_are(piece):
-    prompt = piece * (100_000 // len(piece))
+    prompt = piece * (50_000 // len(piece))
     started = time.process_time()
     if piece in ("[a|b]", "[a:b:3]"):
         with pytest.raises(ValueError, match=f"shorten it to {MAX_LENGTH:,}"):
             scheduled(prompt, 1000)
     else:
         assert scheduled(prompt, 1000) == [(1000, prompt)]
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < 3

@@ -152,11 +152,11 @@ def test_the_words_of_a_prompt_are_given_without_signs() -> None:
 
 @pytest.mark.parametrize("piece", ["a ", "(", "[", ")", "\\", ": ", ":1", "(a:1)", " BREAK ", " ", " AND ", "([", " :"])
 def test_long_prompts_take_no_longer_than_they_are(piece: str) -> None:
-    prompt = piece * (500_000 // len(piece))
+    prompt = piece * (150_000 // len(piece))
     started = time.process_time()
     for read in (sections, conditions):
         try:
             read(prompt)
         except ValueError as error:
             assert len(str(error)) < 400
-    assert time.process_time() - started < 10
+    assert time.process_time() - started < 4

@@ -7,7 +7,9 @@ that is off by one shows at 1e-3 and more.
 """
 
 import inspect
+import json
 import math
+from functools import cache
 from typing import Any
 
 import diffusers
@@ -184,7 +186,13 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def switched(file: dict[str, Any], name: str) -> Any:
-    """The diffusers scheduler that a user would make of the loaded one to get what we call `name`."""
+    """The diffusers scheduler that a user would make of the loaded one to get what we call `name`, made once."""
+    return _switched(json.dumps(file), name)
+
+
+@cache
+def _switched(text: str, name: str) -> Any:
+    file = json.loads(text)
     solver, spacing = split_name(name)
     class_name, changes = CLASSES.get(solver, (solver, {}))
     if spacing is not None:

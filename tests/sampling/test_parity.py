@@ -188,7 +188,7 @@ ADAPTED = (
 @pytest.mark.parametrize("name", ADAPTED)
 def test_other_schedulers_run_through_diffusers_itself(name: str, file: str) -> None:
     scheduler = switched(SCHEDULER_FILES[file], name)
-    for steps in (1, 2, 10):
+    for steps in (1, 2, 10) if file == "sd15" else (10,):
         theirs, _ = diffusers_run(scheduler, steps)
         check(genpipe_run(name, SCHEDULER_FILES[file], steps), theirs, f"{name} with {file}, {steps} steps")
 

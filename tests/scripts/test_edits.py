@@ -16,10 +16,10 @@ def edits() -> ModuleType:
 
 
 def test_every_part_gives_its_figures(edits: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    edits.main(["--device", "cpu", "--images", "3", "--json"])
+    edits.main(["--device", "cpu", "--images", "2", "--json"])
     report: dict[str, Any] = json.loads(capsys.readouterr().out)
     count = report["right_before"]
-    assert report["drawn"] == 3 and 1 <= count <= 3
+    assert report["drawn"] == 2 and 1 <= count <= 2
     for part, aims in edits.AIMS.items():
         assert report[part]["images"] == count and all(0 <= report[part][name] <= 1 for name in aims)
     assert report["inpaint"]["untouched"] == 1.0 and 0 < report["inpaint"]["masked"] < 1

@@ -24,8 +24,7 @@ def test_each_family_agrees_and_another_seed_does_not(parity: ModuleType, tmp_pa
     assert result["changed_seed"]["pixel_difference"] > 20
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl"])
-@pytest.mark.parametrize("beside", ["image", "control"])
+@pytest.mark.parametrize(("name", "beside"), [("sd15", "image"), ("sdxl", "control")])
 def test_so_it_is_with_an_image(parity: ModuleType, tmp_path: Path, name: str, beside: str) -> None:
     family = parity.BESIDE[beside](narrow(FAMILIES[name]))
     result = parity.check(family, tmp_path, family.steps)

@@ -29,10 +29,13 @@ def test_a_search_that_ended_early_holds_for_no_more_images_than_it_was_for(kept
     assert kept.get(ON, 1000) == 16 and kept.get(ON, 1001) is None
 
 
-def test_the_oldest_go_first(kept):
-    for number in range(MOST + 1):
-        kept.keep({"number": number}, 1, None)
-    assert kept.get({"number": 0}, 1) is None and kept.get({"number": 1}, 1) == 1
+def test_the_oldest_go_first(kept, tmp_path):
+    kept.keep({"number": 0}, 1, None)  # makes the folder
+    found = {json.dumps({"number": number}): [1, None] for number in range(MOST)}
+    (tmp_path / "cache" / "sizes.json").write_text(json.dumps(found))
+    assert kept.get({"number": 0}, 1) == 1
+    kept.keep({"number": MOST}, 1, None)
+    assert kept.get({"number": 0}, 1) is None and kept.get({"number": 1}, 1) == kept.get({"number": MOST}, 1) == 1
 
 
 @pytest.mark.parametrize(

@@ -132,14 +132,17 @@ def test_the_best_form_here_has_graphs() -> None:
 @pytest.mark.parametrize("name", FUSED)
 def test_fused_modules_compute_the_same(name: str, device: torch.device, unet_pair: UNetPair) -> None:
     exact, _ = unet_pair(**FUSED[name])
-    conditioning, latents = unet_conditioning(exact, 4, device), torch.randn(2, 4, 8, 6, device=device)
     plain, fused = (
         prepare(copy.deepcopy(exact), device=device, dtype=torch.float32, forms=forms) for forms in (PLAIN, KERNELS)
     )
     assert any(type(module).__name__ == "FusedResidualBlock" for module in fused.modules())
-    copied = float32_copy(fused)  # as where what overflows is repeated
-    for unet, timestep in ((fused, TIMES[0]), (copied, [TIMES[1], TIMES[0]])):
-        expected, output = (UNetDenoiser(each, TIMES, conditioning)(latents, timestep) for each in (plain, unet))
+    checked: list[tuple[UNet, list[float]]] = [(fused, TIMES[:1])]
+    if name == "Stable Diffusion 1":
+        checked += [(float32_copy(fused), [TIMES[1], TIMES[0]])]  # as where what overflows is repeated
+    for unet, times in checked:
+        conditioning = unet_conditioning(exact, 2 * len(times), device)
+        latents = torch.randn(len(times), 4, 8, 6, device=device)
+        expected, output = (UNetDenoiser(each, TIMES, conditioning)(latents, times) for each in (plain, unet))
         assert (output - expected).abs().max() <= 2e-4 * expected.abs().max()
 
 
@@ -181,7 +184,7 @@ def test_weights_in_fewer_bits_stay_so(device: torch.device, unet_pair: UNetPair
 def test_a_fused_autoencoder_computes_the_same(device: torch.device) -> None:
     torch.manual_seed(0)
     exact = VAE(VAEConfig(channels=(8, 16, 16), layers=1, norm_groups=4, sample_size=32)).to(device)
-    latents, pixels = torch.randn(2, 4, 6, 5, device=device), torch.rand(1, 3, 32, 24, device=device) * 2 - 1
+    latents, pixels = torch.randn(1, 4, 3, 2, device=device), torch.rand(1, 3, 16, 12, device=device) * 2 - 1
     own = prepare(copy.deepcopy(exact), device=device, dtype=torch.float32, forms=KERNELS)
     for output, expected in (
         (own.decode(latents), exact.decode(latents)),
