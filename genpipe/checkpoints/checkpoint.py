@@ -1,18 +1,19 @@
 """A loaded checkpoint: its networks and tokenizers, and where their weights were read from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from genpipe.checkpoints import layout
 from genpipe.checkpoints.families import SD1, Family
 from genpipe.checkpoints.patches import Patch
 from genpipe.checkpoints.tensors import TensorFile, open_tensors
-from genpipe.checkpoints.weights import Network, read_weights, skeleton
+from genpipe.checkpoints.weights import Network, Weights, skeleton
 from genpipe.models.control import ControlNetwork
 from genpipe.models.image_encoder import ImageEncoder
 from genpipe.models.ip_adapter import IPAdapter, References
@@ -20,6 +21,9 @@ from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.tokenizer import Tokenizer
 from genpipe.models.unet import UNet
 from genpipe.models.vae import VAE
+
+# Brings a network without weights into the form in which it runs; the second argument reads those of one of its parts.
+Prepare = Callable[[Any, Callable[[nn.Module], nn.Module]], Any]
 
 
 @dataclass(frozen=True)
@@ -101,25 +105,36 @@ class Checkpoint:
             found[name] = {key: tuple(tensor.shape) for key, tensor in bare.state_dict().items()}
         return found
 
-    def read_again(self, network: Network) -> Network:
-        """Read one of the networks from its files again, as a second copy: what is stored as it is in them is mapped."""
+    def read_again(self, network: Network, prepare: Prepare | None = None) -> Network:
+        """Read one of the networks from its files again, as a second copy: what is stored as it is in them is mapped.
+
+        Args:
+            network: one of `networks`.
+            prepare: what brings the copy into another form while it is read. It is given the copy, without weights, and
+                what fills a part of it with them, and calls that for one part after the other, so that memory never holds
+                the network in both forms.
+        """
         name = next(name for name, own in self.networks.items() if own is network)
         kind, config = type(network), cast(Any, network).config
         copy = skeleton(lambda: kind(config))
         stored = self.stored[name]
         store = self.unet_dtype if name == "unet" else None
-        read_weights(copy, stored.names, stored.open(), device="cpu", dtype=None, patches=self.patches, store=store)
+        weights = Weights(copy, stored.names, stored.open(), patches=self.patches, store=store)
+        if prepare is not None:
+            return prepare(copy, partial(weights.fill, wide=True))
+        weights.fill(copy)
         return copy
 
-    def with_patches(self, patches: Sequence[Patch]) -> "Checkpoint":
+    def with_patches(self, patches: Sequence[Patch], prepare: Prepare | None = None) -> "Checkpoint":
         """Change which patches the weights have.
 
         Args:
             patches: all that are to be, in order; [] gives the weights as the files have them, bit for bit.
+            prepare: see `read_again`.
 
         Returns:
-            The checkpoint, in which each network that other patches change than before is read again, mapped and not
-            prepared for drawing; the others are the same objects.
+            The checkpoint, in which each network that other patches change than before is read again; the others are the
+            same objects.
 
         Raises:
             ValueError: the checkpoint was not read from files.
@@ -131,7 +146,7 @@ class Checkpoint:
         def network(name: str) -> Any:
             before, after = _of(self.patches, name), _of(patches, name)
             own = self.networks[name]
-            return own if before == after else new.read_again(own)
+            return own if before == after else new.read_again(own, prepare)
 
         texts = tuple(network(name) for name in self.family.text_encoders)
         return replace(new, text_encoders=texts, unet=network("unet"), vae=network("vae"))

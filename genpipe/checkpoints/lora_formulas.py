@@ -105,14 +105,14 @@ def changed(form: str, tensors: Tensors, weight: Tensor, *, scale: float, streng
     Args:
         form: as `form_of` says.
         tensors: by their kind, in fp32.
-        weight: W, in fp32, a matrix or a convolution.
+        weight: W, in fp32, a matrix or a convolution; it may be changed in place.
         scale: alpha / r.
         strength: s; 0 leaves the weight as it is.
     """
     if set(tensors) == {"down", "up"} and tensors["down"].numel() // tensors["down"].shape[0] == weight[0].numel():
         # What nearly all files hold, in one pass over the weight.
         up, down = tensors["up"].flatten(1) * (scale * strength), tensors["down"].flatten(1)
-        return torch.addmm(weight.flatten(1), up, down).reshape(weight.shape)
+        return weight.flatten(1).addmm_(up, down).reshape(weight.shape)
     delta = scale * _fitted(_DELTAS[form](tensors), weight.shape)
     if "dora" not in tensors and "magnitude" not in tensors:
         return weight + strength * delta

@@ -17,5 +17,5 @@ class Patch(Protocol):
     def names(self) -> AbstractSet[str]: ...
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
-        """The weight `name`, in fp32 and in its own shape -> the same, changed."""
+        """The weight `name`, in fp32 and in its own shape -> the same, changed, perhaps in place."""
         ...

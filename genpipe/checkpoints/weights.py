@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -117,8 +118,88 @@ def read_weights(
     Raises:
         CheckpointError: tensors are missing, unexpected or of the wrong shape: names them all.
     """
+    Weights(network, names, files, patches=patches, store=store).fill(network, device=device, dtype=dtype)
+
+
+class Weights:
+    """The tensors of a network's parameters, checked to be all that it has, each read from its file when it is asked for.
+
+    Args, errors: as of `read_weights`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        names: Layout,
+        files: Sequence[TensorFile],
+        *,
+        patches: Sequence[Patch] = (),
+        store: torch.dtype | None = None,
+    ) -> None:
+        self._folder, self._patches, self._store = names.folder, patches, store
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        self._places = _found(self._shapes, names, files)
+        self._leaves: dict[str, list[str]] = {}
+        for name in self._shapes:
+            path, _, leaf = name.rpartition(".")
+            self._leaves.setdefault(path, []).append(leaf)
+        # Weak, so that what a layer is replaced by does not keep the layer's weights.
+        self._paths = WeakKeyDictionary({network.get_submodule(path): path for path in self._leaves})
+
+    def fill(
+        self,
+        module: nn.Module,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        wide: bool = False,
+    ) -> nn.Module:
+        """Read the parameters of the network, or of a part of it that has not been read yet.
+
+        Args:
+            module: the network or a part of it; its layers are filled, or replaced where they are stored otherwise.
+            device, dtype: as of `read_weights`.
+            wide: leave what patches change in fp32, for who converts it anyway.
+
+        Returns:
+            The part: itself, or what has taken its place.
+        """
+        for name, part in list(module.named_modules()):
+            path = self._paths.pop(part, None)
+            if path is None:
+                continue
+            tensors = {
+                leaf: self._read(f"{path}.{leaf}" if path else leaf, wide).to(device=device, dtype=dtype)
+                for leaf in self._leaves[path]
+            }
+            part.load_state_dict(tensors, strict=True, assign=True)
+            if self._store is not None and can_store(path, part):
+                stored = StoredLayer(cast(nn.Linear | nn.Conv2d, part), self._store)
+                if part is module:
+                    return stored
+                parent, _, child = name.rpartition(".")
+                module.get_submodule(parent).register_module(child, stored)
+        return module
+
+    def _read(self, name: str, wide: bool) -> Tensor:
+        tensor = self._places[name].read(self._shapes[name])
+        full = f"{self._folder}.{name}"
+        changes = [patch for patch in self._patches if full in patch.names]
+        if not changes:
+            return tensor
+        changed = tensor.to(torch.float32, copy=True)
+        for patch in changes:
+            changed = patch(full, changed)
+        return changed if wide else changed.to(tensor.dtype)
+
+
+def _found(wanted: Mapping[str, tuple[int, ...]], names: Layout, files: Sequence[TensorFile]) -> dict[str, "_Place"]:
+    """Where the files have each tensor that is wanted.
+
+    Raises:
+        CheckpointError: tensors are missing, unexpected or of the wrong shape.
+    """
     where = files[0].path if len(files) == 1 else files[0].path.parent
-    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found: dict[str, _Place] = {}
     unexpected, wrong = [], []
     for file in files:
@@ -146,29 +227,7 @@ def read_weights(
     ]
     if problems:
         raise CheckpointError(f"{where} does not fit its config.json; {'; '.join(problems)}")
-
-    def read(name: str) -> Tensor:
-        tensor = found[name].read(wanted[name])
-        full = f"{names.folder}.{name}"
-        changes = [patch for patch in patches if full in patch.names]
-        if changes:
-            changed = tensor.float()
-            for patch in changes:
-                changed = patch(full, changed)
-            tensor = changed.to(tensor.dtype)
-        return tensor.to(device=device, dtype=dtype)
-
-    layers: dict[str, list[str]] = {}
-    for name in wanted:
-        path, _, leaf = name.rpartition(".")
-        layers.setdefault(path, []).append(leaf)
-    for path, leaves in layers.items():
-        layer = network.get_submodule(path)
-        layer.load_state_dict({leaf: read(f"{path}.{leaf}") for leaf in leaves}, strict=True, assign=True)
-        if store is not None and can_store(path, layer):
-            parent, _, child = path.rpartition(".")
-            stored = StoredLayer(cast(nn.Linear | nn.Conv2d, layer), store)
-            network.get_submodule(parent).register_module(child, stored)
+    return found
 
 
 @dataclass(frozen=True)

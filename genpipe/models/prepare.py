@@ -1,6 +1,6 @@
 """The networks made ready to run: what training and checkpoints do not need, done once after the weights are loaded."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -22,6 +22,9 @@ from genpipe.models.vae import VAE
 # The parts of a U-Net that a `UNetDenoiser` runs once for all steps: int8 would save nothing there.
 _ONCE = {"time_embedding", "added_embedding", "class_embedding", "embedding", "key", "value"}
 
+# What is prepared as a whole, so that all its weights are needed at once.
+_UNITS = (Upsample, TransformerBlock, SpatialAttention, GatedFeedForward)
+
 
 @dataclass(frozen=True)
 class _Target:
@@ -37,9 +40,17 @@ class _Target:
     forms: Forms
     sides: Mapping[int, int]
     fewest: int
+    fill: Callable[[nn.Module], nn.Module] | None
 
 
-def prepare(network: Network, *, device: torch.device, dtype: torch.dtype, forms: Forms | CudaForms = PLAIN) -> Network:
+def prepare(
+    network: Network,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    forms: Forms | CudaForms = PLAIN,
+    fill: Callable[[nn.Module], nn.Module] | None = None,
+) -> Network:
     """Change a network in place into the form in which it runs fastest, and return it.
 
     It computes the same up to rounding; int8 rounds more. Queries, keys and values become one product, and `forms` says
@@ -50,13 +61,14 @@ def prepare(network: Network, *, device: torch.device, dtype: torch.dtype, forms
         network: with its weights, best in the file's own dtype, since sums of weights are then rounded only once.
         device, dtype: where and in what to run.
         forms: the processor's own for a CPU, or the device's for CUDA.
+        fill: reads the weights of a part of a network that has none yet, and gives what is then in its place.
     """
     cuda = None
     if isinstance(forms, CudaForms):
         cuda, forms = forms, PLAIN
     sides = {id(module): side for module, side in _sides(network)}
     fewest = forms.winograd_from_in_vae if isinstance(network, VAE) else forms.winograd_from
-    _prepare(network.eval().requires_grad_(False), _Target(device, dtype, forms, sides, fewest), USUAL_SIDE)
+    _prepare(network.eval().requires_grad_(False), _Target(device, dtype, forms, sides, fewest, fill), USUAL_SIDE)
     if cuda is not None and cuda.channels_last:
         _channels_last(network)
     if cuda is not None and cuda.compiled and isinstance(network, UNet):
@@ -108,6 +120,8 @@ def _sides(network: nn.Module) -> Iterator[tuple[nn.Module, int]]:
 
 def _prepare(module: nn.Module, target: _Target, side: int) -> nn.Module:
     device, dtype, forms, side = target.device, target.dtype, target.forms, target.sides.get(id(module), side)
+    if target.fill is not None and (isinstance(module, _UNITS) or next(module.children(), None) is None):
+        module = target.fill(module)
     if isinstance(module, StoredLayer):
         return module.moved(device, dtype)
     if is_stored(module) or (isinstance(module, TransformerBlock) and is_stored(module.attention1)):

@@ -207,10 +207,8 @@ class Loaded:
             load_lora(one.path, self.checkpoint, one.strength, text_strength=one.text_strength, allow_pickle=allow)
             for one in loras
         ]
-        checkpoint = self.checkpoint.with_patches(patches)
-        made = Loaded(checkpoint, self.spec, device=self.device, dtype=self.dtype, name=self.name, loras=tuple(loras))
-        made.networks.prepare_all(unchanged=(*self.checkpoint.networks.values(), *self.checkpoint.controls))
-        return made
+        checkpoint = self.checkpoint.with_patches(patches, self.networks.prepare_kept)
+        return Loaded(checkpoint, self.spec, device=self.device, dtype=self.dtype, name=self.name, loras=tuple(loras))
 
 
 def checkpoint_of(spec: ModelSpec, *, unet_dtype: torch.dtype | None = None) -> Checkpoint:

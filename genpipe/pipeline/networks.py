@@ -1,7 +1,7 @@
 """A checkpoint's networks in memory, each in the form in which it runs on one device."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -64,11 +64,8 @@ class Networks:
             self._forms = best_forms(device, dtype, compiled=compiled, fp8=fp8)
             self.evaluate = evaluation(checkpoint.unet, self._forms, device)
 
-    def prepare_all(self, *, unchanged: tuple[nn.Module, ...] = ()) -> None:
+    def prepare_all(self) -> None:
         """Prepare what is to stay in memory: the denoiser with what controls it, and unless memory is to be saved the other networks.
-
-        Args:
-            unchanged: those that are prepared already.
 
         Raises:
             ValueError: int8 or fp8 was asked for, and the denoiser's layers are too narrow for it.
@@ -79,26 +76,32 @@ class Networks:
         for network in self.checkpoint.reference_networks:
             network.to(device=self.device, dtype=self.dtype)  # they run once per batch: no other form would pay
         for network in kept:
-            if not any(network is one for one in unchanged):
-                self.prepare(network)
+            self.prepare(network)
         for name, asked, kind in (("int8", self._int8, QuantisedLayer), ("fp8", self._fp8, Fp8Linear)):
             if asked and not any(isinstance(module, kind) for module in self.checkpoint.unet.modules()):
                 raise ValueError(
                     f"{name} would save nothing, the layers of this model are too narrow: leave it out (--no-{name})"
                 )
 
-    def prepare(self, network: Network) -> Network:
-        """Put one network into the form in which it runs."""
+    def prepare_kept(self, network: Network, fill: Callable[[nn.Module], nn.Module]) -> Network:
+        """Read a network, and prepare it if it is to stay in memory; see `Checkpoint.read_again`."""
+        if self._low_memory and not isinstance(network, UNet):
+            fill(network)
+            return network
+        return self.prepare(network, fill)
+
+    def prepare(self, network: Network, fill: Callable[[nn.Module], nn.Module] | None = None) -> Network:
+        """Put one network into the form in which it runs; `fill` reads what has no weights yet."""
         dtype = self.vae_dtype if isinstance(network, VAE) else self.dtype
         forms = self._forms
         if isinstance(forms, Forms) and forms.int8 and not isinstance(network, UNet):
             forms = replace(forms, int8=False)
-        return prepare(network, device=self.device, dtype=dtype, forms=forms)
+        return prepare(network, device=self.device, dtype=dtype, forms=forms, fill=fill)
 
     @contextmanager
     def in_memory(self, network: Network) -> Iterator[Network]:
         """Lend a text encoder or the autoencoder, ready to run; with low_memory it is read from its files for this."""
-        yield self.prepare(self.checkpoint.read_again(network)) if self._low_memory else network
+        yield self.checkpoint.read_again(network, self.prepare) if self._low_memory else network
 
 
 def prepare_process(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> None:
