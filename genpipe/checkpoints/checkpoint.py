@@ -1,8 +1,10 @@
 """A loaded checkpoint: its networks and tokenizers, and where their weights were read from."""
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,8 +24,10 @@ from genpipe.models.tokenizer import Tokenizer
 from genpipe.models.unet import UNet
 from genpipe.models.vae import VAE
 
-# Brings a network without weights into the form in which it runs; the second argument reads those of one of its parts.
-Prepare = Callable[[Any, Callable[[nn.Module], nn.Module]], Any]
+# Reads the weights of a part of a network: gives what is then in its place, and whether that is prepared already.
+Fill = Callable[[nn.Module], tuple[nn.Module, bool]]
+# Brings a network without weights into the form in which it runs.
+Prepare = Callable[[Any, Fill], Any]
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,9 @@ class Checkpoint:
             found[name] = {key: tuple(tensor.shape) for key, tensor in bare.state_dict().items()}
         return found
 
-    def read_again(self, network: Network, prepare: Prepare | None = None) -> Network:
+    def read_again(
+        self, network: Network, prepare: Prepare | None = None, changed: AbstractSet[str] | None = None
+    ) -> Network:
         """Read one of the networks from its files again, as a second copy: what is stored as it is in them is mapped.
 
         Args:
@@ -113,6 +119,8 @@ class Checkpoint:
             prepare: what brings the copy into another form while it is read. It is given the copy, without weights, and
                 what fills a part of it with them, and calls that for one part after the other, so that memory never holds
                 the network in both forms.
+            changed: full names of the only weights that are not those of `network`, which is prepared: parts without them
+                are taken from it.
         """
         name = next(name for name, own in self.networks.items() if own is network)
         kind, config = type(network), cast(Any, network).config
@@ -120,17 +128,28 @@ class Checkpoint:
         stored = self.stored[name]
         store = self.unet_dtype if name == "unet" else None
         weights = Weights(copy, stored.names, stored.open(), patches=self.patches, store=store)
-        if prepare is not None:
-            return prepare(copy, partial(weights.fill, wide=True))
-        weights.fill(copy)
-        return copy
+        if prepare is None:
+            weights.fill(copy)
+            return copy
 
-    def with_patches(self, patches: Sequence[Patch], prepare: Prepare | None = None) -> "Checkpoint":
+        def fill(part: nn.Module) -> tuple[nn.Module, bool]:
+            path = weights.path(part)
+            within = f"{name}.{path}." if path else f"{name}."
+            if changed is None or path is None or any(each.startswith(within) for each in changed):
+                return weights.fill(part, wide=True), False
+            return network.get_submodule(path), True
+
+        return prepare(copy, fill)
+
+    def with_patches(
+        self, patches: Sequence[Patch], prepare: Prepare | None = None, *, reuse: bool = False
+    ) -> "Checkpoint":
         """Change which patches the weights have.
 
         Args:
             patches: all that are to be, in order; [] gives the weights as the files have them, bit for bit.
             prepare: see `read_again`.
+            reuse: take parts that do not change from the networks of before, which are prepared.
 
         Returns:
             The checkpoint, in which each network that other patches change than before is read again; the others are the
@@ -146,7 +165,9 @@ class Checkpoint:
         def network(name: str) -> Any:
             before, after = _of(self.patches, name), _of(patches, name)
             own = self.networks[name]
-            return own if before == after else new.read_again(own, prepare)
+            same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False)))
+            changed = set[str]().union(*(patch.names for patch in (*before[same:], *after[same:])))
+            return new.read_again(own, prepare, changed if reuse else None) if changed else own
 
         texts = tuple(network(name) for name in self.family.text_encoders)
         return replace(new, text_encoders=texts, unet=network("unet"), vae=network("vae"))

@@ -144,7 +144,11 @@ class Weights:
             path, _, leaf = name.rpartition(".")
             self._leaves.setdefault(path, []).append(leaf)
         # Weak, so that what a layer is replaced by does not keep the layer's weights.
-        self._paths = WeakKeyDictionary({network.get_submodule(path): path for path in self._leaves})
+        self._paths = WeakKeyDictionary({module: path for path, module in network.named_modules()})
+
+    def path(self, module: nn.Module) -> str | None:
+        """Where a part of the network is in it; None of one that has been read."""
+        return self._paths.get(module)
 
     def fill(
         self,
@@ -166,7 +170,7 @@ class Weights:
         """
         for name, part in list(module.named_modules()):
             path = self._paths.pop(part, None)
-            if path is None:
+            if path is None or path not in self._leaves:
                 continue
             tensors = {
                 leaf: self._read(f"{path}.{leaf}" if path else leaf, wide).to(device=device, dtype=dtype)

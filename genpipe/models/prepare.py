@@ -40,7 +40,7 @@ class _Target:
     forms: Forms
     sides: Mapping[int, int]
     fewest: int
-    fill: Callable[[nn.Module], nn.Module] | None
+    fill: Callable[[nn.Module], tuple[nn.Module, bool]] | None
 
 
 def prepare(
@@ -49,7 +49,7 @@ def prepare(
     device: torch.device,
     dtype: torch.dtype,
     forms: Forms | CudaForms = PLAIN,
-    fill: Callable[[nn.Module], nn.Module] | None = None,
+    fill: Callable[[nn.Module], tuple[nn.Module, bool]] | None = None,
 ) -> Network:
     """Change a network in place into the form in which it runs fastest, and return it.
 
@@ -61,7 +61,8 @@ def prepare(
         network: with its weights, best in the file's own dtype, since sums of weights are then rounded only once.
         device, dtype: where and in what to run.
         forms: the processor's own for a CPU, or the device's for CUDA.
-        fill: reads the weights of a part of a network that has none yet, and gives what is then in its place.
+        fill: reads the weights of a part of a network that has none yet; gives what is then in its place, and whether that is
+            prepared already.
     """
     cuda = None
     if isinstance(forms, CudaForms):
@@ -121,7 +122,9 @@ def _sides(network: nn.Module) -> Iterator[tuple[nn.Module, int]]:
 def _prepare(module: nn.Module, target: _Target, side: int) -> nn.Module:
     device, dtype, forms, side = target.device, target.dtype, target.forms, target.sides.get(id(module), side)
     if target.fill is not None and (isinstance(module, _UNITS) or next(module.children(), None) is None):
-        module = target.fill(module)
+        module, ready = target.fill(module)
+        if ready:
+            return module
     if isinstance(module, StoredLayer):
         return module.moved(device, dtype)
     if is_stored(module) or (isinstance(module, TransformerBlock) and is_stored(module.attention1)):

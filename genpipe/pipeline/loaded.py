@@ -207,7 +207,7 @@ class Loaded:
             load_lora(one.path, self.checkpoint, one.strength, text_strength=one.text_strength, allow_pickle=allow)
             for one in loras
         ]
-        checkpoint = self.checkpoint.with_patches(patches, self.networks.prepare_kept)
+        checkpoint = self.checkpoint.with_patches(patches, self.networks.prepare_kept, reuse=self.device.type == "cpu")
         return Loaded(checkpoint, self.spec, device=self.device, dtype=self.dtype, name=self.name, loras=tuple(loras))
 
 

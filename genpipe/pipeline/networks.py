@@ -1,15 +1,16 @@
 """A checkpoint's networks in memory, each in the form in which it runs on one device."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import cast
 
 import torch
-from torch import nn
 
 from genpipe.blocks import Network
 from genpipe.checkpoints import Checkpoint
+from genpipe.checkpoints.checkpoint import Fill
 from genpipe.files import cache_folder
 from genpipe.fit import Traits
 from genpipe.hardware import instruction_set, keep_freed_memory, obey_quota, use_huge_pages, without_overflow
@@ -83,14 +84,13 @@ class Networks:
                     f"{name} would save nothing, the layers of this model are too narrow: leave it out (--no-{name})"
                 )
 
-    def prepare_kept(self, network: Network, fill: Callable[[nn.Module], nn.Module]) -> Network:
+    def prepare_kept(self, network: Network, fill: Fill) -> Network:
         """Read a network, and prepare it if it is to stay in memory; see `Checkpoint.read_again`."""
         if self._low_memory and not isinstance(network, UNet):
-            fill(network)
-            return network
+            return cast(Network, fill(network)[0])
         return self.prepare(network, fill)
 
-    def prepare(self, network: Network, fill: Callable[[nn.Module], nn.Module] | None = None) -> Network:
+    def prepare(self, network: Network, fill: Fill | None = None) -> Network:
         """Put one network into the form in which it runs; `fill` reads what has no weights yet."""
         dtype = self.vae_dtype if isinstance(network, VAE) else self.dtype
         forms = self._forms

@@ -64,6 +64,23 @@ def test_images_are_those_of_weights_that_were_changed_before_loading(
     assert np.array_equal(draw(pipe, loras=files), draw(fresh, loras=files))
 
 
+@pytest.mark.parametrize("options", [{}, {"dtype": "bf16"}, {"weights": "fp8"}], ids=str)
+def test_only_parts_that_change_are_made_anew(folder: Path, tiny_checkpoint: Path, options: dict[str, Any]) -> None:
+    given: Any = {"device": "cpu", "dtype": "fp32", **options}
+    pipe, fresh = (Pipeline.from_pretrained(tiny_checkpoint, **given) for _ in range(2))
+    expected = draw(fresh, loras=[folder / "style.safetensors"])
+    base, before = draw(pipe), pipe.unet
+    draw(pipe, loras=[f"{folder / 'style.safetensors'}:-2", folder / "words.safetensors"])
+    assert np.array_equal(draw(pipe, loras=[folder / "style.safetensors"]), expected)
+    after = pipe.unet
+    assert np.array_equal(draw(pipe), base)
+    old, new = (
+        {name: part for name, part in unet.named_modules() if not list(part.children())} for unet in (before, after)
+    )
+    anew = [name for name in new if new[name] is not old[name]]
+    assert anew and all(name.startswith("down.0.transformers.0.blocks.0.") for name in anew)
+
+
 def test_prompts_name_them_and_files_say_which(pipe: Pipeline, folder: Path, tmp_path: Path) -> None:
     settings: Any = {"seed": 5, "steps": 2, "guidance_scale": 4.0, "progress": False}
     image = pipe("a red <lora:style:0.5> cat", **settings)
