@@ -4,16 +4,31 @@ import ctypes
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import torch
 
 from genpipe.messages import quoted
-from genpipe.processors import processors
+from genpipe.processors import memory_left, processors
 
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+# From the widest on: torch's own test, what oneDNN calls a limit that allows it, and whether it multiplies bf16 natively.
+INSTRUCTION_SETS = {
+    "amx": ("_is_amx_tile_supported", ("AMX",), True),
+    "avx512_bf16": ("_is_avx512_bf16_supported", ("AMX", "BF16", "FP16", "AVX10"), True),
+    "avx512": ("_is_avx512_supported", ("AVX512", "AVX10"), False),
+    "avx2": ("_is_avx2_supported", ("AVX2", "AVX512", "AVX10"), False),
+}
+# What oneDNN 3 knows as a limit.
+_LIMITS = (
+    *("DEFAULT", "ALL", "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"),
+    *("AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX512_CORE_AMX", "AVX512_CORE_AMX_FP16", "AVX10_1_512"),
+    *("AVX10_1_512_AMX", "AVX10_1_512_AMX_FP16", "AVX10_2_512", "AVX10_2_512_AMX_2"),
+)
 
 DTYPES = {
     "fp32": torch.float32,
@@ -91,21 +106,22 @@ def without_overflow(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def instruction_set() -> str:
-    """Say what the CPU offers to oneDNN: "amx" or "avx512_bf16", which multiply bf16 natively, or "other".
+    """Name the widest instructions that the CPU offers to oneDNN: one of `INSTRUCTION_SETS`, or "other".
 
-    The environment variable `ONEDNN_MAX_CPU_ISA`, which tells oneDNN to use less than there is, is obeyed.
+    The environment variable `ONEDNN_MAX_CPU_ISA`, which tells oneDNN to use less than there is, is obeyed. What oneDNN does
+    not know it ignores, and so does this, with a warning.
     """
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "DEFAULT")).upper()
+    name = next((name for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA") if name in os.environ), "")
+    limit = (os.environ.get(name) or "DEFAULT").upper()
+    if limit not in _LIMITS:
+        known = f"use one of {', '.join(_LIMITS)}, or unset it"
+        warnings.warn(f"{name}={quoted(limit)} is not known to oneDNN, and limits nothing: {known}", stacklevel=1)
+        limit = "DEFAULT"
     # Private names: where a torch release lacks one, less is the safe answer.
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    if supported is None or not supported():
-        return "other"
-    for name, check, limits in (
-        ("amx", "_is_amx_tile_supported", ("AMX",)),
-        ("avx512_bf16", "_is_avx512_bf16_supported", ("AMX", "BF16", "FP16", "AVX10")),
-    ):
+    bf16 = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    for name, (check, limits, multiplies_bf16) in INSTRUCTION_SETS.items():
         allowed = limit in ("DEFAULT", "ALL") or any(part in limit for part in limits)
-        if allowed and getattr(torch.cpu, check, lambda: False)():
+        if allowed and getattr(torch.cpu, check, lambda: False)() and (not multiplies_bf16 or (bf16 and bf16())):
             return name
     return "other"
 
@@ -157,9 +173,14 @@ def obey_quota(allowed: int | None = None) -> None:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Say how many bytes a device has free; None where the system does not say."""
+    """Say how many bytes a device has free, on a CPU at most what the container leaves; None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    known = [left for left in (memory_left(), _available()) if left is not None]
+    return min(known, default=None)
+
+
+def _available() -> int | None:
     try:
         with open("/proc/meminfo", encoding="ascii") as file:  # counts caches that the system gives up
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))

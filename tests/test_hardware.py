@@ -18,12 +18,19 @@ def test_onednns_limit_is_heeded(variable: str, monkeypatch: pytest.MonkeyPatch)
     for set_outside in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         monkeypatch.delenv(set_outside, raising=False)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-    for check in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+    for check in ("_is_amx_tile_supported", "_is_avx512_bf16_supported", "_is_avx512_supported", "_is_avx2_supported"):
         monkeypatch.setattr(torch.cpu, check, lambda: True, raising=False)
     assert instruction_set() == "amx"
     for limit, name in (
         *(("default", "amx"), ("AVX512_CORE_AMX", "amx"), ("AVX512_CORE_FP16", "avx512_bf16")),
-        *(("AVX512_CORE_BF16", "avx512_bf16"), ("AVX512_CORE", "other"), ("AVX2", "other"), ("SSE41", "other")),
+        *(("AVX512_CORE_BF16", "avx512_bf16"), ("AVX512_CORE", "avx512"), ("AVX512_CORE_VNNI", "avx512")),
+        *(
+            ("AVX2", "avx2"),
+            ("avx2_vnni", "avx2"),
+            ("AVX", "other"),
+            ("SSE41", "other"),
+            ("AVX10_1_512", "avx512_bf16"),
+        ),
     ):
         monkeypatch.setenv(variable, limit)
         assert instruction_set() == name
@@ -31,7 +38,33 @@ def test_onednns_limit_is_heeded(variable: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert instruction_set() == "avx512_bf16"
     monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    assert instruction_set() == "avx512"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: False)
+    assert instruction_set() == "avx2"
+    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: False)
     assert instruction_set() == "other"
+
+
+@pytest.mark.parametrize("limit", ["AVX3", "nonsense", "x" * 5000, "\x1b[2J"])
+def test_a_limit_that_onednn_does_not_know_limits_nothing_and_is_named(
+    limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+    unlimited = instruction_set()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    with pytest.warns(UserWarning, match=r"ONEDNN_MAX_CPU_ISA=.*limits nothing: use one of DEFAULT, ") as caught:
+        assert instruction_set() == unlimited
+    assert str(caught[0].message).isprintable() and len(str(caught[0].message)) < 500
+
+
+def test_bf16_that_onednn_refuses_is_not_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    for check in ("_is_amx_tile_supported", "_is_avx512_bf16_supported", "_is_avx512_supported"):
+        monkeypatch.setattr(torch.cpu, check, lambda: True, raising=False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert instruction_set() == "avx512"
 
 
 def test_what_is_asked_for_is_taken() -> None:

@@ -14,6 +14,7 @@ from genpipe.models.cpu.forms import PLAIN, Forms
 from genpipe.models.cpu.packed import USUAL_SIDE, PackedGatedFeedForward, can_pack, kind_of, pack
 from genpipe.models.cpu.quantised import QuantisedGatedFeedForward, quantise, worth_quantising
 from genpipe.models.cpu.winograd import DifferenceUpsample, WinogradConv, suits_difference, suits_winograd
+from genpipe.models.cpu.winograd4 import Winograd4Conv, suits_winograd4
 from genpipe.models.cuda.forms import CudaForms
 from genpipe.models.stored import StoredLayer, is_stored
 from genpipe.models.unet import UNet
@@ -32,14 +33,12 @@ class _Target:
 
     Attributes:
         sides: height and width of the maps of its parts, by the part's `id`.
-        fewest: channels that a convolution must have to become a `WinogradConv`.
     """
 
     device: torch.device
     dtype: torch.dtype
     forms: Forms
     sides: Mapping[int, int]
-    fewest: int
     fill: Callable[[nn.Module], tuple[nn.Module, bool]] | None
 
 
@@ -68,8 +67,9 @@ def prepare(
     if isinstance(forms, CudaForms):
         cuda, forms = forms, PLAIN
     sides = {id(module): side for module, side in _sides(network)}
-    fewest = forms.winograd_from_in_vae if isinstance(network, VAE) else forms.winograd_from
-    _prepare(network.eval().requires_grad_(False), _Target(device, dtype, forms, sides, fewest, fill), USUAL_SIDE)
+    if isinstance(network, VAE):
+        forms = replace(forms, winograd_from=forms.winograd_from_in_vae, winograd4_side=forms.winograd4_side_in_vae)
+    _prepare(network.eval().requires_grad_(False), _Target(device, dtype, forms, sides, fill), USUAL_SIDE)
     if cuda is not None and cuda.channels_last:
         _channels_last(network)
     if cuda is not None and cuda.compiled and isinstance(network, UNet):
@@ -152,7 +152,14 @@ def _prepare(module: nn.Module, target: _Target, side: int) -> nn.Module:
             return module  # mapped from its file: few of its rows are ever read
         if forms.int8 and worth_quantising(module, forms.int8_from):
             return quantise(module, side)  # of the file's own type: its weights are rounded once
-        if forms.winograd and can_pack(dtype) and suits_winograd(module, side, target.fewest):
+        if (
+            forms.winograd4 is not None
+            and dtype == torch.float32
+            and side >= forms.winograd4_side
+            and suits_winograd4(module, forms.winograd4)
+        ):
+            return Winograd4Conv(cast(nn.Conv2d, module), side)
+        if forms.winograd and can_pack(dtype) and suits_winograd(module, side, forms.winograd_from):
             return WinogradConv(cast(nn.Conv2d, module), dtype, side)
         module = module.to(device=device, dtype=dtype)
         return pack(module, side) if can_pack(dtype) and kind_of(module) in forms.packed else module
@@ -160,6 +167,9 @@ def _prepare(module: nn.Module, target: _Target, side: int) -> nn.Module:
         chosen = target
         if name in _ONCE:
             chosen = replace(target, forms=replace(forms, int8=False))
+        elif name == "encoder" and isinstance(module, VAE):
+            # It runs only where an image is given, and would hold four times its weights for that.
+            chosen = replace(target, forms=replace(forms, winograd4=None))
         elif isinstance(module, UNet) and name in ("norm_out", "conv_out") and device.type != "mps":
             # In fp32 the last layers cost next to nothing, and a rounding there goes into the latents.
             chosen = replace(target, dtype=torch.float32)

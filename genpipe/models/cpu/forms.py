@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-# By instruction set and dtype; `python -m scripts.benchmark.step --tune` measures and writes it.
+# By instruction set, from the widest to the narrowest, and by dtype; `python -m scripts.benchmark.step --tune` measures and writes it.
 TABLE = Path(__file__).with_name("cpu_forms.json")
 # What can be packed: see `kind_of`.
 PACKABLE = ("linear", "convolution 1x1", "convolution 3x3", "upsampling")
@@ -23,11 +23,15 @@ class Forms:
         phases: whether upsampling and its convolution become one transposed convolution.
         winograd: whether a 3×3 convolution that `suits_winograd` is a `WinogradConv`, and an upsampling that
             `suits_difference` a `DifferenceUpsample`.
+        winograd4: the fewest channels, in and out, of a convolution that is a `Winograd4Conv` if it `suits_winograd4`; None
+            for never. For fp32 alone, which hides its rounding anywhere.
         blocked: from how many keys on self-attention is blocked, by the widest head for which that is so.
         int8: whether wide layers are quantised. Not of the table: it changes images, and is for the caller to say.
         winograd_from, winograd_from_in_vae: the fewest channels, in and out, of a `WinogradConv` in a U-Net and in an
             autoencoder. With fewer it saves less than its rounding is worth, and the rounding of an autoencoder goes
             into the pixels once, of a U-Net into the latents at every step.
+        winograd4_side, winograd4_side_in_vae: the smallest maps, by their side, that are worth the memory of its weights:
+            four times a plain convolution's. A U-Net runs at every step, an autoencoder once.
         differences_from: the fewest channels of a `DifferenceUpsample`; with fewer, adding takes as long as multiplying
             saves.
         int8_from: the fewest channels, in and out, that int8 pays for: of Stable Diffusion's layers all but the first and
@@ -37,10 +41,13 @@ class Forms:
     packed: tuple[str, ...] = ()
     phases: bool = False
     winograd: bool = False
+    winograd4: int | None = None
     blocked: Mapping[int, int] = field(default_factory=dict)
     int8: bool = False
     winograd_from: int = 512
     winograd_from_in_vae: int = 256
+    winograd4_side: int = 32
+    winograd4_side_in_vae: int = 128
     differences_from: int = 256
     int8_from: int = 320
 
@@ -53,9 +60,14 @@ PLAIN = Forms()
 
 
 def forms_for(instruction_set: str, dtype: torch.dtype, *, table: Path = TABLE) -> Forms:
-    """Look up the forms of an instruction set in a dtype."""
+    """Look up the forms of an instruction set in a dtype; where it has no row, those of the next narrower set that has one.
+
+    What this torch has no operators for stays plain, whatever the table says (`genpipe.models.prepare`).
+    """
     rows = json.loads(table.read_text(encoding="utf-8"))
-    row: dict[str, Any] = rows.get(instruction_set, {}).get(str(dtype).removeprefix("torch."), {})
+    sets, name = list(rows), str(dtype).removeprefix("torch.")
+    narrower = sets[sets.index(instruction_set) :] if instruction_set in sets else []
+    row: dict[str, Any] = next((rows[each][name] for each in narrower if name in rows[each]), {})
+    known = {key: value for key, value in row.items() if key != "measured"}
     blocked = {int(width): keys for width, keys in row.get("blocked", {}).items()}
-    phases, winograd = row.get("phases", False), row.get("winograd", False)
-    return Forms(packed=tuple(row.get("packed", ())), phases=phases, winograd=winograd, blocked=blocked)
+    return Forms(**{**known, "packed": tuple(row.get("packed", ())), "blocked": blocked})

@@ -21,6 +21,8 @@ from genpipe.models.cpu.packed import USUAL_SIDE, PackedLinear
 SMALLEST_SIDE = 16
 # Numbers that are transformed along rows at once, so that memory stays flat and they are multiplied while still in caches.
 STRIP = 2**23
+# Numbers that are upsampled at once, for the same reasons: all of a denoiser's maps at its usual size, strips of a decoder's.
+UPSAMPLED = 2**21
 # From three taps to the weights of four products. The last row is negated, so that all later steps are additions.
 _TAPS = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, -1.0))
 # From three taps to the weights of a small pixel, and of how its neighbours before and after differ from it.
@@ -125,10 +127,14 @@ class DifferenceUpsample(nn.Module):
         upsample: with its weights best in the file's own dtype, since the nine sums of them are then rounded only once.
         dtype: what to run in.
         side: height and width of the small maps that it will mostly be given.
+        strip: how many numbers are upsampled at once.
     """
 
-    def __init__(self, upsample: Upsample, dtype: torch.dtype, side: int = USUAL_SIDE) -> None:
+    def __init__(
+        self, upsample: Upsample, dtype: torch.dtype, side: int = USUAL_SIDE, *, strip: int = UPSAMPLED
+    ) -> None:
         super().__init__()
+        self._numbers = strip
         taps, weight, bias = (
             torch.tensor(_NEAREST, dtype=torch.float32, device="cpu"),
             upsample.conv.weight.detach(),
@@ -146,19 +152,29 @@ class DifferenceUpsample(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Map (B, C, H, W) to (B, C, 2H, 2W), or to `size`: one less where the way down rounded an odd size up."""
         batch, channels, height, width = x.shape
-        x, rows = _channels_last(x), self._rows()
-        same = rows[0][0](x)
-        same = [product(near, plus=same) for product, near in zip(rows[0][1:], _differences(x, 2), strict=True)]
+        x = _channels_last(x)
         result = x.new_empty(batch, height, 2, width, 2, channels)
-        for side, (products, beside) in enumerate(zip(rows[1:], _differences(x, 1), strict=True)):
-            both = products[0](beside)
-            for across, near in enumerate(_differences(beside, 2)):
-                one = products[1 + across](near, plus=same[across])
-                torch.add(one, both, out=result[:, :, side, :, across])
+        strip = max(1, self._numbers // x[:, :1].numel())
+        for top in range(0, height, strip):
+            around = slice(max(top - 1, 0), top + strip + 1)
+            self._strip(x[:, around], top - around.start, result[:, top : top + strip])
         result = result.view(batch, 2 * height, 2 * width, channels)
         if size is not None and size != (2 * height, 2 * width):
             result = self._cut(result, x, *size)
         return result.movedim(-1, 1)
+
+    def _strip(self, around: Tensor, top: int, result: Tensor) -> None:
+        """Compute rows (B, n, 2, W, 2, C) of x (B, n, W, C), which begin at row `top` of `around`, with the next on either side."""
+        part, rows = slice(top, top + result.shape[1]), self._rows()
+        x = around[:, part].contiguous()
+        same = rows[0][0](x)
+        same = [product(near, plus=same) for product, near in zip(rows[0][1:], _differences(x, 2), strict=True)]
+        for side, (products, differences) in enumerate(zip(rows[1:], _differences(around, 1), strict=True)):
+            beside = differences[:, part].contiguous()
+            both = products[0](beside)
+            for across, near in enumerate(_differences(beside, 2)):
+                one = products[1 + across](near, plus=same[across])
+                torch.add(one, both, out=result[:, :, side, :, across])
 
     def _cut(self, result: Tensor, x: Tensor, height: int, width: int) -> Tensor:
         """Cut the last row or column off, and subtract what it added to its neighbours: beyond an edge are zeros."""

@@ -123,6 +123,15 @@ def test_upsampling_by_differences_is_upsampling_and_convolution(height: int, wi
     assert torch.allclose(last, fast(x, size), atol=1e-6) and last.is_contiguous(memory_format=torch.channels_last)
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+def test_strips_make_no_difference_to_upsampling(rows: int) -> None:
+    x = torch.randn(2, 24, 7, 6)
+    fast = DifferenceUpsample(upsample(), torch.float32, strip=rows * 2 * 6 * 24)
+    for size in (None, (13, 11)):
+        assert torch.allclose(fast(x, size), DifferenceUpsample(upsample(), torch.float32)(x, size), atol=1e-6)
+
+
 @packs_bf16
 @torch.inference_mode()
 def test_upsampling_by_differences_rounds_little_more_than_twice_as_much_in_bf16() -> None:

@@ -1,0 +1,173 @@
+"""3×3 convolutions in fp32 with a quarter of the multiplications, and all of them in large products.
+
+Sixteen neighbouring results take 144 products one by one, and 36 in F(4×4, 3×3) of "Fast Algorithms for Convolutional Neural
+Networks" (2016). The transforms before and after are products too, by small constant matrices, so that an image takes few
+operations. The rounding error is five times that of a direct convolution: nothing in fp32, and too much for 16 bits.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from genpipe.blocks import unpacked_copy
+from genpipe.models.cpu.packed import USUAL_SIDE, can_pack, pack
+from genpipe.models.cpu.winograd import SMALLEST_SIDE, suits_winograd
+
+# The most weights of a plain convolution, in · out channels, that are worth four times as many.
+MOST_CHANNELS = 640 * 1920
+# Numbers that are transformed at once, so that they are multiplied while still in caches.
+STRIP = 2**21
+# Where the polynomials are evaluated, and at infinity. Thirds of the usual 2 between them round half as much as whole
+# numbers do; all are exact in binary.
+_POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
+_TILE, _TAPS = 4, 3
+_SIZE = _TILE + _TAPS - 1
+
+
+def suits_winograd4(layer: nn.Module, fewest: int) -> bool:
+    """Whether a layer is a plain 3×3 convolution of `fewest` channels or more, with few enough weights."""
+    if not suits_winograd(layer, SMALLEST_SIDE, fewest):
+        return False
+    assert isinstance(layer, nn.Conv2d)
+    return layer.in_channels * layer.out_channels <= MOST_CHANNELS
+
+
+def _matrices() -> tuple[Tensor, Tensor, Tensor]:
+    """Give Aᵀ (4, 6), G (6, 3) and Bᵀ (6, 6) of eq. 8, in fp64: four results are Aᵀ [(G g) ⊙ (Bᵀ d)].
+
+    The rows of Aᵀ and G are powers of the points. Bᵀ is what makes the results a convolution for all taps g and pixels d.
+    A row of Bᵀ is divided by a power of two near its largest number, and that of G multiplied.
+    """
+    points = torch.tensor(_POINTS, dtype=torch.float64, device="cpu")
+
+    def powers(count: int) -> Tensor:
+        infinity = torch.eye(count, dtype=torch.float64, device="cpu")[-1:]
+        return torch.cat([points[:, None] ** torch.arange(count, device="cpu"), infinity])  # (6, count)
+
+    after, taps = powers(_TILE), powers(_TAPS)
+    conditions = torch.einsum("ki,kj->ijk", after, taps).flatten(0, 1)  # result i, tap j
+    wanted = [[float(i + j == pixel) for pixel in range(_SIZE)] for i in range(_TILE) for j in range(_TAPS)]
+    before = torch.linalg.pinv(conditions) @ torch.tensor(wanted, dtype=torch.float64, device="cpu")
+    scale = before.abs().amax(1, keepdim=True).log2().round().exp2()
+    return after.T, taps * scale, before / scale
+
+
+class Winograd4Conv(nn.Module):
+    """An `nn.Conv2d` that `suits_winograd4`, in fp32. Works in channels_last, and returns it.
+
+    Args:
+        layer: with its weights best in the file's own dtype, since the sums of them are then rounded only once.
+        side: height and width of the maps that it will mostly be given.
+        strip: how many numbers are transformed at once.
+    """
+
+    adds = True
+    bias: Tensor | None
+    before: Tensor
+    after: Tensor
+
+    def __init__(self, layer: nn.Conv2d, side: int = USUAL_SIDE, *, strip: int = STRIP) -> None:
+        super().__init__()
+        self._numbers = strip
+        self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
+        after, taps, before = _matrices()
+        weight = layer.weight.detach().double().flatten(2).permute(2, 0, 1)  # (9, C_out, C_in)
+        sums = torch.kron(taps, taps) @ weight.flatten(1)
+        self.products = nn.ModuleList(
+            _product(each, side // _TILE) for each in sums.float().view(-1, *weight.shape[1:])
+        )
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().float())
+        self.register_buffer("before", before.float(), persistent=False)
+        self.register_buffer("after", after.float(), persistent=False)
+
+    def forward(self, x: Tensor, *, shift: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
+        """Map (B, C_in, H, W) to (B, C_out, H, W); `shift` (C_out) and `plus`, of that shape, are added."""
+        height, width = x.shape[-2:]
+        if height % _TILE or width % _TILE:  # pad to whole tiles with the zeros that a convolution sees beyond the edge
+            beyond = (0, -width % _TILE, 0, -height % _TILE)
+            result = self(F.pad(x, beyond), shift=shift, plus=None if plus is None else F.pad(plus, beyond))
+            return result[..., :height, :width]
+        x = x.movedim(1, -1)
+        down, across = height // _TILE, width // _TILE
+        result = x.new_empty(len(x), down, _TILE, across, _TILE, self.out_channels)
+        added = None if plus is None else plus.movedim(1, -1).unflatten(2, (across, _TILE)).unflatten(1, (down, _TILE))
+        bias = shift if self.bias is None else self.bias if shift is None else self.bias + shift
+        widest = max(self.in_channels, self.out_channels)
+        strip = max(1, self._numbers // (len(x) * across * _SIZE**2 * widest))
+        padded = x.new_zeros(len(x), min(strip, down) * _TILE + 2, width + 2, self.in_channels)
+        for top in range(0, down, strip):
+            part = slice(top, min(top + strip, down))
+            tiles = self._products(_tiles(_rows(x, part, padded), across))  # (4, 4, B, n, W / 4, C_out)
+            if added is None:
+                _sum(tiles, bias, result[:, part])
+            else:
+                _sum(tiles if bias is None else tiles.add_(bias), added[:, part], result[:, part])
+        return result.view(len(x), height, width, -1).movedim(-1, 1)
+
+    def _products(self, tiles: Tensor) -> Tensor:
+        """Map tiles (6, 6, B, n, W / 4, C_in) to the results of each, (4, 4, B, n, W / 4, C_out)."""
+        transformed = _both_axes(self.before, tiles).view(_SIZE**2, -1, self.in_channels)
+        products = transformed.new_empty(*transformed.shape[:2], self.out_channels)
+        for each, factor, product in zip(self.products, transformed, products, strict=True):
+            product.copy_(each(factor))
+        results = _both_axes(self.after, products)
+        return results.view(_TILE, _TILE, *tiles.shape[2:-1], self.out_channels)
+
+    def unpacked(self) -> nn.Conv2d:
+        """Build the plain convolution; its weights are those that it was made of, up to rounding."""
+        with torch.device("meta"):
+            layer = nn.Conv2d(self.in_channels, self.out_channels, 3, padding=1, bias=self.bias is not None)
+        _, taps, _ = _matrices()
+        sums = torch.stack([cast(Tensor, unpacked_copy(each).weight) for each in self.products])
+        weight = torch.kron(taps, taps).pinverse() @ sums.double().flatten(1)  # (9, C_out · C_in)
+        weight = weight.view(_TAPS, _TAPS, self.out_channels, self.in_channels).permute(2, 3, 0, 1)
+        layer.weight = nn.Parameter(weight.float().contiguous(), requires_grad=False)
+        if self.bias is not None:
+            layer.bias = nn.Parameter(self.bias.clone(), requires_grad=False)
+        return layer
+
+
+def _product(weight: Tensor, side: int) -> nn.Module:
+    """Make a linear layer of these weights, for maps of this side, and pack it where that can be done."""
+    with torch.device("meta"):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return pack(layer, side) if can_pack(torch.float32) else layer
+
+
+def _rows(x: Tensor, part: slice, padded: Tensor) -> Tensor:
+    """Copy the pixels of some rows of tiles, and those around them, into a part of `padded`, (B, 4n + 2, W + 2, C)."""
+    first, last = part.start * _TILE - 1, part.stop * _TILE + 1
+    inside = slice(max(first, 0), min(last, x.shape[1]))
+    rows = padded[:, : last - first]
+    if first < 0:
+        rows[:, 0].zero_()
+    if last > x.shape[1]:
+        rows[:, -1].zero_()
+    rows[:, inside.start - first : inside.stop - first, 1:-1].copy_(x[:, inside])
+    return rows
+
+
+def _tiles(rows: Tensor, across: int) -> Tensor:
+    """Copy (B, 4n + 2, W + 2, C) to overlapping tiles, (6, 6, B, n, W / 4, C)."""
+    batch, height, _, channels = rows.shape
+    image, row, pixel, _ = rows.stride()
+    shape = (_SIZE, _SIZE, batch, height // _TILE, across, channels)
+    return rows.as_strided(shape, (row, pixel, image, _TILE * row, _TILE * pixel, 1)).contiguous()
+
+
+def _both_axes(matrix: Tensor, tiles: Tensor) -> Tensor:
+    """Map the rows and the columns of tiles (6, 6, ...) by a matrix (n, 6), to (n, n, the rest)."""
+    rows = torch.mm(matrix, tiles.view(_SIZE, -1)).view(len(matrix), _SIZE, -1)
+    return torch.bmm(matrix.expand(len(matrix), -1, -1), rows)
+
+
+def _sum(tiles: Tensor, plus: Tensor | None, out: Tensor) -> None:
+    """Put (4, 4, B, n, W / 4, C), with `plus` added, at the places of the pixels, (B, n, 4, W / 4, 4, C)."""
+    tiles = tiles.permute(2, 3, 0, 4, 1, 5)
+    if plus is None:
+        out.copy_(tiles)
+    else:
+        torch.add(tiles, plus, out=out)
