@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from genpipe.checkpoints import save_checkpoint
-from genpipe.hardware import instruction_set
+from genpipe.hardware import choose_dtype
 from genpipe.models.cpu.quantised import can_quantise
 from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
 from genpipe.models.tokenizer import Tokenizer, train_tokenizer
@@ -26,7 +26,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 needs_int8 = pytest.mark.skipif(
-    instruction_set() == "other" or not can_quantise(), reason="this torch or this CPU has no int8 beside bf16"
+    choose_dtype(None, torch.device("cpu")) != torch.bfloat16 or not can_quantise(),
+    reason="this torch or this CPU has no int8 beside bf16",
 )
 
 

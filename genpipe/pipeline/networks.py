@@ -1,25 +1,36 @@
 """A checkpoint's networks in memory, each in the form in which it runs on one device."""
 
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import cast
 
 import torch
+from torch import nn
 
 from genpipe.blocks import Network
 from genpipe.checkpoints import Checkpoint
 from genpipe.checkpoints.checkpoint import Fill
 from genpipe.files import cache_folder
 from genpipe.fit import Traits
-from genpipe.hardware import instruction_set, keep_freed_memory, obey_quota, use_huge_pages, without_overflow
+from genpipe.hardware import (
+    choose_dtype,
+    free_memory,
+    instruction_set,
+    keep_freed_memory,
+    obey_quota,
+    use_huge_pages,
+    without_overflow,
+)
 from genpipe.models.cpu.forms import PLAIN, Forms, forms_for
 from genpipe.models.cpu.quantised import QuantisedLayer, can_quantise
 from genpipe.models.cuda.forms import CudaForms, best_forms, evaluation, runs_kernels
 from genpipe.models.cuda.fp8 import Fp8Linear, check_fp8
 from genpipe.models.denoiser import Evaluate, evaluate
 from genpipe.models.prepare import prepare
+from genpipe.models.stored import StoredLayer
 from genpipe.models.unet import UNet
 from genpipe.models.vae import VAE
 from genpipe.spec import DTYPES, WEIGHTS, ModelSpec
@@ -76,6 +87,8 @@ class Networks:
             kept = (*kept, *self.checkpoint.text_encoders, self.checkpoint.vae)
         for network in self.checkpoint.reference_networks:
             network.to(device=self.device, dtype=self.dtype)  # they run once per batch: no other form would pay
+        if self.device.type == "cpu":
+            warn_of_memory(weight_bytes(kept, self.dtype), free_memory(self.device), low_memory=self._low_memory)
         for network in kept:
             self.prepare(network)
         for name, asked, kind in (("int8", self._int8, QuantisedLayer), ("fp8", self._fp8, Fp8Linear)):
@@ -104,6 +117,30 @@ class Networks:
         yield self.checkpoint.read_again(network, self.prepare) if self._low_memory else network
 
 
+def weight_bytes(networks: Sequence[nn.Module], dtype: torch.dtype) -> int:
+    """Say what the weights of networks will take in a dtype, in bytes; those that are stored in fewer bits stay so."""
+    total = 0
+    for module in (module for network in networks for module in network.modules()):
+        own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        total += sum(each.nbytes if isinstance(module, StoredLayer) else each.numel() * dtype.itemsize for each in own)
+    return total
+
+
+def warn_of_memory(needed: int, free: int | None, *, low_memory: bool) -> None:
+    """Warn before networks are loaded that the free memory, in bytes, does not hold their weights."""
+    if free is None or needed <= free:
+        return
+    less = (
+        "--weights int8 or fp8, or a smaller model"
+        if low_memory
+        else "--low-memory, --weights int8, or a smaller model"
+    )
+    warnings.warn(
+        f"the model takes about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: use {less}",
+        stacklevel=2,
+    )
+
+
 def prepare_process(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> None:
     """Set this process's memory, and the place of what is compiled, up for a model that is to be loaded.
 
@@ -126,7 +163,7 @@ def prepare_process(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -
     if device.type == "cpu":
         obey_quota()
     if spec.int8:
-        check_int8(device, dtype, native=instruction_set() != "other" and can_quantise())
+        check_int8(device, dtype, native=choose_dtype(None, device) == torch.bfloat16 and can_quantise())
     if device.type == "cpu" and not spec.low_memory:
         keep_freed_memory()  # from the first conversion on
 

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from genpipe.checkpoints import load_checkpoint
 from genpipe.metadata import read_request
 from genpipe.models.cpu.quantised import QuantisedLayer
 from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.vae import VAE
 from genpipe.pipeline import Pipeline, Progress
-from genpipe.pipeline.networks import check_compile, check_int8
+from genpipe.pipeline.networks import check_compile, check_int8, warn_of_memory, weight_bytes
 from genpipe.spec import ModelSpec
 from tests.conftest import needs_int8
 from tests.pipeline.drawing import difference, draw, middle
@@ -136,3 +138,18 @@ def test_compile_where_it_cannot_be_gets_one_clear_line(device: str, possible: b
 def test_what_is_for_a_gpu_is_refused_on_a_cpu(option: str, says: str, tiny_checkpoint: Path) -> None:
     with pytest.raises(ValueError, match=says):
         Pipeline.from_pretrained(ModelSpec.from_dict({"model": tiny_checkpoint, "device": "cpu", option: True}))
+
+
+def test_a_model_that_the_memory_does_not_hold_is_told_of_before_it_is_loaded(tiny_checkpoint: Path) -> None:
+    networks = list(load_checkpoint(tiny_checkpoint).networks.values())
+    count = sum(tensor.numel() for network in networks for tensor in network.state_dict().values())
+    assert weight_bytes(networks, torch.float32) == 4 * count == 2 * weight_bytes(networks, torch.bfloat16)
+    stored = load_checkpoint(tiny_checkpoint, unet_dtype=torch.bfloat16)
+    assert 2 * count < weight_bytes(list(stored.networks.values()), torch.float32) < 4 * count
+    with pytest.warns(UserWarning, match=r"takes about 4\.3 GB of memory, and 2\.0 GB are free: use --low-memory, "):
+        warn_of_memory(4_300_000_000, 2_000_000_000, low_memory=False)
+    with pytest.warns(UserWarning, match=r"2\.0 GB are free: use --weights int8"):
+        warn_of_memory(4_300_000_000, 2_000_000_000, low_memory=True)
+    with warnings.catch_warnings(action="error"):
+        warn_of_memory(2_000_000_000, 2_000_000_000, low_memory=False)
+        warn_of_memory(2_000_000_000, None, low_memory=False)
