@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -17,12 +17,18 @@ from genpipe.models.cpu.attention import blocked_attention
 from genpipe.models.cpu.forms import PLAIN, TABLE
 from genpipe.models.cpu.packed import can_pack, pack
 from genpipe.models.cpu.winograd import DifferenceUpsample, WinogradConv, suits_difference, suits_winograd
+from genpipe.models.cpu.winograd4 import Winograd4Conv, suits_winograd4
 from genpipe.models.unet import UNet
 from genpipe.models.unet_config import UNetConfig
 
 # A kind and its numbers: ("linear", rows, in, out), ("convolution", batch, in, out, kernel, stride, height, width),
 # ("upsampling", batch, channels, height, width before it), ("attention", batch · heads, queries, keys, head width).
 Operation = tuple[Any, ...]
+FEWEST = 64  # channels of a `Winograd4Conv` that is measured
+# Convolutions of decoders, which have fewer channels than those of a U-Net, and how often they come.
+_DECODER: dict[Operation, int] = {
+    ("convolution", 1, width, width, 3, 1, side, side): 1 for width, side in ((64, 256), (128, 256), (256, 128))
+}
 
 
 def step_operations(size: int, batch: int, config: UNetConfig | None = None) -> Counter[Operation]:
@@ -55,7 +61,7 @@ def step_operations(size: int, batch: int, config: UNetConfig | None = None) -> 
             pooled = config.added_channels - 6 * config.added_time_channels
             added = {"pooled": torch.empty(rows, pooled), "time_ids": torch.empty(rows, 6)}
         context = torch.empty(rows, 77, config.context_channels)
-        unet(torch.empty(rows, 4, side, side), torch.empty(rows), context, **added)
+        unet(torch.empty(rows, config.in_channels, side, side), torch.empty(rows), context, **added)
     return found
 
 
@@ -121,6 +127,10 @@ def forms_of(operation: Operation, dtype: torch.dtype) -> Iterator[tuple[str, Ca
     if can_pack(dtype) and suits_winograd(layer, x.shape[-1], PLAIN.winograd_from):
         fast = WinogradConv(cast(nn.Conv2d, layer), dtype, x.shape[-1])
         yield "winograd", lambda: fast(x)
+    large = x.shape[-1] >= PLAIN.winograd4_side
+    if dtype == torch.float32 and large and suits_winograd4(layer, FEWEST):
+        tiled = Winograd4Conv(cast(nn.Conv2d, layer), x.shape[-1])
+        yield "winograd4", lambda: tiled(x)
     if kind == "convolution":
         layer = layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     yield "plain", lambda: layer(x)
@@ -161,22 +171,23 @@ def step_flops(size: int, batch: int) -> int:
 
 
 @torch.inference_mode()
-def tune(instruction_set: str, dtypes: list[torch.dtype]) -> dict[str, Any]:
+def tune(instruction_set: str, dtypes: list[torch.dtype], processor: str) -> dict[str, Any]:
     """Measure the forms on the shapes of Stable Diffusion 1.5, and write what won into the table that ships."""
     table = json.loads(TABLE.read_text(encoding="utf-8"))
     for dtype in dtypes:
         spent: dict[str, Counter[str]] = {}
-        for operation, count in step_operations(512, 1).items():
+        saved: Counter[int] = Counter()  # seconds that `Winograd4Conv` saves, by the fewest channels
+        faster = 0.0  # seconds that `WinogradConv` and `DifferenceUpsample` save
+        for operation, count in {**step_operations(512, 1), **_DECODER}.items():
             kind = operation[0] if operation[0] != "convolution" else f"convolution {operation[4]}x{operation[4]}"
             if kind == "attention":
                 continue
-            times = {form: count * best_seconds(run) for form, run in forms_of(operation, dtype)}
-            fast = times.pop("winograd", None)
-            if fast is not None:
-                choice = {"winograd": fast, "otherwise": min(times.values())}
-                spent.setdefault("winograd", Counter()).update(choice)  # type: ignore[arg-type]
+            times = {form: count * best_seconds(run, budget=0.15) for form, run in forms_of(operation, dtype)}
+            if (fast := times.pop("winograd4", None)) is not None:
+                saved[min(operation[2:4])] += min(times.values()) - fast  # type: ignore[assignment]
+            if (fast := times.pop("winograd", None)) is not None:
+                faster += min(times.values()) - fast
             spent.setdefault(kind, Counter()).update(times)  # type: ignore[arg-type]
-        winograd = spent.pop("winograd", {"winograd": 1, "otherwise": 0})
         packed = [kind for kind in spent if spent[kind].get("packed", float("inf")) < spent[kind]["plain"]]
         phases = spent["upsampling"]["phases"] < spent["upsampling"]["plain"]
         blocked = {}
@@ -190,7 +201,13 @@ def tune(instruction_set: str, dtypes: list[torch.dtype]) -> dict[str, Any]:
                     break
                 blocked[str(width)] = keys
         row = {"packed": [*packed, *(["upsampling"] if phases and can_pack(dtype) else [])], "phases": phases}
-        row["winograd"] = min(winograd, key=winograd.__getitem__) == "winograd"
-        table.setdefault(instruction_set, {})[str(dtype).removeprefix("torch.")] = row | {"blocked": blocked}
+        row |= {"winograd": faster > 0, "winograd4": _fewest(saved), "blocked": blocked, "measured": processor}
+        table.setdefault(instruction_set, {})[str(dtype).removeprefix("torch.")] = row
     TABLE.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     return table[instruction_set]
+
+
+def _fewest(saved: Mapping[int, float]) -> int | None:
+    """Give the fewest channels from which on a form saves time for all of as many or more; None where it never does."""
+    slower = max((channels for channels, seconds in saved.items() if seconds <= 0), default=0)
+    return min((channels for channels in saved if channels > slower), default=None)

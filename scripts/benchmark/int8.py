@@ -18,8 +18,10 @@ def quantise(x: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def int8(size: int, batch: int, config: UNetConfig | None = None) -> dict[str, dict[str, float]] | None:
-    """Seconds of a guided step's linear layers and convolutions in bf16, in int8, and to quantise what goes into them;
+def int8(
+    size: int, batch: int, dtype: torch.dtype, config: UNetConfig | None = None
+) -> dict[str, dict[str, float]] | None:
+    """Seconds of a guided step's linear layers and convolutions in `dtype`, in int8, and to quantise what goes into them;
     None where this torch lacks oneDNN's operators."""
     quantised = torch.ops.onednn
     if not all(hasattr(quantised, name) for name in ("qlinear_pointwise", "qconv_pointwise")):
@@ -27,17 +29,17 @@ def int8(size: int, batch: int, config: UNetConfig | None = None) -> dict[str, d
     spent: dict[str, dict[str, float]] = {}
     for operation, count in step_operations(size, batch, config).items():
         kind, *numbers = operation
-        if kind not in ("linear", "convolution"):  # what remains in bf16
+        if kind not in ("linear", "convolution"):  # what is not quantised
             continue
         if kind == "linear":
             rows, width, out = numbers
-            x, weight = torch.randn(rows, width).bfloat16(), torch.randint(-127, 128, (out, width), dtype=torch.int8)
+            x, weight = torch.randn(rows, width).to(dtype), torch.randint(-127, 128, (out, width), dtype=torch.int8)
         else:
             count_in, width, out, kernel, stride, height, across = numbers
-            x = torch.randn(count_in, width, height, across).bfloat16().contiguous(memory_format=torch.channels_last)
+            x = torch.randn(count_in, width, height, across).to(dtype).contiguous(memory_format=torch.channels_last)
             weight = torch.randint(-127, 128, (out, width, kernel, kernel), dtype=torch.int8)
         scales, zeros, given = torch.rand(out) * 1e-3, torch.zeros(out, dtype=torch.int64), quantise(x)
-        tail: tuple[Any, ...] = (1.0, 0, torch.bfloat16, "none", [], "")
+        tail: tuple[Any, ...] = (1.0, 0, dtype, "none", [], "")
         if kind == "linear":
             packed = quantised.qlinear_prepack(weight, list(x.shape))
 
@@ -54,9 +56,9 @@ def int8(size: int, batch: int, config: UNetConfig | None = None) -> dict[str, d
             ) -> Any:
                 return quantised.qconv_pointwise(given, SCALE, ZERO, packed, *more)
 
-        row = spent.setdefault(kind, {"bf16": 0.0, "int8": 0.0, "quantise": 0.0})
-        bf16 = dict(forms_of(operation, torch.bfloat16))
-        row["bf16"] += count * min(best_seconds(run, budget=BUDGET) for run in bf16.values())
+        row = spent.setdefault(kind, {"exact": 0.0, "int8": 0.0, "quantise": 0.0})
+        exact = dict(forms_of(operation, dtype))
+        row["exact"] += count * min(best_seconds(run, budget=BUDGET) for run in exact.values())
         row["int8"] += count * best_seconds(product, budget=BUDGET)
         row["quantise"] += count * best_seconds(lambda x=x: quantise(x), budget=BUDGET)
     return spent

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genpipe.hardware import choose_dtype
 from genpipe.sampling.noise import ImageNoise
 
 PEERS = {
@@ -26,9 +27,9 @@ PEERS = {
     "low_memory": "genpipe, exact, low_memory=True",
     "int8": "genpipe, int8=True",
     "diffusers": "diffusers, as shipped (fp32)",
-    "tuned": "diffusers, bf16 + channels_last",
-    "compile": "diffusers, bf16 + channels_last + torch.compile",
-    "openvino": "OpenVINO, bf16",
+    "tuned": "diffusers, in genpipe's dtype + channels_last",
+    "compile": "diffusers, in genpipe's dtype + channels_last + torch.compile",
+    "openvino": "OpenVINO, in genpipe's dtype",
 }
 PROMPT, NEGATIVE, SEED, GUIDANCE, TIMESTEP, SCALING = "a pirate ship at sea", "", 7, 7.5, 500.0, 0.18215
 Run = Callable[[], Any]
@@ -86,6 +87,8 @@ def inputs(task: Task) -> Inputs:
 
 
 def genpipe(task: Task, **loading: Any) -> Run:
+    if task.part == "decode":
+        return _decoder(task, **loading)
     from genpipe.models.conditioning import Conditioning
     from genpipe.models.control import Controls, Shown
     from genpipe.models.denoiser import UNetDenoiser
@@ -104,16 +107,28 @@ def genpipe(task: Task, **loading: Any) -> Run:
             control = Controls(pipe.checkpoint.controls, shown, [TIMESTEP], conditioning)
         denoiser = UNetDenoiser(pipe.unet, [TIMESTEP], conditioning, control=control)
         return lambda: denoiser(given.latents, TIMESTEP)
-    if task.part == "decode":
-        return lambda: pipe.vae.decode(given.latents)
     settings = {"n": task.batch, "seed": SEED, "steps": task.steps, "sampler": "ddim"}
     settings |= {"height": task.size, "width": task.size}
     return lambda: _pixels(pipe(PROMPT, guidance_scale=GUIDANCE, progress=False, **settings))
 
 
+def _decoder(task: Task, *, dtype: str | None = None) -> Run:
+    """The autoencoder alone, as the other peers load it: the other networks' weights stay in their files."""
+    from genpipe.checkpoints import load_checkpoint
+    from genpipe.pipeline.networks import Networks, prepare_process
+    from genpipe.spec import ModelSpec
+
+    device, latents = torch.device("cpu"), inputs(task).latents
+    chosen = choose_dtype(dtype, device)
+    prepare_process(ModelSpec(), device, chosen)
+    checkpoint = load_checkpoint(task.folder)
+    vae = Networks(checkpoint, device=device, dtype=chosen, low_memory=False, int8=False).prepare(checkpoint.vae)
+    return lambda: vae.decode(latents)
+
+
 def diffusers(task: Task, *, tuned: bool, compiled: bool = False) -> Run:
     library: Any = importlib.import_module("diffusers")
-    dtype = torch.bfloat16 if tuned else torch.float32
+    dtype = choose_dtype(None, torch.device("cpu")) if tuned else torch.float32
     given = inputs(task)
     latents, context = given.latents.to(dtype), given.context.to(dtype)
 
@@ -194,7 +209,8 @@ def openvino(task: Task) -> Run:
         given = (latents / inputs_.scaling,)
     model = library.convert_model(Part(network.eval()), example_input=given)
     model.reshape({index: library.PartialShape(list(tensor.shape)) for index, tensor in enumerate(given)})
-    compiled = library.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+    bf16 = choose_dtype(None, torch.device("cpu")) == torch.bfloat16
+    compiled = library.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"})
     arrays = [tensor.numpy() for tensor in given]
     return lambda: compiled(arrays)[0]
 

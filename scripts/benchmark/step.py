@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from genpipe.hardware import choose_device, choose_dtype, instruction_set, keep_freed_memory
+from genpipe.hardware import choose_device, choose_dtype, device_name, instruction_set, keep_freed_memory
 from genpipe.models.unet_config import UNetConfig
 from scripts.benchmark.ceiling import ceiling, tune
 from scripts.benchmark.int8 import int8
@@ -208,7 +208,8 @@ def main(given: list[str] | None = None) -> None:
 
     keep_freed_memory()  # as genpipe does, so that the ceiling is not one of new pages
     if arguments.tune:
-        print(json.dumps({instruction_set(): tune(instruction_set(), list(dict.fromkeys([dtype, torch.float32])))}))
+        dtypes = list(dict.fromkeys([dtype, torch.float32]))
+        print(json.dumps({instruction_set(): tune(instruction_set(), dtypes, device_name(torch.device("cpu")))}))
         return
     report: dict[str, Any] = state(dtype) | {"family": arguments.family, "results": []}
     texts: list[str] = []
@@ -226,7 +227,7 @@ def main(given: list[str] | None = None) -> None:
             say(ceiling_text(found))
     if "int8" in arguments.parts:
         for size in arguments.sizes:
-            found = report.setdefault("int8", {})[str(size)] = int8(size, 1, config)
+            found = report.setdefault("int8", {})[str(size)] = int8(size, 1, dtype, config)
             say(f"int8 is not in this torch, {report['torch']}.\n" if found is None else int8_table(size, found))
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = arguments.checkpoint or Path(folder)

@@ -107,6 +107,13 @@ FAMILIES = {
         {"ddim": ("DDIMScheduler", {}), "euler": ("EulerDiscreteScheduler", {}),
          "dpmpp_2m": ("DPMSolverMultistepScheduler", {})},
     ),
+    "sd_turbo": Family(
+        "StableDiffusionPipeline", {"text_encoder": CLIP_H},
+        {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True},
+        ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
+        {"euler": ("EulerDiscreteScheduler", {}), "lcm": ("LCMScheduler", {})},
+        size=512, steps=1, guidance=0.0, stored=torch.float16,
+    ),
     "sdxl": Family(
         "StableDiffusionXLPipeline", {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G}, XL_UNET,
         ("EulerDiscreteScheduler", LEADING),

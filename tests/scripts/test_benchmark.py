@@ -18,12 +18,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from genpipe.checkpoints import save_checkpoint
 from genpipe.checkpoints.weights import skeleton
+from genpipe.hardware import choose_dtype
 from genpipe.models.unet import UNet
 from genpipe.models.unet_config import UNetConfig
 from scripts.make.checkpoint import FAMILIES, make_controlnet
 from tests.conftest import tiny_parts, tiny_xl_parts
 from tests.models.conftest import packs_fp32
 
+CPU = torch.device("cpu")
 NAMES = ("step", "peers", "ceiling", "report")
 
 
@@ -78,7 +80,8 @@ def test_the_peers_compute_the_same(bench: Any, peers: Any, checkpoint: Path, pa
     ours = computed(peers, partial(peers.genpipe, dtype="fp32"), given)
     assert ours.shape == theirs.shape and np.ptp(theirs) > 0
     assert bench.psnr(ours, theirs) > (45 if part == "picture" else 80)  # pictures are rounded to 255 levels
-    assert 25 < bench.psnr(computed(peers, peers.BUILDERS["tuned"], given), theirs) < 80
+    tuned = bench.psnr(computed(peers, peers.BUILDERS["tuned"], given), theirs)
+    assert tuned > 25 and (part == "picture" or (tuned < 80) == (choose_dtype(None, CPU) == torch.bfloat16))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch_dtype")
@@ -209,6 +212,7 @@ def test_the_rate_of_a_large_product(modules: dict[str, ModuleType], monkeypatch
         (("linear", 6, 8, 5), {"plain", "packed"}),
         (("convolution", 1, 8, 8, 1, 1, 4, 4), {"plain", "packed"}),
         (("convolution", 1, 512, 512, 3, 1, 16, 16), {"plain", "packed", "winograd"}),
+        (("convolution", 1, 64, 64, 3, 1, 32, 36), {"plain", "packed", "winograd4"}),
         (("convolution", 1, 512, 512, 3, 2, 16, 16), {"plain", "packed"}),
         (("upsampling", 1, 32, 4, 4), {"plain", "phases"}),
         (("upsampling", 1, 256, 4, 6), {"plain", "phases", "winograd"}),
