@@ -158,7 +158,7 @@ def _prepare(module: nn.Module, target: _Target, side: int) -> nn.Module:
             and side >= forms.winograd4_side
             and suits_winograd4(module, forms.winograd4)
         ):
-            return Winograd4Conv(cast(nn.Conv2d, module), side)
+            return Winograd4Conv(cast(nn.Conv2d, module))
         if forms.winograd and can_pack(dtype) and suits_winograd(module, side, forms.winograd_from):
             return WinogradConv(cast(nn.Conv2d, module), dtype, side)
         module = module.to(device=device, dtype=dtype)

@@ -129,7 +129,7 @@ def forms_of(operation: Operation, dtype: torch.dtype) -> Iterator[tuple[str, Ca
         yield "winograd", lambda: fast(x)
     large = x.shape[-1] >= PLAIN.winograd4_side
     if dtype == torch.float32 and large and suits_winograd4(layer, FEWEST):
-        tiled = Winograd4Conv(cast(nn.Conv2d, layer), x.shape[-1])
+        tiled = Winograd4Conv(cast(nn.Conv2d, layer))
         yield "winograd4", lambda: tiled(x)
     if kind == "convolution":
         layer = layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,24 +1,21 @@
 """3×3 convolutions in fp32 with a quarter of the multiplications, and all of them in large products.
 
 Sixteen neighbouring results take 144 products one by one, and 36 in F(4×4, 3×3) of "Fast Algorithms for Convolutional Neural
-Networks" (2016). The transforms before and after are products too, by small constant matrices, so that an image takes few
-operations. The rounding error is five times that of a direct convolution: nothing in fp32, and too much for 16 bits.
+Networks" (2016). The transforms before and after are products too, by small constant matrices, so that each strip of an
+image takes eight operations. They are torch's own: no weight is in an order that suits one size or number of threads. The
+rounding error is five times that of a direct convolution: nothing in fp32, and too much for 16 bits.
 """
-
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genpipe.blocks import unpacked_copy
-from genpipe.models.cpu.packed import USUAL_SIDE, can_pack, pack
 from genpipe.models.cpu.winograd import SMALLEST_SIDE, suits_winograd
 
 # The most weights of a plain convolution, in · out channels, that are worth four times as many.
 MOST_CHANNELS = 640 * 1920
 # Numbers that are transformed at once, so that they are multiplied while still in caches.
-STRIP = 2**21
+STRIP = 2**20
 # Where the polynomials are evaluated, and at infinity. Thirds of the usual 2 between them round half as much as whole
 # numbers do; all are exact in binary.
 _POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
@@ -59,25 +56,23 @@ class Winograd4Conv(nn.Module):
 
     Args:
         layer: with its weights best in the file's own dtype, since the sums of them are then rounded only once.
-        side: height and width of the maps that it will mostly be given.
         strip: how many numbers are transformed at once.
     """
 
     adds = True
+    weight: Tensor  # (36, C_in, C_out)
     bias: Tensor | None
     before: Tensor
     after: Tensor
 
-    def __init__(self, layer: nn.Conv2d, side: int = USUAL_SIDE, *, strip: int = STRIP) -> None:
+    def __init__(self, layer: nn.Conv2d, *, strip: int = STRIP) -> None:
         super().__init__()
         self._numbers = strip
         self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
         after, taps, before = _matrices()
-        weight = layer.weight.detach().double().flatten(2).permute(2, 0, 1)  # (9, C_out, C_in)
+        weight = layer.weight.detach().double().flatten(2).permute(2, 1, 0)  # (9, C_in, C_out)
         sums = torch.kron(taps, taps) @ weight.flatten(1)
-        self.products = nn.ModuleList(
-            _product(each, side // _TILE) for each in sums.float().view(-1, *weight.shape[1:])
-        )
+        self.register_buffer("weight", sums.float().view(-1, *weight.shape[1:]))
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().float())
         self.register_buffer("before", before.float(), persistent=False)
         self.register_buffer("after", after.float(), persistent=False)
@@ -109,10 +104,7 @@ class Winograd4Conv(nn.Module):
     def _products(self, tiles: Tensor) -> Tensor:
         """Map tiles (6, 6, B, n, W / 4, C_in) to the results of each, (4, 4, B, n, W / 4, C_out)."""
         transformed = _both_axes(self.before, tiles).view(_SIZE**2, -1, self.in_channels)
-        products = transformed.new_empty(*transformed.shape[:2], self.out_channels)
-        for each, factor, product in zip(self.products, transformed, products, strict=True):
-            product.copy_(each(factor))
-        results = _both_axes(self.after, products)
+        results = _both_axes(self.after, torch.bmm(transformed, self.weight))
         return results.view(_TILE, _TILE, *tiles.shape[2:-1], self.out_channels)
 
     def unpacked(self) -> nn.Conv2d:
@@ -120,21 +112,12 @@ class Winograd4Conv(nn.Module):
         with torch.device("meta"):
             layer = nn.Conv2d(self.in_channels, self.out_channels, 3, padding=1, bias=self.bias is not None)
         _, taps, _ = _matrices()
-        sums = torch.stack([cast(Tensor, unpacked_copy(each).weight) for each in self.products])
-        weight = torch.kron(taps, taps).pinverse() @ sums.double().flatten(1)  # (9, C_out · C_in)
-        weight = weight.view(_TAPS, _TAPS, self.out_channels, self.in_channels).permute(2, 3, 0, 1)
+        weight = torch.kron(taps, taps).pinverse() @ self.weight.double().flatten(1)  # (9, C_in · C_out)
+        weight = weight.view(_TAPS, _TAPS, self.in_channels, self.out_channels).permute(3, 2, 0, 1)
         layer.weight = nn.Parameter(weight.float().contiguous(), requires_grad=False)
         if self.bias is not None:
             layer.bias = nn.Parameter(self.bias.clone(), requires_grad=False)
         return layer
-
-
-def _product(weight: Tensor, side: int) -> nn.Module:
-    """Make a linear layer of these weights, for maps of this side, and pack it where that can be done."""
-    with torch.device("meta"):
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    layer.weight = nn.Parameter(weight, requires_grad=False)
-    return pack(layer, side) if can_pack(torch.float32) else layer
 
 
 def _rows(x: Tensor, part: slice, padded: Tensor) -> Tensor:
