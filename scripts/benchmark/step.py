@@ -9,8 +9,8 @@ First the ceiling: the floating-point operations of every layer, attention inclu
 shape. Then each part, each peer in a process of its own, in turn, run after run, so that a noisy machine slows all alike (of
 SDXL one after the other, as three copies take more than 20 GB); the first run of each is not counted. Each peer's output is compared with that of diffusers in fp32 (PSNR). Parts: text (one
 prompt), step (one evaluation of a guided batch), control (the same with a ControlNet), decode, picture (a whole one; a fresh
-process each, with its peak memory), int8 (what its products would take in int8), cold (the command `genpipe "pirate ship"`, embedded model, against
-`python -c "import torch"`). OpenVINO is an optional extra: pip install "genpipe[bench]". A plot and a table go into --out;
+process each, with its peak memory), int8 (what its products would take in int8), cold (the command `genpipe "pirate ship"`,
+embedded model, against `python -c "import torch"`; and an image of a model that has drawn before). OpenVINO is an optional extra: pip install "genpipe[bench]". A plot and a table go into --out;
 the last line is one JSON object. A GPU is measured by `python -m scripts.benchmark.gpu`.
 """
 
@@ -33,6 +33,7 @@ import torch
 
 from genpipe.hardware import choose_device, choose_dtype, device_name, instruction_set, keep_freed_memory
 from genpipe.models.unet_config import UNetConfig
+from genpipe.pipeline import Pipeline
 from scripts.benchmark.ceiling import ceiling, tune
 from scripts.benchmark.int8 import int8
 from scripts.benchmark.peers import PEERS, Task, can
@@ -143,6 +144,19 @@ def cold_start(runs: int) -> dict[str, float]:
     }
 
 
+def warm(runs: int) -> float:
+    """Median seconds of an image by the embedded model when it has drawn before, as in a server."""
+    pipe = Pipeline.from_pretrained(device="cpu")
+
+    def draw() -> float:
+        started = time.perf_counter()
+        pipe("pirate ship", seed=1, progress=False)
+        return time.perf_counter() - started
+
+    draw()
+    return statistics.median(draw() for _ in range(runs))
+
+
 def processor() -> str:
     names = [
         line.split(":")[1].strip() for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")
@@ -249,7 +263,10 @@ def main(given: list[str] | None = None) -> None:
                     say(table(part, size, batch, rows))
     if "cold" in arguments.parts:
         report |= cold_start(arguments.runs)
-        say(f"Cold start: {report['over_import_torch_s']:.2f} s over importing torch.\n")
+        report["warm_s"] = warm(arguments.runs)
+        say(
+            f"Cold start: {report['over_import_torch_s']:.2f} s over importing torch; warm: {report['warm_s']:.3f} s per image.\n"
+        )
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "benchmark.md").write_text("\n".join(texts), encoding="utf-8")
