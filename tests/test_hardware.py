@@ -1,3 +1,7 @@
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -134,3 +138,30 @@ def test_threads_are_no_more_than_the_process_may_use(
 def test_a_processor_is_named_with_what_makes_it_fast() -> None:
     name = device_name(torch.device("cpu"))
     assert name.endswith(f", {instruction_set()}, {torch.get_num_threads()} threads") and "\n" not in name
+
+
+MEMORY = """
+import sys
+import torch
+from genpipe.hardware import keep_freed_memory
+
+def held() -> int:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmRSS:"))
+
+keep_freed_memory(large=sys.argv[1] == "large")
+before = held()
+for numbers in (2**25, 2**21):  # 128 MB, 8 MB
+    tensors = [torch.ones(numbers) for _ in range(2**26 // numbers)]
+    del tensors
+    print(held() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or sys.platform != "linux", reason="glibc alone has the option")
+@pytest.mark.parametrize("which", ["large", "small"])
+def test_freed_memory_is_kept_of_large_tensors_only_where_asked(which: str) -> None:
+    done = subprocess.run([sys.executable, "-c", MEMORY, which], capture_output=True, text=True, check=True)
+    after_large, after_small = (int(line) for line in done.stdout.split())
+    assert after_small > 2**27  # of 256 MB
+    assert after_large > 2**27 if which == "large" else after_large < 2**26

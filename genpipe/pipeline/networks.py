@@ -165,7 +165,7 @@ def prepare_process(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -
     if spec.int8:
         check_int8(device, dtype, native=choose_dtype(None, device) == torch.bfloat16 and can_quantise())
     if device.type == "cpu" and not spec.low_memory:
-        keep_freed_memory()  # from the first conversion on
+        keep_freed_memory(large=dtype != torch.float32)  # from the first conversion on
 
 
 def stored_dtype(weights: str | None, dtype: torch.dtype, *, int8: bool) -> torch.dtype | None:

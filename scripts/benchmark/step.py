@@ -220,7 +220,7 @@ def main(given: list[str] | None = None) -> None:
     family = FAMILIES[arguments.family]
     config = UNetConfig.from_dict(family.unet)
 
-    keep_freed_memory()  # as genpipe does, so that the ceiling is not one of new pages
+    keep_freed_memory(large=dtype != torch.float32)  # as genpipe does, so that the ceiling is not one of new pages
     if arguments.tune:
         dtypes = list(dict.fromkeys([dtype, torch.float32]))
         print(json.dumps({instruction_set(): tune(instruction_set(), dtypes, device_name(torch.device("cpu")))}))
