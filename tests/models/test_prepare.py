@@ -1,17 +1,21 @@
 """The networks, prepared, compute what diffusers' compute, and hold their weights once."""
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from genpipe.blocks import PhaseUpsample, Upsample
 from genpipe.checkpoints import layout
-from genpipe.models.cpu.forms import PACKABLE, Forms
+from genpipe.hardware import INSTRUCTION_SETS
+from genpipe.models.cpu.forms import PACKABLE, Forms, forms_for
 from genpipe.models.prepare import prepare
 from genpipe.models.vae import VAE, VAEConfig
-from tests.models.conftest import UNetPair
+from tests.models.conftest import BOTH, UNetPair
 
 CPU, FP32 = torch.device("cpu"), torch.float32
 FORMS = Forms(packed=PACKABLE, phases=True, blocked={1024: 16})
@@ -47,3 +51,34 @@ def test_the_old_weights_are_let_go(unet_pair: UNetPair) -> None:
     wide = {name.split(".")[0] for name, tensor in unet.state_dict().items() if tensor.dtype != torch.bfloat16}
     assert wide == {"norm_out", "conv_out"}  # in fp32
     assert not any(parameter.requires_grad for parameter in unet.parameters())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", BOTH)
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_every_row_of_the_table_computes_the_same(
+    instruction_set: str, dtype: torch.dtype, unet_pair: UNetPair
+) -> None:
+    """On this machine, whatever it is: forms are forced, on narrow networks too."""
+    forms = forms_for(instruction_set, dtype)
+    forms = replace(
+        forms,
+        winograd4=forms.winograd4 and 16,
+        winograd4_side=16,
+        blocked=forms.blocked and {1024: 16},
+        winograd_from=16,
+        differences_from=32,
+    )
+    exact, _ = unet_pair(sample_size=32)
+    fast = prepare(copy.deepcopy(exact), device=CPU, dtype=dtype, forms=forms)
+    latents, timestep, context = torch.randn(2, 4, 32, 28), torch.tensor([300.0, 300.0]), torch.randn(2, 7, 24)
+    expected = exact.double()(latents.double(), timestep, context.double())
+    error = (fast(latents, timestep, context) - expected).norm() / expected.norm()
+    assert error <= (1e-5 if dtype == torch.float32 else 0.03)
+    kinds = {type(module).__name__ for module in fast.modules()}
+    for name, wanted in (
+        ("WinogradConv", forms.winograd and forms.winograd4 is None),
+        ("Winograd4Conv", forms.winograd4),
+    ):
+        assert (name in kinds) == bool(wanted)
+    assert ("DifferenceUpsample" in kinds) == forms.winograd and ("PackedLinear" in kinds) == ("linear" in forms.packed)
