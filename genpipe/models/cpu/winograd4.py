@@ -16,8 +16,8 @@ from genpipe.models.cpu.winograd import SMALLEST_SIDE, suits_winograd
 MOST_CHANNELS = 640 * 1920
 # Numbers that are transformed at once, so that they are multiplied while still in caches.
 STRIP = 2**20
-# Where the polynomials are evaluated, and at infinity. Thirds of the usual 2 between them round half as much as whole
-# numbers do; all are exact in binary.
+# Where the polynomials are evaluated, beside infinity. They round half as much as the usual 0, ±1 and ±2, and are exact in
+# binary.
 _POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 _TILE, _TAPS = 4, 3
 _SIZE = _TILE + _TAPS - 1
