@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -89,6 +90,17 @@ def test_what_is_sound_is_not(sandbox: Sandbox) -> None:
     ):
         sandbox.empty()
         assert sandbox.observe(sample) is None, sample.name
+
+
+def test_a_place_that_the_command_line_names_is_not_outside(sandbox: Sandbox, tmp_path: Path) -> None:
+    named = command("a command", ["inspect", "a.png", f"--outdir={tmp_path / 'here'}", "--outdir", str(tmp_path / "b")])
+    assert named.outputs == (f"{tmp_path / 'here'}", str(tmp_path / "b"))
+    for name, wrong in (("here", None), ("hereafter", "os.mkdir outside")):
+        sandbox.empty()
+        found = sandbox.observe(
+            replace(named, run=lambda name=name: (tmp_path / name / "c").mkdir(parents=True, exist_ok=True))
+        )
+        assert found is None if wrong is None else wrong in (found or "")
 
 
 def test_values_are_spoiled_the_same_way_for_a_seed() -> None:

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,14 @@ class Sample:
         run: called in an empty folder; returns a command's exit status, or None where a function was called.
         images: whether the paths on stdout are images that have to be there.
         function: whether it is a call, which may raise, and not a command, which may not.
+        outputs: where a person who types it says that it shall write.
     """
 
     name: str
     run: Callable[[], int | None]
     images: bool = False
     function: bool = False
+    outputs: tuple[str, ...] = ()
 
 
 class Hang(BaseException):
@@ -94,6 +97,7 @@ class Sandbox:
     def __init__(self, root: Path, patience: float = 20) -> None:
         self.root, self.work = root.resolve(), root.resolve() / "work"
         self.wrong: list[str] = []
+        self._allowed: tuple[str, ...] = ()
         self._patience = patience
         self._watching = False
         sys.addaudithook(self._audit)
@@ -110,6 +114,8 @@ class Sandbox:
         """Run a sample, and say what was wrong with it; None where nothing was."""
         out, err = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace"), io.StringIO()
         self.wrong, status, raised = [], None, None
+        outputs = [os.path.normpath(self.work / output) for output in sample.outputs]
+        self._allowed = tuple(each.rstrip(os.sep) + os.sep for each in (str(self.root), "/dev", *outputs))
         with self._watched(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
                 status = sample.run()
@@ -202,7 +208,7 @@ class Sandbox:
             return
         # Not `realpath`, which would open folders itself.
         full = os.path.normpath(os.path.join(self.work, os.fsdecode(path)))
-        if full != str(self.root) and not full.startswith((str(self.root) + os.sep, "/dev/")):
+        if not f"{full}{os.sep}".startswith(self._allowed):
             self.wrong.append(f"{event} outside: {full[:100]}")
 
 
@@ -225,7 +231,9 @@ def _place(error: BaseException) -> str:
 
 def command(name: str, arguments: list[str], *, images: bool = False) -> Sample:
     """Make a sample of a command line."""
-    return Sample(name, lambda: main(arguments), images)
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    outputs = tuple(word for option, word in pairwise(words) if option.startswith("--out") and "\0" not in word)
+    return Sample(name, lambda: main(arguments), images, outputs=outputs)
 
 
 def function(name: str, action: Callable[[], Any]) -> Sample:
