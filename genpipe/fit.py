@@ -6,7 +6,7 @@ from typing import Any
 
 from genpipe.fields import defaults_of, refuse_unknown, settings_of
 from genpipe.inputs import ControlList, InputImage
-from genpipe.request import Request, check_size
+from genpipe.request import SETTINGS, Request, check_size
 
 _SECOND_PASS = ("upscale_strength", "upscale_guidance_scale", "upscale_by")
 
@@ -25,6 +25,7 @@ class Traits:
         controls: how many control networks there are: one for each control image.
         refers: whether there is an IP-Adapter.
         shown: what the network is shown beside the latents: "mask", "image" or "depth"; None for nothing.
+        takes: the settings that a pipeline of diffusers takes; None for genpipe's own networks, which take all.
     """
 
     factor: int
@@ -36,6 +37,7 @@ class Traits:
     controls: int = 0
     refers: bool = False
     shown: str | None = None
+    takes: tuple[str, ...] | None = None
 
 
 def complete(settings: Mapping[str, Any], traits: Traits, defaults: Mapping[str, Any]) -> Request:
@@ -54,14 +56,39 @@ def complete(settings: Mapping[str, Any], traits: Traits, defaults: Mapping[str,
     """
     refuse_unknown(Request, settings, "a request")
     given = {name: value for name, value in settings.items() if value is not None}
-    given = size_of_image(given, traits.tile_factor if given.get("tile") else traits.factor) | given
+    if traits.takes is None or "height" in traits.takes:
+        given = size_of_image(given, traits.tile_factor if given.get("tile") else traits.factor) | given
     request = Request(**{"prompt": "", "seed": 0, **_defaults_for(given, defaults), **given})
+    if traits.takes is not None:
+        check_taken(request, traits.takes, defaults)
+    elif request.arguments:
+        raise ValueError("arguments are for models that diffusers draws, and genpipe draws this one: leave them out")
     check_fits(request, traits)
     return request
 
 
+def check_taken(request: Request, takes: Sequence[str], usual: Mapping[str, Any]) -> None:
+    """Raise ValueError if a request asks for something that a pipeline of diffusers does not take.
+
+    Args:
+        takes: names of the settings that it takes.
+        usual: its defaults.
+    """
+    standing = {**defaults_of(Request), **usual}
+    for name in SETTINGS:
+        value = getattr(request, name)
+        if name in takes or name == "negative_prompt" or value == standing.get(name, value):
+            continue
+        only = f": it draws {standing[name]} alone" if name in ("height", "width") else ""
+        raise ValueError(f"{name} is not for this model, a pipeline of diffusers that takes none{only}; leave it out")
+
+
 def ignored(requests: Sequence[Request], traits: Traits) -> list[str]:
     """Name the settings of requests that have no effect with a model, one line each."""
+    if traits.takes is not None:
+        idle = [name for name in ("prompt", "negative_prompt") if name not in traits.takes]
+        idle = [name for name in idle if any(getattr(request, name) for request in requests)]
+        return [f"{name} has no effect (this model takes none): leave it out" for name in idle]
     lines, distilled = {}, traits.distilled
     unread = {6: (), 5: ("target_size",)}.get(traits.sizes, ("original_size", "crop", "target_size"))
     for request in requests:
@@ -123,7 +150,7 @@ def check_fits(request: Request, traits: Traits) -> None:
     """Raise ValueError unless a model can draw a request of this size, with these layers left out and these images."""
     check_guides(request, traits)
     check_size(request.height, request.width, traits.tile_factor if request.tile else traits.factor)
-    if request.clip_skip >= traits.layers:
+    if traits.takes is None and request.clip_skip >= traits.layers:
         raise ValueError(f"clip_skip {request.clip_skip} is out of range: 0 to {traits.layers - 1} for this model")
 
 

@@ -21,7 +21,17 @@ from genpipe.fields import (
     setting,
     settings_of,
 )
-from genpipe.inputs import MAX_SCALE, Control, ControlList, ImageInput, InputImage, Lora, LoraList
+from genpipe.inputs import (
+    MAX_SCALE,
+    Argument,
+    ArgumentList,
+    Control,
+    ControlList,
+    ImageInput,
+    InputImage,
+    Lora,
+    LoraList,
+)
 from genpipe.sampling.names import canonical_name
 from genpipe.sampling.speed import SPEEDS
 
@@ -101,6 +111,7 @@ class Request:
         image_guidance_scale: weight of the image for models that edit by instruction (InstructPix2Pix); None is 1.5.
         depth: a map of depth, white is near, for models that are shown one.
         mask_blur: over how many pixels, inside of the mask, the change fades in.
+        arguments: of models that diffusers draws, further arguments of their pipeline's `__call__`: names and values.
 
     Raises:
         ValueError: a value is of the wrong type or out of its range; one line that says how to put it right.
@@ -209,6 +220,9 @@ class Request:
         "change the model by a LoRA or its kin, 1 times as strongly as it was trained or X times (FILE:T:X changes the "
         "text encoders T times); may be repeated",
         default=(), flags=("--loras", "--lora"), group=SAMPLING, shared=True)  # fmt: skip
+    arguments: tuple[Argument, ...] = setting(ArgumentList(),
+        "models that diffusers draws: another argument of their pipeline, as in true_cfg_scale=4; may be repeated",
+        default=(), flags=("--arguments", "--argument"), group=SAMPLING, shared=True)  # fmt: skip
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -274,8 +288,8 @@ class Request:
 def _plain(value: Any) -> Any:
     if isinstance(value, InputImage | Lora | Control):
         return value.to_dict()
-    several = isinstance(value, tuple) and value and isinstance(value[0], Lora | Control)
-    return [_plain(one) for one in value] if several else value
+    several = isinstance(value, tuple) and value and isinstance(value[0], Lora | Control | tuple)
+    return [list(one) if isinstance(one, tuple) else _plain(one) for one in value] if several else value
 
 
 _STAND_INS = {"prompt": "", "seed": 0, "steps": 1, "guidance_scale": 1.0, "height": 8, "width": 8}

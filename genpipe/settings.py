@@ -47,3 +47,4 @@ class Settings(TypedDict, total=False):
     upscale_by: str
     tile: bool
     loras: "Sequence[str | Path | tuple[str | Path, float] | Lora]"
+    arguments: "str | Mapping[str, Any] | Sequence[Any]"

@@ -88,6 +88,9 @@ class ModelSpec:
         embeddings: a file, or a folder of files, of textual inversions; prompts use them by the file's name.
         lora_dir: the only folder that LoRAs are taken from which prompts name.
         allow_pickle: read `.ckpt` files, by torch's reader that runs no code; safetensors alone otherwise.
+        offload: of a model that diffusers draws, keep on the GPU only what runs: "model" a network, "sequential" and "group"
+            a layer; "group" fetches the next one beside it.
+        trust_remote_code: of a model that diffusers draws, run the code that comes with it.
         vae_tiling: decode in overlapping tiles, whose seams differ slightly from a whole decode: "on", "off", or "auto",
             which does so where a whole decode would not fit into memory.
 
@@ -193,6 +196,19 @@ class ModelSpec:
         default=False,
         draws=False,
     )
+    offload: str | None = setting(
+        Choice(("model", "sequential", "group")),
+        "models that diffusers draws, on a GPU: keep in its memory only the part that runs (model), or the layer "
+        "(sequential; group fetches the next one beside it); slower, the same image",
+        default=None,
+        draws=False,
+    )
+    trust_remote_code: bool = setting(
+        Flag(),
+        "models that diffusers draws: run the code that comes with the model, with all that you may do (default: no)",
+        default=False,
+        draws=False,
+    )
     vae_tiling: str = setting(
         Choice(("auto", "on", "off")),
         "decode in tiles: auto (where memory is short; default), on or off",
@@ -250,6 +266,8 @@ class PortableOptions(TypedDict, total=False):
     embeddings: "str | Path | None"
     lora_dir: "str | Path | None"
     allow_pickle: bool
+    offload: str | None
+    trust_remote_code: bool
     vae_tiling: str
 
 

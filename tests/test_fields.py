@@ -65,6 +65,7 @@ TEXTS = {
     "upscale_by": "latents",
     "tile": "true",
     "loras": f"{IMAGE_FILE}:0.5",
+    "arguments": "true_cfg_scale=4,flag=true",
 }
 MODEL_TEXTS = {
     "model": "somewhere",
@@ -89,6 +90,8 @@ MODEL_TEXTS = {
     "embeddings": "embeddings",
     "lora_dir": "loras",
     "allow_pickle": None,
+    "offload": "model",
+    "trust_remote_code": None,
     "vae_tiling": "off",
 }
 
@@ -177,6 +180,8 @@ def test_files_say_every_field_and_give_it_back(tmp_path: Path) -> None:
         "low_memory",
         "lora_dir",
         "allow_pickle",
+        "offload",
+        "trust_remote_code",
     }  # images do not depend on them
     assert loaded == dataclasses.replace(spec, **{name: defaults_of(ModelSpec)[name] for name in unrecorded})
 
@@ -206,7 +211,9 @@ def test_every_field_that_images_depend_on_changes_their_ids(tmp_path: Path) -> 
     def ids(**values: Any) -> set[str]:
         class Plan(Inline):
             def open(self, job: Any) -> Any:
-                return dataclasses.replace(MODEL, traits=dataclasses.replace(MODEL.traits, controls=1, refers=True))
+                takes = SETTINGS if "arguments" in values else None  # they are for models that diffusers draws
+                traits = dataclasses.replace(MODEL.traits, controls=1, refers=True, takes=takes)
+                return dataclasses.replace(MODEL, traits=traits)
 
         from genpipe.render.run import Run
 

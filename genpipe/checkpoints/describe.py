@@ -12,6 +12,7 @@ from genpipe.checkpoints.diffusers_layout import folder_parts
 from genpipe.checkpoints.errors import CheckpointError
 from genpipe.checkpoints.families import FAMILIES
 from genpipe.checkpoints.fingerprint import data_sha256, file_sha256
+from genpipe.checkpoints.foreign import INDEX, Foreign, foreign
 from genpipe.checkpoints.lora import lora_family
 from genpipe.checkpoints.lora_names import split
 from genpipe.checkpoints.parts import Parts
@@ -45,6 +46,9 @@ def describe_path(path: str | Path, *, allow_pickle: bool = False) -> dict[str, 
     """
     path = Path(os.path.expanduser(str(path)))
     if path.is_dir():
+        wanted = _foreign(path)
+        if wanted is not None:
+            return _wrapped(path, wanted)
         parts = folder_parts(Folder(path))
         files = [
             file
@@ -75,6 +79,9 @@ def summary(path: Path) -> str:
     """What a file or a folder of weights is, in one line and without reading it whole: "a checkpoint of …"."""
     try:
         if path.is_dir():
+            wanted = _foreign(path)
+            if wanted is not None:
+                return f"a folder of {wanted.name}, drawn by diffusers"
             return f"a folder of {folder_parts(Folder(path)).family.title}"
         file = open_tensors(path)
         kind = kind_of(shapes_of(file))
@@ -84,6 +91,22 @@ def summary(path: Path) -> str:
         return rows["is"]
     except CheckpointError as error:
         return one_line(str(error).removeprefix(str(path)).lstrip(": "), 120)
+
+
+def _foreign(path: Path) -> Foreign | None:
+    return foreign(Folder(path)) if (path / INDEX).is_file() else None
+
+
+def _wrapped(path: Path, wanted: Foreign) -> dict[str, str]:
+    """What a folder says of itself that diffusers draws."""
+    files = [open_tensors(file) for part in wanted.parts for file in sorted((path / part).glob("*.safetensors"))]
+    return {
+        "is": f"a folder of {wanted.name} in the diffusers layout, drawn by diffusers",
+        "saved by": f"diffusers {wanted.version or 'of an unknown version'}",
+        "parts": ", ".join(f"{part} ({kind})" for part, (_, kind) in wanted.parts.items()),
+        **({"runs": f"code of its own ({', '.join(wanted.code)}), with --trust-remote-code"} if wanted.code else {}),
+        **_weights(files),
+    }
 
 
 def _model(parts: Parts) -> dict[str, str]:

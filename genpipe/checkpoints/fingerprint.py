@@ -8,9 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from genpipe.checkpoints.families import PARTS
+from genpipe.checkpoints.foreign import INDEX, foreign
 from genpipe.checkpoints.hub import open_source
 from genpipe.checkpoints.library import NAMED, located
 from genpipe.files import atomic_write, cache_folder
+
+# Files that images depend on, and those of pipelines that diffusers draws.
+_ENDINGS = (".json", ".txt", ".safetensors")
+_ALL_ENDINGS = (*_ENDINGS, ".model", ".jinja", ".bin", ".py")
 
 
 def checkpoint_files(
@@ -42,14 +47,15 @@ def checkpoint_files(
     if source.single is not None:
         only = source.find(source.single)
         return [*([] if only is None else [("checkpoint", only)]), *beside]
+    wanted = foreign(source) if source.find(INDEX) is not None else None
     names = [
         f"{folder}/{name}"
-        for folder in PARTS
+        for folder in (PARTS if wanted is None else wanted.parts)
         for name in source.listing(folder)
-        if name.endswith((".json", ".txt", ".safetensors"))
+        if name.endswith(_ENDINGS if wanted is None else _ALL_ENDINGS)
     ]
     root = getattr(source, "root", None)
-    paths = [(name, Path(root) / name) for name in ("model_index.json", "genpipe.json", *names)] if root else []
+    paths = [(name, Path(root) / name) for name in (INDEX, "genpipe.json", *names)] if root else []
     return [(name, path) for name, path in (*paths, *beside) if path.is_file()]
 
 

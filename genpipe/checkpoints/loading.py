@@ -44,6 +44,7 @@ def load_checkpoint(
     controls: Sequence[PathLike] = (),
     ip_adapter: PathLike | None = None,
     image_encoder: PathLike | None = None,
+    source: Source | None = None,
 ) -> Checkpoint:
     """Load a Stable Diffusion 1.x, 2.x or XL checkpoint; of the hub's files, only those needed are fetched.
 
@@ -64,17 +65,18 @@ def load_checkpoint(
             and widen each layer as it runs: see `genpipe.models.stored`.
         controls: control networks beside it, each a file, a folder or a hub id.
         ip_adapter, image_encoder: an IP-Adapter beside it, and CLIP's image encoder for it (see `references`).
+        source: where `path_or_id` is, where that has been opened already.
 
     Raises:
         CheckpointError: the checkpoint is not there, not whole, or not one that genpipe can run.
     """
     path_or_id = located(path_or_id, model_dir)
-    path = _expanded(path_or_id)
+    path = expanded(path_or_id)
     if path.is_file():
         _refuse(str(path), revision=revision, variant=variant, file=file)
         parts = file_parts(path, allow_pickle=allow_pickle)
     else:
-        source = open_source(path_or_id, revision, file=file)
+        source = open_source(path_or_id, revision, file=file) if source is None else source
         if source.single is None:
             parts = folder_parts(source, variant=variant)
         else:
@@ -110,7 +112,7 @@ def find_vae(path: PathLike, family: Family, *, allow_pickle: bool = False) -> P
     Raises:
         CheckpointError: it is not there, or no autoencoder that genpipe can run.
     """
-    file = _expanded(path)
+    file = expanded(path)
     if (file / "config.json").is_file():
         return vae_in(Folder(file.absolute().parent), file.absolute().name)
     if not file.is_file():
@@ -138,7 +140,7 @@ def find_texts(paths: Sequence[PathLike], family: Family, *, allow_pickle: bool 
     """
     found: list[tuple[int, Callable[[TextForm], TextPart]]] = []  # its width, and what it is in the place of a form
     for path in paths:
-        file, folders = _expanded(path), None
+        file, folders = expanded(path), None
         if (file / "config.json").is_file():
             source, folders = Folder(file.absolute().parent), [file.absolute().name]
         elif not file.is_file():
@@ -169,8 +171,8 @@ def find_texts(paths: Sequence[PathLike], family: Family, *, allow_pickle: bool 
         raise CheckpointError(f"{', '.join(map(str, paths))}: the tensor {error.args[0]} is missing") from error
 
 
-def _expanded(path: PathLike) -> Path:
-    """The path of a file or a folder, which may be a hub id; one that ends as files do has to be there."""
+def expanded(path: PathLike) -> Path:
+    """Give the path of a file or a folder, which may be a hub id; one that ends as files do has to be there."""
     expanded = Path(os.path.expanduser(str(path)))
     if expanded.suffix.lower() in _FILES and not expanded.exists():
         raise CheckpointError(f"the file {str(path)!r} does not exist")

@@ -168,7 +168,7 @@ IMAGE_ENCODER: Kinds = {
 
 _PART = list_of(text(200) | NULL, 2, 2)
 MODEL_INDEX: Kinds = {
-    "_class_name": text(200),
+    "_class_name": text(200) | _PART,
     "text_encoder": _PART,
     "text_encoder_2": _PART,
     "tokenizer": _PART,

@@ -141,7 +141,7 @@ def _generate(args: argparse.Namespace) -> int:
     pipeline = Pipeline.from_pretrained(spec)
     if args.ar is not None:
         usual = pipeline.defaults()
-        xl = pipeline.checkpoint.family.added_numbers > 0 and min(usual["width"], usual["height"]) >= 1024
+        xl = pipeline.traits.sizes > 0 and min(usual["width"], usual["height"]) >= 1024
         settings["width"], settings["height"] = size_of_ratio(args.ar, usual["width"], usual["height"], xl=xl)
     if drawn and not args.quiet:
         print(f"seed {seeds[0]}", file=sys.stderr)

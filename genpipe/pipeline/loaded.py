@@ -13,6 +13,7 @@ from genpipe.checkpoints import Checkpoint, load_checkpoint
 from genpipe.checkpoints.embeddings import load_embeddings
 from genpipe.checkpoints.library import NAMED, located
 from genpipe.checkpoints.lora import load_lora
+from genpipe.checkpoints.source import Source
 from genpipe.embedded import EMBEDDED
 from genpipe.inputs import Lora
 from genpipe.models.circular import circular
@@ -211,11 +212,14 @@ class Loaded:
         return Loaded(checkpoint, self.spec, device=self.device, dtype=self.dtype, name=self.name, loras=tuple(loras))
 
 
-def checkpoint_of(spec: ModelSpec, *, unet_dtype: torch.dtype | None = None) -> Checkpoint:
+def checkpoint_of(
+    spec: ModelSpec, *, unet_dtype: torch.dtype | None = None, source: Source | None = None
+) -> Checkpoint:
     """Load the checkpoint that a spec names, with what it gives in place of the checkpoint's own parts and beside them.
 
     Args:
         unet_dtype: what the denoiser's weights are kept in; None is their file's.
+        source: where the model is, where that has been opened already.
 
     Raises:
         CheckpointError: it is not there, not whole or not one that genpipe can run.
@@ -233,6 +237,7 @@ def checkpoint_of(spec: ModelSpec, *, unet_dtype: torch.dtype | None = None) -> 
         controls=spec.control_model,
         ip_adapter=spec.ip_adapter,
         image_encoder=spec.image_encoder,
+        source=source,
     )
 
 

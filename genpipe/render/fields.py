@@ -8,7 +8,7 @@ from typing import Any
 
 from genpipe.dialects.spellings import CLIP_SKIP, OURS, UNAVAILABLE, asks_for_nothing, setting_name
 from genpipe.fields import Flag, Number, Pair, Sides, Whole, settings_of
-from genpipe.inputs import Control, ControlList, ImageInput, InputImage, LoraList
+from genpipe.inputs import ArgumentList, Control, ControlList, ImageInput, InputImage, LoraList
 from genpipe.messages import quoted
 from genpipe.request import MAX_PICTURES, Request
 from genpipe.sizes import parse_size
@@ -19,7 +19,7 @@ WHOLE = {name for name, kind in _KINDS.items() if isinstance(kind, Whole)} | {"n
 FRACTIONS = {name for name, kind in _KINDS.items() if isinstance(kind, Number)}
 # What is neither a number nor a text, but may be written as one.
 _WRITTEN = {name: kind for name, kind in _KINDS.items() if isinstance(kind, Pair | Flag)}
-_SIDES = {name: kind for name, kind in _KINDS.items() if isinstance(kind, Sides)}
+_MAPPINGS = {name: kind for name, kind in _KINDS.items() if isinstance(kind, Sides | ArgumentList)}
 _FILES = {name: kind for name, kind in _KINDS.items() if isinstance(kind, ImageInput | LoraList | ControlList)}
 # Fields that are read together with others.
 _COMBINED = {"batch_size", "size", "scheduler", "sampler_index", CLIP_SKIP}
@@ -65,13 +65,13 @@ class FieldReader:
                 value = _WRITTEN[name].read(name, value)
             elif name in _FILES:
                 value = _files(name, value)
-            elif name in _SIDES:
-                value = _SIDES[name].check(name, value)
+            elif name in _MAPPINGS:
+                value = _MAPPINGS[name].check(name, value)
             elif name in UNAVAILABLE:
                 self._warn(name, value, line)
-            if (name in OURS or name in WHOLE) and name not in _FILES and not _is_plain(value):
+            if (name in OURS or name in WHOLE) and name not in (*_FILES, *_MAPPINGS) and not _is_plain(value):
                 raise ValueError(f"{key} must be text or a number, not {quoted(value)} ({type(value).__name__})")
-            comparable = name in _FILES or (_is_plain(value) and _is_plain(found.get(name, value)))
+            comparable = name in (*_FILES, *_MAPPINGS) or (_is_plain(value) and _is_plain(found.get(name, value)))
             if name in found and not (comparable and found[name] == value):
                 first = next(one for one in given if type(one) is str and setting_name(one) == name)
                 raise ValueError(f"{quoted(first)} and {quoted(key)} are one setting and disagree: leave one out")

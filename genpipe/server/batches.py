@@ -107,6 +107,9 @@ class Batches:
         if not self._images:
             return []
         first = min(self._images, key=lambda image: image.ticked)
+        if self._pipelines[first.job.model].is_wrapped:  # it draws one batch at a time, to its end
+            begun = [image for image in self._images if image.job.model == first.job.model and image.ticked]
+            return [*begun, first][:1]
         if first.run is None or first.apart:
             return [first]
         form = _form(first)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from genpipe.fields import Choice, Flag, Kind, Number, Pair, Sides, Text, Whole, defaults_of, settings_of
-from genpipe.inputs import ControlList, ImageInput, LoraList
+from genpipe.inputs import ArgumentList, ControlList, ImageInput, LoraList
 from genpipe.request import Request
 from genpipe.server.reading import OWN
 
@@ -34,6 +34,8 @@ def schema_of(kind: Kind) -> dict[str, Any]:
         numbers = {name: {"type": "number"} for name in ("scale", "start", "end")}
         item = {"type": "object", "properties": {"image": _IMAGE, "preprocessor": {"type": "string"}, **numbers}}
         return {"type": "array", "items": item}
+    if isinstance(kind, ArgumentList):
+        return {"type": "object", "additionalProperties": {"type": ["number", "boolean", "string"]}}
     return {"type": "string"} if isinstance(kind, Text) else {}
 
 

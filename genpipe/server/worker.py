@@ -122,7 +122,7 @@ def _open(start: Start) -> "tuple[Batches, Opened]":
         pipelines[name] = pipeline = Pipeline.from_pretrained(replace(spec, device=start.device or spec.device))
         pipeline.name = name  # what images say of their model is not where it lies
         models[name] = describe(pipeline)
-        paints = pipeline.unet.config.in_channels > pipeline.vae.config.latent_channels
+        paints = pipeline.traits.shown is not None
         size = (models[name].defaults[""]["width"], models[name].defaults[""]["height"])
         image = Image.new("RGBA", size) if paints else None  # transparent: all of it is to change
         pipeline("", seed=0, steps=2, image=image, progress=False)
@@ -130,7 +130,7 @@ def _open(start: Start) -> "tuple[Batches, Opened]":
     concepts = {
         name: tuple(pipeline.checkpoint.defaults.get("concepts", ()))
         for name, pipeline in pipelines.items()
-        if pipeline.checkpoint.defaults.get("prompt") == "scenes"
+        if not pipeline.is_wrapped and pipeline.checkpoint.defaults.get("prompt") == "scenes"
     }
     device = str(next(iter(pipelines.values())).device)
     return batches, Opened(models, device, torch.cuda.device_count(), concepts)

@@ -137,7 +137,8 @@ class Renderer:
         )
         begun = BatchInProgress([task for task, _ in requests], drawn, result=Result(failed=refused))
         # Other LoRAs would change the networks that are running.
-        if self._beside and not self.job.spec.low_memory and drawn and drawn[0].loras == self._loras:
+        ahead = self._beside and not self.pipeline.is_wrapped and not self.job.spec.low_memory
+        if ahead and drawn and drawn[0].loras == self._loras:
             self._encode_ahead(begun)
         return begun
 
@@ -172,10 +173,9 @@ class Renderer:
                 started = time.perf_counter()
                 self._measure(drawn[0], shape, waiting, result)
                 result.seconds["measure"] = time.perf_counter() - started
-            encoder = self.pipeline.prompt_encoder
-            fits, encoded, started = self._fits.get(shape), encoder.seconds, time.perf_counter()
+            fits, encoded, started = self._fits.get(shape), self.pipeline.text_seconds, time.perf_counter()
             begun.latents = self._denoised(drawn, shape, launched)
-            text = 0.0 if self._beside else encoder.seconds - encoded
+            text = 0.0 if self._beside else self.pipeline.text_seconds - encoded
             result.seconds.setdefault("text", text)
             result.seconds["denoise"] = time.perf_counter() - started - text
             if self._fits.get(shape) != fits:

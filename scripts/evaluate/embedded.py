@@ -39,6 +39,7 @@ from genpipe.judge.scene_judge import Judge
 from genpipe.judge.scene_segmentation import CATEGORIES, Segmentation
 from genpipe.models.prepare import prepare
 from genpipe.pipeline import Pipeline
+from genpipe.pipeline.own import OwnDrawer
 from genpipe.scenes import Scene, canonical, caption, names, sample
 from genpipe.scenes.captions import Language
 from genpipe.scenes.compose import Composer
@@ -228,7 +229,7 @@ def operations(folder: str | Path) -> float:
     checkpoint, device = load_checkpoint(folder), torch.device("cpu")
     for network in checkpoint.networks.values():
         prepare(network, device=device, dtype=torch.float32)
-    pipeline = Pipeline(checkpoint, device=device, dtype=torch.float32)
+    pipeline = Pipeline(OwnDrawer(checkpoint, device=device, dtype=torch.float32))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         pipeline("pirate ship", seed=1, progress=False)
     return counter.get_total_flops() / 1e9

@@ -15,6 +15,7 @@ from genpipe.checkpoints import load_checkpoint
 from genpipe.models.unet import UNet
 from genpipe.pipeline import Pipeline, Progress, generate
 from genpipe.pipeline.generate import Warm
+from genpipe.pipeline.own import OwnDrawer
 from genpipe.request import Request
 from genpipe.spec import ModelSpec
 from tests.pipeline.drawing import difference, draw
@@ -186,4 +187,4 @@ def test_a_network_that_takes_other_channels_is_refused(tiny_checkpoint: Path, t
     unet = UNet(replace(tiny.unet.config, in_channels=channels))
     checkpoint = replace(tiny, unet=unet, source="somewhere")
     with pytest.raises(ValueError, match=f"somewhere: its U-Net takes {channels} channels and gives 4"):
-        Pipeline(checkpoint, device=torch.device("cpu"), dtype=torch.float32)
+        OwnDrawer(checkpoint, device=torch.device("cpu"), dtype=torch.float32)

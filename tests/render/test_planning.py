@@ -31,7 +31,13 @@ def plan(journal: Journal, rows: Iterable[Any], **options: Any) -> list[Entry]:
 def test_a_bare_prompt_gets_the_models_defaults(journal):
     (entry,) = plan(journal, ["a ship"])
     defaults = {name: value for name, value in defaults_of(Request).items() if name in SETTINGS}
-    assert journal.settings(entry.settings) == {**defaults, "loras": [], "control": [], **MODEL.defaults[""]}
+    assert journal.settings(entry.settings) == {
+        **defaults,
+        "loras": [],
+        "control": [],
+        "arguments": [],
+        **MODEL.defaults[""],
+    }
     assert (entry.prompt, entry.line, entry.state) == ("a ship", 1, PENDING)
 
 

@@ -1,0 +1,151 @@
+"""A loaded pipeline of diffusers, and how batches of requests are drawn with it."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genpipe.adapters.forms import Form, form_for, forms_of, taken_by
+from genpipe.adapters.pixels import pictures_of, pixels_of
+from genpipe.adapters.sizes import default_size, size_factor
+from genpipe.adapters.stepping import Step, steps_of
+from genpipe.fit import Traits
+from genpipe.messages import listed
+from genpipe.request import Request
+
+
+class Adapted:
+    """A pipeline of diffusers that draws requests.
+
+    Args:
+        pipe: the loaded pipeline.
+        device: that its networks are on.
+        name: what messages call it.
+
+    Attributes:
+        forms: the pipelines that share its networks, by what they draw.
+        signature: what the `__call__` takes of the one that draws where a request has no image, or of the only one.
+        traits: which requests it draws.
+    """
+
+    def __init__(self, pipe: Any, *, device: torch.device, name: str) -> None:
+        self.pipe, self.device, self.name = pipe, device, name
+        self.forms = forms_of(pipe)
+        self.signature = (self.forms.get("text") or self.forms["image"]).signature
+        self.size = default_size(pipe, self.signature)
+        factor, shown = size_factor(pipe, self.size), None if "text" in self.forms else "image"
+        takes = taken_by(self.forms)
+        self.traits = Traits(factor=factor, tile_factor=factor, layers=0, shown=shown, takes=takes)
+        self._drawing = Lock()
+
+    def defaults(self) -> dict[str, Any]:
+        """What applies where a request says nothing: what the pipeline's `__call__` does without it."""
+        height, width = self.size
+        return {
+            "height": height,
+            "width": width,
+            "steps": self.signature.default(self.signature.steps) or 1,
+            "guidance_scale": float(self.signature.default(self.signature.guidance) or 0.0),
+            "prompt_syntax": "plain",
+        }
+
+    def draw(self, requests: Sequence[Request]) -> Iterator[tuple[int, int, Tensor]]:
+        """Draw a batch, and yield (step, steps, latents) after each step.
+
+        Steps are those of all stages, of all parts of the batch that go through the networks together. Latents are what the
+        running part's scheduler made, and at the last step the finished images, uint8 (B, 3, H, W).
+
+        Raises:
+            ValueError: a setting is not one for this pipeline.
+            RuntimeError: it is drawing another batch, or draws another size than was asked for.
+            NonFiniteError: the images are not finite.
+        """
+        form = form_for(requests[0], self.forms)
+        form.signature.check(requests[0].arguments)
+        if not self._drawing.acquire(blocking=False):
+            raise RuntimeError(f"{self.name} draws one batch at a time: let the other end, or close its stream")
+        try:
+            parts = self.parts(requests, form)
+            images: dict[int, Tensor] = {}
+            first = [requests[part[0]] for part in parts]
+            expected = [form.signature.step_count(form.signature.keywords(request)) for request in first]
+            before = 0
+            for index, part in enumerate(parts):
+                later, own = sum(expected[index + 1 :]), [requests[one] for one in part]
+                waiting, done = None, 0
+                for state in steps_of(lambda own=own: self._call(form, own), self._schedulers(), self.device):
+                    if not isinstance(state, Step):
+                        for one, image in zip(part, state.value, strict=True):
+                            images[one] = image
+                        break
+                    if waiting is not None:  # it was not the last
+                        yield waiting
+                    done = state.done
+                    waiting = (before + done, before + max(expected[index], done + 1) + later, state.latents)
+                    if done < expected[index]:
+                        yield waiting
+                        waiting = None
+                before += max(1, done)
+                if index + 1 < len(parts):
+                    yield before, before + later, torch.stack([images[one] for one in part])
+            yield before, before, torch.stack([images[one] for one in range(len(requests))])
+        finally:
+            self._drawing.release()
+
+    def parts(self, requests: Sequence[Request], form: Form) -> list[list[int]]:
+        """Say which requests of a batch one call of a form draws: those that agree in all that a call has but once."""
+        if form.draws != "text" or not form.signature.batches:
+            return [[index] for index in range(len(requests))]
+        parts: dict[Any, list[int]] = {}
+        for index, request in enumerate(requests):
+            parts.setdefault((request.guidance_scale, bool(request.negative_prompt)), []).append(index)
+        return list(parts.values())
+
+    def _schedulers(self) -> list[Any]:
+        found = {id(part): part for part in self.pipe.components.values() if hasattr(part, "set_timesteps")}
+        return [part for part in found.values() if hasattr(part, "step")]
+
+    @torch.inference_mode()
+    def _call(self, form: Form, requests: Sequence[Request]) -> Tensor:
+        """Draw requests by one call, as uint8 (B, 3, H, W)."""
+        first, parameters = requests[0], form.signature.parameters
+        keywords = form.signature.keywords(first) | pictures_of(first)
+        prompts = [request.prompt for request in requests]
+        negative = [request.negative_prompt for request in requests]
+        generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
+        alone = len(requests) == 1
+        keywords["generator"] = generators[0] if alone else generators
+        if "prompt" in parameters:
+            keywords["prompt"] = prompts[0] if alone else prompts
+        if first.negative_prompt and "negative_prompt" in parameters:
+            keywords["negative_prompt"] = negative[0] if alone else negative
+        if "output_type" in parameters:
+            # A watermark is put on PIL images alone.
+            keywords["output_type"] = "pil" if getattr(self.pipe, "watermarker", None) is not None else "np"
+        try:
+            result = form.pipe(**keywords)
+        except (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError) as error:
+            raise RuntimeError(f"{form.kind.__name__} failed: {type(error).__name__}: {error}") from error
+        drawn = next((one for name in ("images", "image") if (one := getattr(result, name, None)) is not None), None)
+        if drawn is None:
+            raise ValueError(f"{form.kind.__name__} gives no images: it is a part of another pipeline")
+        images = pixels_of(drawn, self.name)
+        self._check(images, result, requests)
+        return images
+
+    def _check(self, images: Tensor, result: Any, requests: Sequence[Request]) -> None:
+        first, (height, width) = requests[0], images.shape[-2:]
+        if (height, width) != (first.height, first.width):
+            raise ValueError(
+                f"this model draws {width}x{height} where {first.width}x{first.height} was asked for: ask for that size"
+            )
+        flags = getattr(result, "nsfw_content_detected", None) or getattr(result, "nsfw_detected", None) or []
+        seeds = [request.seed for request, flag in zip(requests, flags, strict=False) if flag]
+        if seeds:
+            warnings.warn(
+                f"the safety checker of {self.name} has blacked out the image of seed {listed(seeds)}: try another seed",
+                stacklevel=2,
+            )

@@ -1,0 +1,167 @@
+"""Loading a pipeline of diffusers from a folder or a repository: safetensors alone, and no code of its own unless trusted."""
+
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from genpipe.adapters.classes import find_class, is_stray, missing_of, own_part, pip_line, refuse_others
+from genpipe.adapters.placing import check_placing, place, warn_of_memory
+from genpipe.checkpoints.errors import CheckpointError
+from genpipe.checkpoints.foreign import INDEX, Foreign
+from genpipe.checkpoints.hub import Repository
+from genpipe.checkpoints.source import Folder, Source
+from genpipe.checks import read_object
+from genpipe.hardware import choose_dtype
+from genpipe.messages import listed, one_line
+from genpipe.spec import ModelSpec
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+
+
+def usual_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """Choose the dtype of a pipeline: the named one, or the best for the device, bf16 and never fp16 on its own.
+
+    The text encoders and transformers of today's families overflow fp16.
+    """
+    dtype = choose_dtype(name, device)
+    return torch.float32 if name is None and dtype == torch.float16 else dtype
+
+
+def load_pipeline(source: Source, wanted: Foreign, spec: ModelSpec, *, device: torch.device, dtype: torch.dtype) -> Any:
+    """Load a pipeline, its networks in their place.
+
+    Args:
+        source: where its files are; of a repository those that diffusers wants are fetched.
+        wanted: what its index says.
+        spec: variant, trust_remote_code, allow_pickle, offload and weights count.
+
+    Raises:
+        CheckpointError: it is none of text to images, not whole, or wants a package that is not installed.
+        ValueError: it cannot be placed so on this device.
+    """
+    check_placing(spec, device)
+    with _quiet():
+        return _load(source, wanted, spec, device, dtype)
+
+
+def _load(source: Source, wanted: Foreign, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Any:
+    kind = find_class(wanted, str(source), trusted=spec.trust_remote_code)
+    if isinstance(source, Repository):
+        source = _fetched(source, spec)
+    assert isinstance(source, Folder)
+    if not spec.allow_pickle and (pickles := _pickles_alone(source.root, wanted)):
+        raise CheckpointError(
+            f"{source} has its {listed(pickles)} in pickle files alone, which can run code: "
+            "if you trust them, give allow_pickle (--allow-pickle)"
+        )
+    warn_of_memory(source.root, wanted.parts, spec, device=device, dtype=dtype)
+    strays = {} if kind is None else _strays(source.root, kind, wanted, spec, dtype)
+    if strays:
+        with _without(source.root, strays) as folder:
+            pipe = _loaded(folder, str(source), spec, dtype, strays)
+    else:
+        pipe = _loaded(source.root, str(source), spec, dtype)
+    if kind is None:
+        refuse_others(type(pipe), str(source))
+    pipe.set_progress_bar_config(disable=True)
+    return place(pipe, spec, device=device, dtype=dtype)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the libraries say of themselves while they load off stderr: bars, and what they will drop one day."""
+    from diffusers.utils import logging as ours
+    from transformers.utils import logging as theirs
+
+    before = theirs.get_verbosity()
+    ours.disable_progress_bar()
+    theirs.disable_progress_bar()
+    theirs.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        theirs.set_verbosity(before)
+
+
+def _loaded(folder: Path, shown: str, spec: ModelSpec, dtype: torch.dtype, parts: Mapping[str, Any] = _NONE) -> Any:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    try:
+        return DiffusionPipeline.from_pretrained(
+            folder,
+            torch_dtype=dtype,
+            variant=spec.variant,
+            use_safetensors=None if spec.allow_pickle else True,
+            trust_remote_code=spec.trust_remote_code,
+            load_connected_pipeline=True,  # two stages where it is one of them
+            local_files_only=True,
+            **parts,
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, AttributeError, KeyError, TypeError) as error:
+        if missing := missing_of(error):
+            raise CheckpointError(f"{shown} needs {listed(missing)}: {pip_line(missing)}") from error
+        raise CheckpointError(f"{shown} cannot be loaded: {one_line(str(error), 300)}") from error
+
+
+def _strays(folder: Path, kind: type, wanted: Foreign, spec: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
+    """The parts that diffusers does not find where the index says: those of pipelines that it has moved since."""
+    found = {}
+    for part, (library, name) in wanted.parts.items():
+        own = own_part(kind, name) if is_stray(library, name) else None
+        if own is not None:
+            safe = None if spec.allow_pickle else True
+            found[part] = own.from_pretrained(folder / part, torch_dtype=dtype, use_safetensors=safe)
+    return found
+
+
+@contextmanager
+def _without(folder: Path, parts: Iterable[str]) -> Iterator[Path]:
+    """A folder of links to another's files, whose index lacks some parts."""
+    with TemporaryDirectory() as name:
+        for path in folder.iterdir():
+            if path.name != INDEX:
+                (Path(name) / path.name).symlink_to(path.absolute())
+        index = read_object(folder / INDEX)
+        kept = {part: value for part, value in index.items() if part not in parts}
+        (Path(name) / INDEX).write_text(json.dumps(kept), encoding="utf-8")
+        yield Path(name)
+
+
+def _fetched(source: Repository, spec: ModelSpec) -> Folder:
+    """All files of a repository that its pipeline wants, at the commit whose index was read."""
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    try:
+        folder = DiffusionPipeline.download(
+            source.name,
+            revision=source.commit,
+            variant=spec.variant,
+            use_safetensors=None if spec.allow_pickle else True,
+            trust_remote_code=spec.trust_remote_code,
+            local_files_only=not source.reachable,
+            load_connected_pipeline=True,
+        )
+    except Exception as error:
+        raise CheckpointError(f"{source}: its files cannot be fetched: {one_line(str(error), 200)}") from error
+    return Folder(Path(folder))
+
+
+def _pickles_alone(folder: Path, wanted: Foreign) -> list[str]:
+    """The parts whose weights are in pickle files alone."""
+    found = []
+    for part in wanted.parts:
+        files = [path for path in (folder / part).glob("*") if path.is_file()]
+        safe = any(path.suffix in (".safetensors", ".gguf") for path in files)
+        if not safe and any(path.suffix in _PICKLES for path in files):
+            found.append(part)
+    return found

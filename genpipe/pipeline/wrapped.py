@@ -1,0 +1,130 @@
+"""What draws with a pipeline of diffusers; genpipe does all around it."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genpipe.adapters.adapted import Adapted
+from genpipe.adapters.loading import load_pipeline, usual_dtype
+from genpipe.adapters.preview import Preview
+from genpipe.checkpoints.foreign import Foreign, foreign
+from genpipe.checkpoints.hub import open_source
+from genpipe.checkpoints.library import located
+from genpipe.checkpoints.loading import expanded
+from genpipe.checkpoints.source import Source
+from genpipe.fields import defaults_of
+from genpipe.fit import Traits
+from genpipe.hardware import choose_device
+from genpipe.images import Picture
+from genpipe.messages import listed
+from genpipe.metadata import annotate
+from genpipe.pipeline.denoising import is_guided
+from genpipe.pipeline.loaded import name_of, recorded_options
+from genpipe.pipeline.progress import Progress
+from genpipe.pipeline.run import Run
+from genpipe.request import Request
+from genpipe.spec import ModelSpec
+
+# The options that apply to a pipeline of diffusers.
+TAKEN = (
+    "model",
+    "model_dir",
+    "revision",
+    "variant",
+    "device",
+    "dtype",
+    "allow_pickle",
+    "trust_remote_code",
+    "lora_dir",
+    "offload",
+    "weights",
+)
+
+
+class WrappedDrawer:
+    """A pipeline of diffusers; for what its methods do see `Pipeline`.
+
+    Args:
+        adapted: the loaded pipeline.
+        spec: what it was loaded by.
+        dtype: of its networks.
+    """
+
+    def __init__(self, adapted: Adapted, *, spec: ModelSpec, dtype: torch.dtype) -> None:
+        self.adapted, self.spec, self.dtype = adapted, spec, dtype
+        self.name, self.device = adapted.name, adapted.device
+        self.text_seconds = 0.0  # diffusers encodes and denoises in one call
+        self._recorded = recorded_options(spec)
+        self.preview = Preview(adapted.pipe)
+
+    @classmethod
+    def load(cls, spec: ModelSpec, source: Source, wanted: Foreign) -> "WrappedDrawer":
+        """Load the pipeline of a spec.
+
+        Args:
+            spec: what is loaded.
+            source, wanted: where it is, and what its index says.
+
+        Raises:
+            CheckpointError: it is not whole, or draws no images from text.
+            ValueError: an option is not for a pipeline of diffusers.
+        """
+        standing = defaults_of(ModelSpec)
+        if idle := [name for name, value in spec.to_dict().items() if name not in TAKEN and value != standing[name]]:
+            raise ValueError(f"{wanted.name} is drawn by diffusers, which takes no {listed(idle)}: leave it out")
+        device = choose_device(spec.device)
+        dtype = usual_dtype(spec.dtype, device)
+        pipe = load_pipeline(source, wanted, spec, device=device, dtype=dtype)
+        return cls(Adapted(pipe, device=device, name=name_of(str(source))), spec=spec, dtype=dtype)
+
+    @property
+    def traits(self) -> Traits:
+        """Which requests it draws."""
+        return self.adapted.traits
+
+    @property
+    def made_by(self) -> dict[str, Any]:
+        """What metadata says of the model."""
+        return {"model": self.name, "dtype": str(self.dtype).removeprefix("torch."), **self._recorded}
+
+    def defaults(self, sampler: str | None = None) -> dict[str, Any]:
+        """What its `__call__` does where it is told nothing."""
+        return self.adapted.defaults()
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[Progress]:
+        """Draw a batch; the last step's latents are the finished images, uint8 (B, 3, H, W)."""
+        is_guided(requests, distilled=True)  # they agree in what they must
+        size = (requests[0].height, requests[0].width)
+        for step, steps, latents in self.adapted.draw(requests):
+            self.preview.size = size
+            yield Progress(step, steps, latents, lambda latents=latents: self.preview(latents))
+
+    def begin(self, request: Request) -> Run | None:
+        """None: `stream` alone draws."""
+
+    def decode(self, latents: Tensor, requests: Sequence[Request]) -> list[Picture]:
+        """Give the finished images with what made them."""
+        made_by = self.made_by
+        images = [Picture.of_levels(pixels.movedim(0, -1).contiguous().numpy()) for pixels in latents]
+        for image, request in zip(images, requests, strict=True):
+            annotate(image, request, made_by)
+        return images
+
+
+def opened(spec: ModelSpec) -> Source | None:
+    """Open the folder or the repository of a spec; None where its model is a file, or the embedded one.
+
+    Raises:
+        CheckpointError: it is not there.
+    """
+    if spec.model is None:
+        return None
+    path_or_id = located(spec.model, spec.model_dir)
+    return None if expanded(path_or_id).is_file() else open_source(path_or_id, spec.revision, file=spec.file)
+
+
+def foreign_in(source: Source | None) -> Foreign | None:
+    """What an opened model asks diffusers for; None where genpipe's own networks draw it."""
+    return None if source is None or source.single is not None else foreign(source)

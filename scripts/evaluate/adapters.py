@@ -1,0 +1,139 @@
+"""What works with which family of diffusers' pipelines: the table in the README, found by drawing.
+
+    python -m scripts.evaluate.adapters               # all families; prints markdown
+    python -m scripts.evaluate.adapters "FLUX.1 dev"
+
+Each family's pipeline, tiny and of random weights, is saved, loaded by genpipe and drawn with. "yes" stands where it was done:
+text, image and mask are pixel for pixel what diffusers draws by hand; batch seeds are drawn together, or in turn where the
+pipeline takes one generator alone; offload is that by groups of layers, as other kinds want a GPU, and draws the same image;
+fp8 keeps the denoiser's weights so.
+"""
+
+import argparse
+import inspect
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from genpipe import Pipeline
+from genpipe.pipeline.progress import Progress
+from genpipe.pipeline.wrapped import WrappedDrawer
+from tests.adapters.conftest import families
+from tests.adapters.tiny import Family
+
+COLUMNS = ("text", "image", "mask", "negative", "batch seeds", "preview", "offload", "fp8 weights")
+YES, NO = "yes", "–"
+PROMPT, SEED = "a red cat", 3
+
+
+def row(family: Family, folder: Path) -> dict[str, str]:
+    """Find what works with a family, by column."""
+    family.build().save_pretrained(folder)
+
+    def load(**options: Any) -> Pipeline:
+        return Pipeline.from_pretrained(folder, device="cpu", dtype="fp32", **options)
+
+    def draw(pipeline: Pipeline, **more: Any) -> np.ndarray:
+        return np.asarray(pipeline(PROMPT, seed=SEED, progress=False, **{**family.settings, **more}))
+
+    pipeline, states = load(), list[Progress]()
+    plain = draw(pipeline, callback=states.append)
+    shown = [np.asarray(state.preview()[0]).std() > 0 for state in states[:-1]]
+    forms, size = _drawer(pipeline).adapted.forms, plain.shape[1::-1]
+    begin = Image.linear_gradient("L").resize(size).convert("RGB")
+    mask = Image.fromarray(
+        np.where(np.arange(size[0]) < size[0] // 2, np.uint8(255), np.uint8(0))[None].repeat(size[1], 0)
+    )
+    works: dict[str, Callable[[], str | bool]] = {
+        "text": lambda: np.array_equal(plain, by_hand(pipeline, family)),
+        "image": lambda: (
+            "image" in forms and np.array_equal(draw(pipeline, image=begin), by_hand(pipeline, family, image=begin))
+        ),
+        "mask": lambda: (
+            "mask" in forms
+            and np.array_equal(
+                draw(pipeline, image=begin, mask=mask), by_hand(pipeline, family, image=begin, mask_image=mask)
+            )
+        ),
+        "negative": lambda: (
+            "negative_prompt" in (pipeline.traits.takes or ())
+            and np.array_equal(
+                draw(pipeline, negative_prompt="blue"), by_hand(pipeline, family, negative_prompt="blue")
+            )
+        ),
+        "batch seeds": lambda: "together" if forms["text"].signature.batches else "in turn",
+        "preview": lambda: any(shown),
+        "offload": lambda: np.array_equal(plain, draw(load(offload="group"))),
+        "fp8 weights": lambda: bool(draw(load(weights="fp8")).std() > 0),
+    }
+    return {name: _told(works[name]) for name in COLUMNS}
+
+
+def _told(works: Callable[[], str | bool]) -> str:
+    """Whether something works; what the pipeline or one of its networks refuses does not."""
+    try:
+        found = works()
+    except (ValueError, RuntimeError):
+        return NO
+    return found if isinstance(found, str) else YES if found else NO
+
+
+def by_hand(pipeline: Pipeline, family: Family, **more: Any) -> np.ndarray:
+    """What diffusers draws, called as its documentation does."""
+    diffusers: Any = import_module("diffusers")
+    pipe = _drawer(pipeline).adapted.pipe
+    if "mask_image" in more:
+        pipe = diffusers.AutoPipelineForInpainting.from_pipe(pipe)
+    elif "image" in more:
+        pipe = diffusers.AutoPipelineForImage2Image.from_pipe(pipe)
+    pipe.set_progress_bar_config(disable=True)
+    taken = inspect.signature(type(pipe).__call__).parameters
+    height, width = _drawer(pipeline).adapted.size
+    given = {**({"height": height, "width": width} if "image" in more else {}), **family.by_hand, **more}
+    given = {name: value for name, value in given.items() if name in taken}
+    made = pipe(prompt=PROMPT, generator=torch.Generator("cpu").manual_seed(SEED), **given)
+    return np.asarray((made.image if hasattr(made, "image") else made.images)[0].convert("RGB"))
+
+
+def _drawer(pipeline: Pipeline) -> WrappedDrawer:
+    assert isinstance(pipeline.drawer, WrappedDrawer)
+    return pipeline.drawer
+
+
+def table(rows: dict[str, dict[str, str]]) -> str:
+    """Write rows, by the names of their families, as markdown."""
+    lines = [["family", *COLUMNS], ["---"] * (1 + len(COLUMNS))]
+    lines += [[name, *(found[column] for column in COLUMNS)] for name, found in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def rows_of(chosen: Sequence[Family]) -> dict[str, dict[str, str]]:
+    """Find the rows of some families, by their names."""
+    found = {}
+    for family in sorted(chosen, key=lambda one: one.name.lower()):
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found[family.name] = row(family, Path(folder))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="families (default: all)")
+    names = parser.parse_args().names
+    chosen = [one for one in families() if not names or one.name in names]
+    if not chosen:
+        parser.error(f"there is no such family: there are {', '.join(one.name for one in families())}")
+    torch.set_num_threads(1)
+    print(table(rows_of(chosen)))
+
+
+if __name__ == "__main__":
+    main()
