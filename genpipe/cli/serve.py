@@ -63,6 +63,7 @@ def serve_command(parser: argparse.ArgumentParser) -> None:
     option(group, "--drain-seconds", type=reader("drain_seconds", Number(86400.0, "60 is the default")), default=60.0, metavar="S",
            help="for what was taken before SIGTERM (default: 60)")  # fmt: skip
     option(group, "--log-json", action="store_true", help="log a JSON object per request, without prompts")
+    option(group, "--log-prompts", action="store_true", help="log what is drawn, too: prompts, and whom they are from")
 
     group = parser.add_argument_group("drawing")
     option(
@@ -72,8 +73,8 @@ def serve_command(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="auto, cpu, cpu:2, cuda or cuda:0,cuda:1: a worker on each",
     )
-    option(group, "--batch", type=reader("batch", Whole(1, 64, "8 is the default")), default=8, metavar="N",
-           help="images that a worker draws at a time (default: 8)")  # fmt: skip
+    option(group, "--batch", type=reader("batch", Whole(1, 64, "left out, it is measured")), metavar="N",
+           help="images that a worker draws at a time (default: what is fastest here, measured once)")  # fmt: skip
     option(group, "--deterministic", action="store_true", help="bitwise the same images whatever else is drawn; slower")
     option(group, "--max-waiting", type=reader("max_waiting", Whole(1, 100_000, "256 is the default")), default=256, metavar="N",
            help="images that may wait; more are refused (default: 256)")  # fmt: skip
@@ -109,6 +110,7 @@ def _serve(args: argparse.Namespace) -> int:
         allow_origin=tuple(args.allow_origin),
         drain_seconds=args.drain_seconds,
         log_json=args.log_json,
+        log_prompts=args.log_prompts,
     )
     options.check()
     try:

@@ -1,6 +1,6 @@
 """The denoiser of one batch: a network with everything computed that stays the same over the steps."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -173,10 +173,10 @@ class UNetDenoiser:
         return output
 
     @property
-    def tokens(self) -> int:
-        """How many vectors the context of a prompt has."""
-        keys, *_ = next(iter(self._prompts.values()))
-        return keys.shape[2]
+    def form(self) -> Hashable:
+        """What denoisers of one image have to agree in to be joined: the network, and what it reads at each evaluation."""
+        read = next(iter(self._prompts.values()))
+        return id(self._unet), self._control is not None, tuple((len(each), each.shape[2]) for each in read)
 
     def _last_alone(self, images: int) -> tuple[KeysValues, Tensor | None]:
         """The keys, values and extra channels of each image's last prompt, the same tensors at every step."""
@@ -226,14 +226,17 @@ class TiledDenoiser:
 class JoinedDenoiser:
     """What evaluates a network for images that are each at a step of their own; nothing depends on how far another is.
 
+    Control networks look at each image by itself.
+
     Args:
-        parts: the denoisers of one image each, in the order of the images, all of one network. They agree in how many
-            prompts an image has, how long the contexts are, and whether there are extra channels; none keeps deep features.
+        parts: the denoisers of one image each, in the order of the images. They agree in their `form` and in whether there
+            are extra channels; none keeps deep features.
     """
 
     def __init__(self, parts: Sequence[UNetDenoiser]) -> None:
         first = parts[0]
         self._unet, self._evaluate, self._widths = first._unet, first._evaluate, first._shifts.widths
+        self._controls = [part._control for part in parts]
         self._prompts = {
             reader: tuple(map(_interleaved, zip(*(part._prompts[reader] for part in parts), strict=True)))
             for reader in first._prompts
@@ -269,8 +272,33 @@ class JoinedDenoiser:
         else:
             prompts = [prompt for prompt in range(self._per_image) for _ in at]
             shifts = self._table[at * self._per_image, prompts]
-        output, _ = self._evaluate(self._unet, Inputs(latents, shifts, self._widths, self._prompts, self._extra))
+        added = self._added(latents, timesteps)
+        inputs = Inputs(
+            latents,
+            shifts,
+            self._widths,
+            self._prompts,
+            self._extra,
+            residuals=_together([each.residuals for each in added], self._per_image),
+            maps=_together([each.maps for each in added], 1),
+        )
+        output, _ = self._evaluate(self._unet, inputs)
         return output
+
+    def _added(self, latents: Tensor, timesteps: Sequence[float]) -> list[Added]:
+        return [
+            Added() if control is None else control(latents[index : index + 1], timestep)
+            for index, (control, timestep) in enumerate(zip(self._controls, timesteps, strict=True))
+        ]
+
+
+def _together(parts: Sequence[tuple[Tensor, ...] | None], rows: int) -> tuple[Tensor, ...] | None:
+    """Join what is added for each of several images, of `rows` rows or of one that all share; nothing is zeros beside others."""
+    like = next((part for part in parts if part is not None), None)
+    if like is None:
+        return None
+    whole = [[torch.zeros_like(each) for each in like] if part is None else part for part in parts]
+    return tuple(_interleaved([repeat_rows(each, rows) for each in layer]) for layer in zip(*whole, strict=True))
 
 
 def _interleaved(parts: Sequence[Tensor]) -> Tensor:

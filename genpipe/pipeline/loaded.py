@@ -19,7 +19,7 @@ from genpipe.inputs import Lora
 from genpipe.models.circular import circular
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.control import Controlled
-from genpipe.models.denoiser import TiledDenoiser, UNetDenoiser
+from genpipe.models.denoiser import MakeDenoiser, TiledDenoiser, UNetDenoiser
 from genpipe.models.unet import UNet
 from genpipe.models.vae import VAE
 from genpipe.pipeline.conditions import Conditions, alike, condition, conditions
@@ -142,6 +142,40 @@ class Loaded:
             total: steps of the whole image, by which prompts change; beyond them they stay as they are in the end.
             tile: side in latent pixels of the squares that the denoiser is evaluated on; None evaluates it on the whole.
         """
+        network, make, guidance = self._parts(requests, schedule, before, total, tile)
+        return denoise(
+            network,
+            make,
+            guidance,
+            requests,
+            sampler=sampler,
+            schedule=schedule,
+            start=start,
+            shape=self._shape(requests[0]),
+            model=self.name,
+        )
+
+    def begin(
+        self, request: Request, sampler: Sampler, schedule: Schedule, start: Start, before: int, total: int
+    ) -> Run:
+        """Begin a schedule of an image of `exact` speed that is drawn together with others at other steps; see `denoise`."""
+        network, make, guidance = self._parts([request], schedule, before, total, None)
+        return Run(
+            network,
+            make,
+            guidance,
+            request,
+            sampler=sampler,
+            schedule=schedule,
+            start=start,
+            shape=self._shape(request),
+            before=before,
+        )
+
+    def _parts(
+        self, requests: Sequence[Request], schedule: Schedule, before: int, total: int, tile: int | None
+    ) -> tuple[Any, MakeDenoiser[Any], Conditions]:
+        """The network, what makes its denoiser, and what guides the batch."""
         first = requests[0]
         guidance = self._conditions(requests, schedule, before, total)
         if self.checkpoint.references is not None and first.reference is not None:
@@ -152,35 +186,12 @@ class Loaded:
         references = self.checkpoint.references
         adapter = None if references is None else references.adapter
         make = partial(UNetDenoiser, refresh=refresh, evaluate=self.networks.evaluate, references=adapter)
-        run = partial(denoise, unet, make if tile is None else partial(TiledDenoiser, make, tile=tile))
         if controls and first.control:
             # A second pass is shown them from its own beginning to its own end.
             over = (before, total) if before < total else (0, len(schedule.steps) - 1)
             images = shown(controls, requests, schedule, before=over[0], total=over[1], device=self.device)
-            run = partial(denoise, Controlled(unet, controls), controlled_by(images, make, guess=first.guess))
-        return run(
-            guidance,
-            requests,
-            sampler=sampler,
-            schedule=schedule,
-            start=start,
-            shape=self._shape(first),
-            model=self.name,
-        )
-
-    def begin(self, request: Request, sampler: Sampler, schedule: Schedule, start: Start) -> Run:
-        """Begin an image that is drawn together with others at other steps; of `exact` speed, in one stage."""
-        guidance = self._conditions([request], schedule, 0, len(schedule.steps) - 1)
-        return Run(
-            self._unet(request),
-            partial(UNetDenoiser, evaluate=self.networks.evaluate),
-            guidance,
-            request,
-            sampler=sampler,
-            schedule=schedule,
-            start=start,
-            shape=self._shape(request),
-        )
+            return Controlled(unet, controls), controlled_by(images, make, guess=first.guess), guidance
+        return unet, make if tile is None else partial(TiledDenoiser, make, tile=tile), guidance
 
     def _conditions(self, requests: Sequence[Request], schedule: Schedule, before: int, total: int) -> Conditions:
         return conditions(

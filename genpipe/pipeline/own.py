@@ -26,7 +26,7 @@ from genpipe.pipeline.plan import Plan, make_plan
 from genpipe.pipeline.preview import LatentPreview
 from genpipe.pipeline.progress import Progress
 from genpipe.pipeline.run import Run
-from genpipe.pipeline.stages import walk
+from genpipe.pipeline.stages import begin, walk
 from genpipe.prompts.reading import chosen
 from genpipe.request import Request
 from genpipe.sampling.sampler import Sampler
@@ -154,13 +154,8 @@ class OwnDrawer:
 
     @torch.inference_mode()
     def begin(self, request: Request) -> Run | None:
-        """Begin an image; None at a speed that leaves evaluations out, with a refiner or control images, or enlarged."""
-        plan = self._plan([request])
-        several = len(plan.stages) != 1 or plan.enlarged is not None
-        if several or request.speed != "exact" or request.control or request.reference:
-            return None
-        model, schedule = plan.stages[0]
-        return model.begin(request, plan.sampler, schedule, plan.start)
+        """Begin an image; None at a speed that leaves evaluations out, or enlarged so far that it is cut into squares."""
+        return begin(self._plan([request]), request)
 
     def _plan(self, requests: Sequence[Request]) -> Plan:
         is_guided(

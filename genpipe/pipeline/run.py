@@ -1,13 +1,13 @@
 """Images that are each at a step of their own, drawn together: a server's batch, which they join and leave at any step."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor
 
+from genpipe.blocks import Network
 from genpipe.models.denoiser import JoinedDenoiser, MakeDenoiser, UNetDenoiser
-from genpipe.models.unet import UNet
 from genpipe.pipeline.conditions import Conditions
 from genpipe.pipeline.denoising import InTurns, led_away
 from genpipe.pipeline.start import Start, image_noise
@@ -22,27 +22,29 @@ class Run:
     """One image that is being drawn. It asks for one evaluation of the network after the other; `Together` makes them.
 
     Args:
-        unet: prepared.
-        make: makes its denoiser, for the images of `exact` speed.
+        network: prepared.
+        make: makes its denoiser, a `UNetDenoiser`, for the images of `exact` speed.
         conditions: what guides the image.
         request: what is drawn.
         sampler, schedule: the request's own.
         start: draws what the run begins with.
         shape: of the latents (C, h, w).
+        before: steps that were taken before.
 
     Attributes:
         request: what is drawn.
-        steps: how many solver steps it takes.
-        step: how many of them are done.
+        step: how many steps are done, those before among them.
+        steps: how many it takes, those of the runs that follow among them.
         latents: (1, C, h, w) fp32, after the last step that was done; still noisy until all are. They are not checked for
             numbers that are not finite.
+        then: makes, of the latents of a run that is done, the run that goes on with them; None where the image is done.
     """
 
     @torch.inference_mode()
     def __init__(
         self,
-        unet: UNet,
-        make: MakeDenoiser[UNet],
+        network: Network,
+        make: MakeDenoiser[Network],
         conditions: Conditions,
         request: Request,
         *,
@@ -50,15 +52,18 @@ class Run:
         schedule: Schedule,
         start: Start,
         shape: tuple[int, int, int],
+        before: int = 0,
     ) -> None:
-        self.request, self.steps, self.step = request, len(schedule.steps) - 1, 0
-        self._unet, self._prediction_type, self._weights = unet, sampler.prediction_type, conditions.weights
+        self.request, self.step, self._before = request, before, before
+        self.steps = self._last = before + len(schedule.steps) - 1
+        self.then: Callable[[Tensor], Run] | None = None
+        self._prediction_type, self._weights = sampler.prediction_type, conditions.weights
         self._image_scale = conditions.image_scale
         noise = image_noise([request], shape, conditions.conditionings[0].context.device)
         begun = start(noise)
         conditions = conditions.showing(begun.extra_channels)
         timesteps = [step.timestep for step in schedule.steps]
-        self._denoisers = InTurns(unet, make, conditions, timesteps)
+        self._denoisers = InTurns(network, make, conditions, timesteps)
         self._prompts = len(conditions.conditionings[0])
         self._walk = sampler.walk(begun.x, schedule, noise, keep=begun.keep)
         self._asked: Evaluation | None = next(self._walk)
@@ -66,7 +71,7 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether all steps are done."""
+        """Whether all of its own steps are done."""
         return self._asked is None
 
     @property
@@ -83,7 +88,7 @@ class Run:
     @property
     def form(self) -> Hashable:
         """What runs have to agree in at their next evaluation to be evaluated together."""
-        return id(self._unet), self._prompts, self.denoiser.tokens, tuple(self.latents.shape)
+        return self.denoiser.form, self._prompts, tuple(self.latents.shape)
 
     def take(self, outputs: Sequence[Tensor]) -> None:
         """Go on to the next evaluation with what the network made of each prompt, (1, C, h, w) each."""
@@ -96,10 +101,10 @@ class Run:
             )
         asked = answer(self._walk, (x, x0_from_output(output, x, step, self._prediction_type)))
         if isinstance(asked, Tensor):
-            self._asked, self.step, self.latents = None, self.steps, asked
+            self._asked, self.step, self.latents = None, self._last, asked
             return
-        if asked.done > self.step:
-            self.step, self.latents = asked.done, asked.x
+        if self._before + asked.done > self.step:
+            self.step, self.latents = self._before + asked.done, asked.x
         self._asked = asked
 
 

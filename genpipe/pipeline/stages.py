@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from genpipe.pipeline.plan import Plan
+from genpipe.pipeline.run import Run
 from genpipe.pipeline.start import StartState
-from genpipe.pipeline.upscaling import upscaled
+from genpipe.pipeline.upscaling import begin_upscaled, tile_of, upscaled
 from genpipe.request import Request
 
 
@@ -28,3 +29,30 @@ def walk(plan: Plan, requests: Sequence[Request]) -> Iterator[tuple[int, Tensor]
         model, count = plan.stages[0][0], len(plan.enlarged.steps) - 1
         for index, larger in enumerate(upscaled(latents, requests, model, plan.sampler, plan.enlarged, plan.total)):
             yield before + index % count + 1, larger
+
+
+def begin(plan: Plan, request: Request) -> Run | None:
+    """Begin one image that is drawn together with others at other steps, the first stage of its plan; the others follow.
+
+    Returns:
+        Its run; None where one of the stages cannot be joined to others': at a speed that leaves evaluations out, which
+        differ from step to step, or cut into squares.
+    """
+    if request.speed != "exact" or (plan.enlarged is not None and tile_of(request, plan.stages[0][0]) is not None):
+        return None
+
+    def stage(number: int, before: int, latents: Tensor | None) -> Run:
+        if number == len(plan.stages):
+            assert plan.enlarged is not None and latents is not None
+            run = begin_upscaled(latents, request, plan.stages[0][0], plan.sampler, plan.enlarged, plan.total)
+        else:
+            model, schedule = plan.stages[number]
+            start = plan.start if latents is None else (lambda _: StartState(latents))
+            run = model.begin(request, plan.sampler, schedule, start, before, plan.total)
+        if number + 1 < len(plan.stages) + (plan.enlarged is not None):
+            done = run.steps
+            run.then = lambda drawn: stage(number + 1, done, drawn)
+        run.steps = plan.steps
+        return run
+
+    return stage(0, 0, None)

@@ -13,6 +13,7 @@ from genpipe.pipeline.decoding import choose_tile, decode
 from genpipe.pipeline.loaded import Loaded
 from genpipe.pipeline.networks import shown_beside
 from genpipe.pipeline.originals import Originals
+from genpipe.pipeline.run import Run
 from genpipe.pipeline.start import Start, StartState, choose_start, read_depth
 from genpipe.prompts.reading import words_of
 from genpipe.prompts.syntax import conditions
@@ -38,15 +39,34 @@ def upscaled(
         sampler, schedule: of the second pass.
         total: steps of the first pass; prompts that change stay as they are at its end.
     """
+    larger, start = _larger(latents, requests, model, schedule)
+    return model.denoise(larger, sampler, schedule, start, total, total, tile_of(requests[0], model))
+
+
+def begin_upscaled(
+    latents: Tensor, request: Request, model: Loaded, sampler: Sampler, schedule: Schedule, total: int
+) -> Run:
+    """Begin the second pass of one image that is not cut into squares, (1, C, h, w); see `upscaled`."""
+    (larger,), start = _larger(latents, [request], model, schedule)
+    return model.begin(larger, sampler, schedule, start, total, total)
+
+
+def tile_of(request: Request, model: Loaded) -> int | None:
+    """Give the side, in latent pixels, of the squares that a second pass is cut into; None where it is not."""
+    factor, side = model.checkpoint.vae.config.factor, max(SMALLEST, *model.checkpoint.unet.config.sample_shape)
+    across = max(upscaled_size(request, factor)) // factor
+    # Neither edges that meet, nor what control networks add, nor what is shown beside the latents is cut into squares.
+    whole = across <= WHOLE * side or request.tile or request.control or request.depth
+    return None if whole else side
+
+
+def _larger(
+    latents: Tensor, requests: Sequence[Request], model: Loaded, schedule: Schedule
+) -> tuple[list[Request], Start]:
+    """What the second pass draws, and where it begins."""
     height, width = upscaled_size(requests[0], model.checkpoint.vae.config.factor)
     larger = [_second(request, height, width) for request in requests]
-    side = max(SMALLEST, *model.checkpoint.unet.config.sample_shape)
-    across = max(height, width) // model.checkpoint.vae.config.factor
-    # Neither edges that meet, nor what control networks add, nor what is shown beside the latents is cut into squares.
-    whole = across <= WHOLE * side or requests[0].tile or requests[0].control or requests[0].depth
-    tile = None if whole else side
-    start = _start(latents, larger, requests[0], model, schedule)
-    return model.denoise(larger, sampler, schedule, start, total, total, tile)
+    return larger, _start(latents, larger, requests[0], model, schedule)
 
 
 def _second(request: Request, height: int, width: int) -> Request:

@@ -4,9 +4,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, StreamingResponse
 
 from genpipe.fields import defaults_of, settings_of
+from genpipe.prompts.styles import presets
 from genpipe.request import Request as Drawn
 from genpipe.sampling.names import SAMPLERS
 from genpipe.server.drawings import Drawing
@@ -83,13 +85,25 @@ def api_router(served: Served) -> APIRouter:
             name: {"help": described.help, "schema": schema_of(described.kind), "default": plain(defaults.get(name))}
             for name, described in settings_of(Drawn).items()
         }
-        return {"fields": fields, "samplers": list(SAMPLERS), "limits": vars(served.limits)}
+        styles = {name: style._asdict() for name, style in presets().items()}
+        return {"fields": fields, "samplers": list(SAMPLERS), "styles": styles, "limits": vars(served.limits)}
+
+    @router.post(
+        "/tokens", openapi_extra=body(drawing_schema(), {"prompt": "a (red:1.3) castle"}), summary="Read a prompt"
+    )
+    async def tokens(request: Request) -> dict[str, Any]:
+        """The tokens that the model would read of this drawing's prompt, as `genpipe tokens` lists them, how many have room,
+        and the words that the model has not learned, each with known ones that come near. Nothing is drawn."""
+        return await run_in_threadpool(served.tokens, await read_json(request))
 
     @router.post("/read", summary="Read what made an image")
     async def read(request: Request) -> dict[str, Any]:
-        """The body is `{"image": base64}`; the answer has the settings that its file says."""
-        image = read_image("image", (await read_json(request)).get("image"), served.limits)
-        return {"settings": {name: plain(value) for name, value in settings_in(image).items()}}
+        """The body is `{"image": base64}`. The answer has the settings that its file says, the program that wrote it, and
+        what cannot be taken from it, by that program's names."""
+        sent = (await read_json(request)).get("image")
+        made = settings_in(await run_in_threadpool(read_image, "image", sent, served.limits))
+        settings = {name: plain(value) for name, value in made.request.items()}
+        return {"settings": settings, "program": made.program, "unread": made.unread}
 
     return router
 

@@ -1,5 +1,9 @@
 """The web application: the APIs, the page, and what operators ask."""
 
+import json
+import logging
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ from starlette.types import ASGIApp
 
 import genpipe
 from genpipe.server.api import api_router
-from genpipe.server.drawings import Drawings
+from genpipe.server.drawings import Drawing, Drawings
 from genpipe.server.engine import Engine
 from genpipe.server.errors import ApiError, error_response
 from genpipe.server.guard import Guard
@@ -23,6 +27,7 @@ from genpipe.server.openai import openai_router
 from genpipe.server.sdapi import sdapi_router
 from genpipe.server.served import Served
 
+_log = logging.getLogger("genpipe.server")
 PAGE = Path(__file__).with_name("page")
 # The scripts of the page at /docs, which otherwise come from a CDN.
 _DOCS = Path(fastapi_offline.__file__).with_name("static")
@@ -39,6 +44,7 @@ def create_app(
     hosts: tuple[str, ...] = (),
     origins: tuple[str, ...] = (),
     json_log: bool = False,
+    log_prompts: bool = False,
 ) -> ASGIApp:
     """Make the application that serves an engine.
 
@@ -50,9 +56,12 @@ def create_app(
         hosts: names that the server is called by beside its addresses and the machine's name.
         origins: of other pages that may speak to the server.
         json_log: log a JSON object per request; else a line.
+        log_prompts: log the prompts of each drawing, too.
     """
     limits = Limits() if limits is None else limits
     served = Served(engine, Drawings(engine, limits), limits, lora_dir)
+    if log_prompts:
+        served = replace(served, log=partial(_log_prompts, json_log=json_log))
     app = FastAPI(title="genpipe", version=genpipe.__version__, docs_url=None, redoc_url=None)
     app.include_router(api_router(served))
     app.include_router(openai_router(served))
@@ -93,6 +102,19 @@ def create_app(
             app, allow_origins=origins, allow_methods=["GET", "POST", "DELETE"], allow_headers=headers
         )
     return Guard(guarded, key=key, hosts=hosts, origins=origins, body=limits.body, json_log=json_log)
+
+
+def _log_prompts(drawing: Drawing, *, json_log: bool) -> None:
+    requests = [image.job.request for image in drawing.images]
+    first = requests[0]
+    said = {
+        "drawing": drawing.id,
+        "client": drawing.client,
+        "images": len(requests),
+        "model": drawing.images[0].job.model,
+    }
+    said |= {"prompt": first.prompt, "negative_prompt": first.negative_prompt}
+    _log.info(json.dumps(said) if json_log else " ".join(f"{name}={value!a}" for name, value in said.items()))
 
 
 def _answer_errors(app: FastAPI) -> None:

@@ -17,6 +17,7 @@ from genpipe.pipeline.progress import Progress
 from genpipe.pipeline.run import Run, Together
 from genpipe.server.jobs import Drawn, Failed, Job, News, Stepped
 from genpipe.server.paths import without_paths
+from genpipe.server.sizes import Sizes
 from genpipe.workers.chunks import Failure, free_unused, in_chunks, is_lost, is_out_of_memory, reason_of
 
 # Images decoded together: the decoder's memory peaks far above the denoiser's.
@@ -41,11 +42,11 @@ class Batches:
 
     Args:
         pipelines: the models, by name.
-        most: images that go through a network together.
+        sizes: how many images go through a network together.
     """
 
-    def __init__(self, pipelines: Mapping[str, Pipeline], *, most: int) -> None:
-        self._pipelines, self._most = pipelines, most
+    def __init__(self, pipelines: Mapping[str, Pipeline], sizes: Sizes) -> None:
+        self._pipelines, self.sizes = pipelines, sizes
         self._images: list[_Image] = []
         self._together: dict[Hashable, Together] = {}
         self._fits: dict[Hashable, int] = {}
@@ -115,7 +116,8 @@ class Batches:
         form = _form(first)
         alike = [image for image in self._images if image.run is not None and not image.apart and _form(image) == form]
         alike.sort(key=lambda image: image.ticked)
-        return alike[: self._fits.get(form, self._most)]
+        height, width = first.run.latents.shape[-2:]
+        return alike[: self._fits.get(form, self.sizes.of(first.job.model, height * width))]
 
     def _advance(self, images: Sequence[_Image], news: list[News]) -> None:
         first = images[0]
@@ -132,10 +134,24 @@ class Batches:
         for image, run, step in zip(images, runs, before, strict=True):
             if run.step > step:
                 news.append(self._stepped(image, run.step, run.steps, run.latents))
-            if run.done and bool(run.latents.isfinite().all()):
-                image.latents = run.latents
-            elif run.done:  # 16 bits have overflowed: a stream repeats in fp32 what must be
-                image.run, image.stream = None, self._pipelines[image.job.model].stream([image.job.request])
+            if run.done:
+                self._go_on(image, run, news)
+
+    def _go_on(self, image: _Image, run: Run, news: list[News]) -> None:
+        """Do what follows on a run: the next, decoding, or, where 16 bits have overflowed, a stream, which mends that in fp32."""
+        if not bool(run.latents.isfinite().all()):
+            image.run, image.stream = None, self._pipelines[image.job.model].stream([image.job.request])
+        elif run.then is None:
+            image.latents = run.latents
+        else:
+            try:
+                with _heard(image), torch.inference_mode():
+                    image.run = run.then(run.latents)
+            except Exception as error:
+                if is_lost(error):
+                    raise
+                self._images.remove(image)
+                news.append(_failure(image.job, error))
 
     def _advance_stream(self, image: _Image, news: list[News]) -> None:
         assert image.stream is not None

@@ -65,6 +65,7 @@ class Drawing:
     images: list[Image]
     created: float = field(default_factory=time.time)
     _followers: list[asyncio.Queue[Event]] = field(default_factory=list)
+    _ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def done(self) -> bool:
@@ -98,8 +99,7 @@ class Drawing:
 
     async def wait(self) -> None:
         """Wait until everything is done."""
-        async for _ in self.follow():
-            pass
+        await self._ended.wait()
 
     def hear(self, news: News) -> None:
         """Take up what became of one of the jobs."""
@@ -116,6 +116,8 @@ class Drawing:
             follower.put_nowait(self._event(index))
             if self.done:
                 follower.put_nowait(("done", {}))
+        if self.done:
+            self._ended.set()
 
     def _event(self, index: int) -> Event:
         image = self.images[index]
@@ -205,6 +207,10 @@ class Drawings:
         for image in drawing.images:
             if not image.done:
                 self._engine.cancel(image.job.id)
+
+    def forget(self, drawing: Drawing) -> None:
+        """Keep a drawing no longer, whose files were sent to whoever asked."""
+        self._drawings.pop(drawing.id, None)
 
     def _prune(self) -> None:
         """Forget the oldest of what is done, where it is too old or too much."""

@@ -9,16 +9,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from genpipe.server.jobs import Drawn, Failed, Job, News, Stepped
+from genpipe.server.jobs import USUAL, Drawn, Failed, Job, News, Stepped
 from genpipe.server.metrics import Metrics
 from genpipe.server.processes import Process, spawn
 from genpipe.server.queue import FairQueue, QueueFull
-from genpipe.server.worker import Cancel, Opened, Refused, Start, Told
+from genpipe.server.worker import Cancel, Opened, Refused, Sized, Start, Told
 from genpipe.spec import ModelSpec
 from genpipe.workers.engines import parse_devices
 from genpipe.workers.messages import Model
+
+if TYPE_CHECKING:
+    from genpipe.models.tokenizer import Tokenizer
 
 # Times that a job is begun before its worker's death is taken for its fault; from the second death on it is drawn alone.
 ATTEMPTS = 4
@@ -37,6 +40,7 @@ class _Worker:
     name: str
     device: str | None
     process: Process
+    most: int  # images that it has at a time
     ready: bool = False
     jobs: dict[str, Job] = field(default_factory=dict)  # those that it has, the cancelled ones among them
 
@@ -58,7 +62,7 @@ class Engine:
     Args:
         specs: the models, by name.
         devices: of the workers, see `genpipe.workers.engines.parse_devices`.
-        most: images that a worker draws at a time.
+        most: images that a worker draws at a time; None has it measure how many go through its networks together.
         deterministic: images are bitwise the same whatever else is drawn; each is drawn alone.
         waiting: jobs that may wait.
         clock: tells the time in seconds, for deadlines.
@@ -70,15 +74,16 @@ class Engine:
         specs: Mapping[str, ModelSpec],
         *,
         devices: str = "auto",
-        most: int = 8,
+        most: int | None = None,
         deterministic: bool = False,
         waiting: int = 256,
         clock: Callable[[], float] = time.monotonic,
         launch: Callable[[], Process] = spawn,
     ) -> None:
         self.metrics, self.models, self.concepts = Metrics(), dict[str, Model](), dict[str, tuple[str, ...]]()
+        self.tokenizers: dict[str, tuple[Tokenizer, ...]] = {}
         self._start, self._devices = Start(dict(specs), None, most, deterministic), parse_devices(devices)
-        self._most = 1 if deterministic else most
+        self._most = 1 if deterministic else USUAL if most is None else most
         self._clock, self._launch = clock, launch
         self._queue = FairQueue(waiting)
         self._asked: dict[str, _Asked] = {}
@@ -207,7 +212,7 @@ class Engine:
     def _add_worker(self, device: str | None) -> None:
         names = {worker.name for worker in self._workers}
         name = next(each for k in range(len(names) + 1) if (each := f"worker-{k}") not in names)
-        worker = _Worker(name, device, self._launch())
+        worker = _Worker(name, device, self._launch(), self._most)
         self._workers.append(worker)
         self.metrics.watch(name, lambda: worker.process.pid)
         with contextlib.suppress(OSError):  # it is dead, of which its connection will tell
@@ -220,14 +225,16 @@ class Engine:
             self._bury(worker)
             return
         if isinstance(message, Told):
-            if message.images:
-                self.metrics.fill.observe(message.images)
+            for images in message.images:
+                self.metrics.fill.observe(images)
             for identifier in message.gone:
                 worker.jobs.pop(identifier, None)
             for news in message.news:
                 self._tell(worker, news)
         elif isinstance(message, Opened):
             self._opened(worker, message)
+        elif isinstance(message, Sized):
+            worker.most = message.most
         elif isinstance(message, Refused):
             self._break(message)
 
@@ -236,6 +243,7 @@ class Engine:
         if self.models:
             return
         self.models, self.concepts = dict(opened.models), dict(opened.concepts)
+        self.tokenizers = dict(opened.tokenizers)
         others = self._devices[1:]
         if opened.device.startswith("cuda") and self._devices in ([], ["cuda"]):
             worker.device, *others = [f"cuda:{k}" for k in range(max(1, opened.cards))]
@@ -297,7 +305,7 @@ class Engine:
         jobs = list(worker.jobs.values())
         alone = [one for one in (*jobs, job) if one.id in self._asked and self._asked[one.id].deaths > 1]
         others = any(one.model == job.model and one.request.loras != job.request.loras for one in jobs)
-        return len(jobs) < self._most and not others and not (jobs and alone)
+        return len(jobs) < worker.most and not others and not (jobs and alone)
 
     def _bury(self, worker: _Worker) -> None:
         how = worker.process.kill()

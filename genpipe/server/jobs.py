@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 
 from genpipe.request import Request
 
+# Images that a worker has at a time, and that go through its networks together, while nothing else is known.
+USUAL = 8
+
 
 @dataclass(frozen=True)
 class Job:

@@ -61,6 +61,8 @@ def openai_router(served: Served) -> APIRouter:
         await served.finished(request, drawing)
         base = str(request.base_url).rstrip("/")
         data = [_image(drawing, index, said, base) for index in range(len(drawing.images))]
+        if said.get("response_format") != "url":
+            served.drawings.forget(drawing)
         return JSONResponse({"created": int(drawing.created), "data": data, **_form(drawing.images[0], said)})
 
     @router.post(
@@ -87,7 +89,7 @@ def openai_router(served: Served) -> APIRouter:
         image = await run_in_threadpool(read_image, "image", _one(files, "image"), served.limits)
         _no_other(files)
         try:
-            made = settings_in(image)
+            made = settings_in(image).request
         except ValueError:
             made = {}
         said = {name: made[name] for name in ("prompt", "negative_prompt", "prompt_syntax") if name in made}

@@ -22,7 +22,7 @@ class Options:
         spec: the other options of loading them.
         host, port: where it listens; port 0 takes a free one.
         devices: of the workers, see `genpipe.workers.engines.parse_devices`.
-        batch: images that a worker draws at a time.
+        batch: images that a worker draws at a time; None measures how many go together.
         deterministic: bitwise the same images whatever else is drawn; each is drawn alone.
         waiting: images that may wait.
         limits: of requests.
@@ -31,6 +31,7 @@ class Options:
         allow_host, allow_origin: see `genpipe.server.app.create_app`.
         drain_seconds: for what was taken before SIGTERM.
         log_json: log a JSON object per request.
+        log_prompts: log the prompts of each drawing, too.
     """
 
     models: tuple[str, ...] = ()
@@ -38,7 +39,7 @@ class Options:
     host: str = "127.0.0.1"
     port: int = 8000
     devices: str = "auto"
-    batch: int = 8
+    batch: int | None = None
     deterministic: bool = False
     waiting: int = 256
     limits: Limits = field(default_factory=Limits)
@@ -48,6 +49,7 @@ class Options:
     allow_origin: tuple[str, ...] = ()
     drain_seconds: float = 60.0
     log_json: bool = False
+    log_prompts: bool = False
 
     def __post_init__(self) -> None:
         if self.api_key is None and os.environ.get(KEY_VARIABLE):

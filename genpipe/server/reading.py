@@ -10,14 +10,14 @@ from typing import Any
 
 from PIL import Image
 
-from genpipe.dialects.a1111 import parse_parameters
 from genpipe.fields import Choice, Flag, Number, Pair, Sides, Text, Whole, settings_of
 from genpipe.fit import ignored
 from genpipe.images import open_image, upright
-from genpipe.imprint import MADE, PARAMETERS, texts_in
+from genpipe.imprint import MADE, texts_in
 from genpipe.inputs import ControlList, ImageInput, LoraList
 from genpipe.lora_tags import named_in
 from genpipe.messages import listed, quoted
+from genpipe.metadata import Made, read_made
 from genpipe.request import Request
 from genpipe.seeds import random_seed, seeds_for, varied
 from genpipe.server.limits import Limits
@@ -155,24 +155,29 @@ def read_image(name: str, value: Any, limits: Limits) -> Image.Image:
     raise ValueError(f"{name} must be an image's file in base64, not {quoted(value)}")
 
 
-def settings_in(image: Image.Image) -> dict[str, Any]:
-    """Give the settings that an image's file says it was made with, but for the files that they name.
+def settings_in(image: Image.Image) -> Made:
+    """Give what an image's file says it was made with, but for the files that it names, which are not looked at.
 
     Raises:
-        ValueError: it says none.
+        ValueError: it says nothing of it.
     """
-    texts, made = image.info, None
-    if MADE in texts:
-        try:
-            made = json.loads(texts[MADE])
-        except (ValueError, RecursionError):
-            raise ValueError("the image's file holds a damaged genpipe text: draw it anew") from None
-    elif PARAMETERS in texts:
-        made = parse_parameters(texts[PARAMETERS]).settings
+    texts = image.info
+    made = Made(_ours(texts[MADE]), {}, {}) if MADE in texts else read_made(image)
+    found = {name: made.request[name] for name in _KINDS if name not in _CARRIED and made.request.get(name) is not None}
+    checked = {name: _KINDS[name].check(name, value) for name, value in found.items()}
+    files = {name: "a file" for name in _CARRIED if made.request.get(name)}
+    return made._replace(request=checked, unread={**made.unread, **files})
+
+
+def _ours(text: str) -> dict[str, Any]:
+    try:
+        made = json.loads(text)
+    except (ValueError, RecursionError):
+        made = None
     if not isinstance(made, dict):
-        raise ValueError("the image's file does not say what made it")
-    found = {name: made[name] for name in _KINDS if name not in _CARRIED and made.get(name) is not None}
-    return {name: _KINDS[name].check(name, value) for name, value in found.items()}
+        raise ValueError("the image's file holds a damaged genpipe text: draw it anew")
+    made.setdefault("prompt_syntax", "plain")  # a file that does not say is older than the others
+    return made
 
 
 def _with_loras(prompt: str, folder: str | None) -> tuple[str, tuple[Any, ...]]:

@@ -47,6 +47,7 @@ def sdapi_router(served: Served) -> APIRouter:
         await served.finished(request, drawing)
         shown = {name: value for name, value in values.items() if name not in ("init_images", "mask")}
         images = [base64.b64encode(image.data or b"").decode() for image in drawing.images]
+        served.drawings.forget(drawing)
         return {"images": images, "parameters": shown, "info": json.dumps(_info(drawing, lines))}
 
     @router.post("/txt2img", openapi_extra=body(_PROMPT, {"prompt": "pirate ship", "steps": 20}))
@@ -95,7 +96,7 @@ def sdapi_router(served: Served) -> APIRouter:
         image = await run_in_threadpool(read_image, "image", (await read_json(request)).get("image"), served.limits)
         texts = {key: text for key, text in image.info.items() if isinstance(text, str)}
         try:
-            settings = settings_in(image)
+            settings = settings_in(image).request
         except ValueError:
             settings = {}
         return {"info": texts.get("parameters", ""), "items": texts, "parameters": settings}

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from genpipe.server.errors import ApiError
 from genpipe.server.limits import Limits
 from genpipe.server.queue import QueueFull
 from genpipe.server.reading import Asked, read_asked
-from genpipe.server.words import words_not_known
+from genpipe.server.words import read_tokens, unknown_in, words_not_known
 from genpipe.workers.messages import Model
 
 # Seconds after which a stream says that it is still there.
@@ -33,12 +33,14 @@ class Served:
         drawings: what was asked for.
         limits: of requests.
         lora_dir: where LoRAs are that prompts name; None for none.
+        log: told what is drawn, prompts and all.
     """
 
     engine: Engine
     drawings: Drawings
     limits: Limits
     lora_dir: str | None = None
+    log: Callable[[Drawing], None] = lambda drawing: None
 
     @property
     def models(self) -> Mapping[str, Model]:
@@ -62,11 +64,13 @@ class Served:
         """
         asked = await run_in_threadpool(self._read, values)
         try:
-            return self.drawings.begin(asked, client_of(request, client), previews=previews)
+            drawing = self.drawings.begin(asked, client_of(request, client), previews=previews)
         except QueueFull as error:
             raise ApiError(429, str(error), retry_after=self.engine.retry_after(len(asked.requests))) from None
         except Closing as error:
             raise ApiError(503, str(error), retry_after=10) from None
+        self.log(drawing)
+        return drawing
 
     def _read(self, values: Mapping[str, Any]) -> Asked:
         asked = read_asked(values, self.models, self.limits, lora_dir=self.lora_dir)
@@ -74,6 +78,23 @@ class Served:
             return asked
         strange = words_not_known(asked.requests[0].prompt, self.engine.concepts[asked.model])
         return replace(asked, warnings=(*asked.warnings, *strange))
+
+    def tokens(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Say what a model reads of the prompt of a body: see `read_tokens`; "unknown" are the words it has not learned.
+
+        Raises:
+            ValueError: it says what cannot be drawn.
+        """
+        asked = read_asked(values, self.models, self.limits, lora_dir=self.lora_dir)
+        request, learned = asked.requests[0], self.engine.concepts.get(asked.model)
+        read = read_tokens(
+            request.prompt,
+            self.engine.tokenizers.get(asked.model, ()),
+            seed=request.seed,
+            steps=request.steps,
+            syntax=request.prompt_syntax,
+        )
+        return {**read, "unknown": {} if learned is None else unknown_in(request.prompt, learned)}
 
     async def events(self, request: Request, drawing: Drawing, *, cancels: bool) -> AsyncIterator[Event | None]:
         """Give the events of a drawing while the client listens, and None now and then where nothing happens.
@@ -113,8 +134,15 @@ class Served:
         Raises:
             ApiError: there is no image, and why.
         """
-        async for _ in self.events(request, drawing, cancels=True):
-            pass
+        waiting = {asyncio.ensure_future(one) for one in (_disconnected(request), drawing.wait())}
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waiting:
+                one.cancel()
+            self.drawings.cancel(drawing)
+        if not drawing.done:
+            raise ApiError(499, "the client stopped listening")
         for image in drawing.images:
             if image.failed is not None:
                 status = {"refused": 400, "late": 504, "cancelled": 409}.get(image.failed.kind, 500)

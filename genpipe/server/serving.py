@@ -5,6 +5,7 @@ import logging
 import signal
 import socket
 import threading
+import warnings
 from collections.abc import Callable
 from types import FrameType
 
@@ -72,6 +73,7 @@ def serve(options: Options, *, listening: Callable[[str], None] = lambda address
             hosts=options.allow_host,
             origins=options.allow_origin,
             json_log=options.log_json,
+            log_prompts=options.log_prompts,
         ),
         access_log=False,
         log_config=None,
@@ -89,6 +91,7 @@ def serve(options: Options, *, listening: Callable[[str], None] = lambda address
             failed.append(error)
             server.should_exit = True
 
+    warnings.simplefilter("ignore")  # they quote prompts; those who ask are told
     engine.open()
     threading.Thread(target=watch, daemon=True).start()
     listening(options.address(listener.getsockname()[1]))

@@ -1,7 +1,7 @@
 """A worker: a process of its own that holds the models and draws. The server's own process loads no torch.
 
 It is spoken to over a connection. In: `Start`, then `Job`s, and `Cancel`s. Out: `Opened` or `Refused`; then `Told`, with what
-became of the jobs. When the connection ends, so does the process.
+became of the jobs, and `Sized`. When the connection ends, so does the process.
 """
 
 import contextlib
@@ -9,18 +9,23 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from genpipe.messages import one_line
-from genpipe.server.jobs import Job, News
+from genpipe.server.jobs import Job, News, Stepped
 from genpipe.spec import ModelSpec
 from genpipe.workers.messages import Model
 
 if TYPE_CHECKING:
+    from genpipe.models.tokenizer import Tokenizer
     from genpipe.server.batches import Batches
+
+# Seconds that steps without anything to see wait for others: telling each of them takes time from drawing.
+PATIENCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -30,13 +35,13 @@ class Start:
     Attributes:
         specs: the models that it holds, by name.
         device: that it uses; None is the best there is.
-        most: images that go through a network together.
+        most: images that go through a network together; None measures how many.
         deterministic: whether images are bitwise the same whatever else is drawn: one at a time, on one thread.
     """
 
     specs: Mapping[str, ModelSpec]
     device: str | None = None
-    most: int = 8
+    most: int | None = None
     deterministic: bool = False
 
 
@@ -56,12 +61,21 @@ class Opened:
         device: that the worker uses.
         cards: CUDA devices of the machine.
         concepts: of the models of the scenes' world, by their names, what they have learned.
+        tokenizers: of the models' text encoders, by name.
     """
 
     models: Mapping[str, Model]
     device: str
     cards: int
     concepts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    tokenizers: "Mapping[str, tuple[Tokenizer, ...]]" = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A worker has found how many images it wants to have at a time."""
+
+    most: int
 
 
 @dataclass(frozen=True)
@@ -79,16 +93,16 @@ class Refused:
 
 @dataclass(frozen=True)
 class Told:
-    """What one evaluation brought.
+    """What evaluations brought.
 
     Attributes:
         news: what became of jobs.
-        images: how many were evaluated together.
+        images: how many were evaluated together, each time.
         gone: ids of the jobs that were cancelled.
     """
 
     news: tuple[News, ...]
-    images: int = 0
+    images: tuple[int, ...] = ()
     gone: tuple[str, ...] = ()
 
 
@@ -109,10 +123,10 @@ def main(connection: Connection) -> None:
 
 def _open(start: Start) -> "tuple[Batches, Opened]":
     import torch
-    from PIL import Image
 
     from genpipe.pipeline import Pipeline
     from genpipe.server.batches import Batches
+    from genpipe.server.sizes import Sizes, first_request
     from genpipe.workers.described import describe
 
     if start.deterministic:
@@ -122,18 +136,19 @@ def _open(start: Start) -> "tuple[Batches, Opened]":
         pipelines[name] = pipeline = Pipeline.from_pretrained(replace(spec, device=start.device or spec.device))
         pipeline.name = name  # what images say of their model is not where it lies
         models[name] = describe(pipeline)
-        paints = pipeline.traits.shown is not None
-        size = (models[name].defaults[""]["width"], models[name].defaults[""]["height"])
-        image = Image.new("RGBA", size) if paints else None  # transparent: all of it is to change
-        pipeline("", seed=0, steps=2, image=image, progress=False)
-    batches = Batches(pipelines, most=1 if start.deterministic else start.most)
+        first = replace(first_request(pipeline), steps=2)
+        for state in pipeline.stream([first]):
+            latents = state.latents
+        pipeline.decode(latents, [first])
+    batches = Batches(pipelines, Sizes(pipelines, most=1 if start.deterministic else start.most))
     concepts = {
         name: tuple(pipeline.checkpoint.defaults.get("concepts", ()))
         for name, pipeline in pipelines.items()
         if not pipeline.is_wrapped and pipeline.checkpoint.defaults.get("prompt") == "scenes"
     }
     device = str(next(iter(pipelines.values())).device)
-    return batches, Opened(models, device, torch.cuda.device_count(), concepts)
+    tokenizers = {name: pipeline.tokenizers for name, pipeline in pipelines.items() if not pipeline.is_wrapped}
+    return batches, Opened(models, device, torch.cuda.device_count(), concepts, tokenizers)
 
 
 def serve(connection: Connection, batches: "Batches") -> None:
@@ -141,9 +156,14 @@ def serve(connection: Connection, batches: "Batches") -> None:
     inbox: queue.SimpleQueue[Job | Cancel | None] = queue.SimpleQueue()
     # A thread of its own reads, so that whoever sends a large job never waits for an evaluation.
     threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
+    news: list[News] = []
+    evaluated: list[int] = []
+    told = 0.0
     while True:
-        news: list[News] = []
         gone: list[str] = []
+        if not len(batches) and inbox.empty() and batches.sizes.measure(lambda: not inbox.empty()):
+            with contextlib.suppress(OSError):
+                connection.send(Sized(batches.sizes.largest))
         while not inbox.empty() or not (len(batches) or news or gone):
             message = inbox.get()
             if message is None:
@@ -153,13 +173,23 @@ def serve(connection: Connection, batches: "Batches") -> None:
             else:
                 batches.cancel(message.id)
                 gone.append(message.id)
-        told, images = batches.tick()
-        news += told
+        found, images = batches.tick()
+        news += found
+        if images:
+            evaluated.append(images)
+        late = not len(batches) or time.monotonic() - told > PATIENCE
+        if not (news or gone or evaluated) or not (late or gone or any(map(_presses, news))):
+            continue
         try:
-            if news or gone or images:
-                connection.send(Told(tuple(news), images, tuple(gone)))
+            connection.send(Told(tuple(news), tuple(evaluated), tuple(gone)))
         except OSError:  # nobody listens any more
             return
+        news, evaluated, told = [], [], time.monotonic()
+
+
+def _presses(news: News) -> bool:
+    """Whether somebody waits for it: for a file, for what can be seen, or to begin at all."""
+    return not isinstance(news, Stepped) or news.preview is not None or news.step == 1
 
 
 def _listen(connection: Connection, inbox: "queue.SimpleQueue[Job | Cancel | None]") -> None:

@@ -39,6 +39,7 @@ def measured_size(
     pixels: int | None = None,
     memory: Callable[[], Memory] | None,
     clock: Callable[[], float] = time.perf_counter,
+    each_step: Callable[[], None] = lambda: None,
 ) -> tuple[int, str]:
     """Find how many images like one a batch should take.
 
@@ -49,6 +50,7 @@ def measured_size(
         kept: the findings of earlier runs.
         pixels: of a batch that fills the device about, to begin with; None begins with one image.
         memory, clock: see `best_size`.
+        each_step: called after each step that is drawn; what it raises ends the search.
 
     Returns:
         The size, and a line that says why.
@@ -80,7 +82,7 @@ def measured_size(
     def draw(count: int) -> None:
         try:
             for _ in pipeline.stream(made[:count]):
-                pass
+                each_step()
         except Exception as error:
             if is_out_of_memory(error):
                 raise MemoryError from error

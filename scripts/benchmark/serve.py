@@ -29,7 +29,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -216,15 +216,30 @@ def start(runs: int) -> dict[str, Any]:
     return {"seconds": medians, "over_import_torch_s": medians["serve"] - medians["import torch"]}
 
 
-def memory(count: int) -> dict[str, Any]:
-    """How much the memory of the server and of its worker grew over the second half of many requests."""
+def memory(count: int, clients: int) -> dict[str, Any]:
+    """How much the memory of the server and of its worker grew over the second half of many requests of one step."""
+
+    def work(todo: Iterator[dict[str, Any]]) -> None:
+        with requests.Session() as session:
+            for body in todo:
+                answer = session.post(f"{server.url}/v1/images/generations", json=body, timeout=600)
+                answer.raise_for_status()
+
     with served() as server:
         sizes = []
         for half in range(2):
-            for body in bodies(count // 2, half, steps=1):
-                draw(server.url, body, "x")
+            wanted = bodies(count // 2, half, steps=1, width=64, height=64)
+            for body in wanted:
+                del body["previews"]
+            threads = [threading.Thread(target=work, args=(iter(wanted[k::clients]),)) for k in range(clients)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
             found = server.metrics()
             sizes.append({name: found[f'genpipe_memory_bytes{{process="{name}"}}'] for name in ("server", "worker-0")})
+    if (images := found["genpipe_images_total"]) != 2 * (count // 2):
+        raise RuntimeError(f"{images:.0f} of {count} images were drawn")
     growth = {name: sizes[1][name] / sizes[0][name] - 1 for name in sizes[0]}
     return {"requests": count, "bytes": sizes[1], "growth_of_second_half": growth}
 
@@ -250,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     part("throughput", images=64, batch=8, runs=3)
     part("latency", runs=20)
     part("start", runs=5)
-    part("memory", requests=10_000)
+    part("memory", requests=10_000, clients=8)
     part("hostile", requests=5000)
     given = vars(parser.parse_args(argv))
     run: dict[str, Callable[..., dict[str, Any]]] = {
@@ -259,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "throughput": throughput,
         "latency": latency,
         "start": start,
-        "memory": lambda requests: memory(requests),
+        "memory": lambda requests, clients: memory(requests, clients),
         "hostile": lambda requests: hostile(requests),
     }
     name = given.pop("part")

@@ -22,6 +22,7 @@ from genpipe.metadata import read_metadata, split_metadata
 from genpipe.render import render
 from genpipe.request import Request
 from tests.pipeline.drawing import difference, draw, loaded, loaded_by_diffusers
+from tests.pipeline.joined import asked_of, check
 
 diffusers: Any = _diffusers
 SAMPLERS = {
@@ -314,3 +315,18 @@ def test_the_model_of_another_family_is_refused(folders: Folders) -> None:
     folder, _ = folders("sd1")
     with pytest.raises(ValueError, match=r"is a ControlNet for another model, and .* is Stable Diffusion 1.x"):
         load_checkpoint(folder, controls=[folders("sdxl")[1][0]])
+
+
+def test_images_with_control_images_join_and_leave_a_running_batch(folders: Folders) -> None:
+    folder, paths = folders("sd1")
+    pipe = Pipeline.from_pretrained(folder, device="cpu", dtype="fp32", control_model=paths)
+    both = [{"image": picture(1), "scale": 0.5}, {"image": picture(2), "scale": 1.5, "start": 0.5}]
+    asked = [
+        asked_of(pipe, "a", seed=1, control=both, steps=5),
+        asked_of(pipe, "a cat", seed=2, control=both[::-1], steps=3, sampler="euler_a"),
+        asked_of(pipe, "a", seed=3, control=both, steps=4, guess=True),
+        asked_of(pipe, "a", seed=4, control=both, guidance_scale=1.0),
+        asked_of(pipe, "a", seed=5, control=both, upscale=2.0, steps=5),
+        asked_of(pipe, "a", seed=6),
+    ]
+    check(pipe, asked)

@@ -25,6 +25,7 @@ from genpipe.render import render
 from genpipe.request import Request
 from tests.conftest import VISION
 from tests.pipeline.drawing import difference, draw
+from tests.pipeline.joined import asked_of, check
 from tests.pipeline.test_control import SAMPLERS, close, picture
 
 diffusers: Any = _diffusers
@@ -237,3 +238,14 @@ def test_an_image_encoder_in_one_file_is_read(tmp_path: Path, folders: Folders) 
     pixels = torch.randn(1, 3, 28, 28)
     with torch.inference_mode():
         assert (references.encoder(pixels).pooled - theirs(pixels).image_embeds).abs().max() <= 1e-5
+
+
+def test_images_with_references_join_and_leave_a_running_batch(pipes: Callable[[str], Pipeline]) -> None:
+    pipe = pipes("sd1 base")
+    asked = [
+        asked_of(pipe, seed=1, reference=picture(1), steps=5),
+        asked_of(pipe, "a blue dog", seed=2, reference=picture(2), steps=3, ip_scale=0.4),
+        asked_of(pipe, seed=3),
+        asked_of(pipe, seed=4, reference=picture(1), guidance_scale=1.0),
+    ]
+    check(pipe, asked)

@@ -4,8 +4,10 @@ import base64
 import contextlib
 import json
 import os
+import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -23,10 +25,16 @@ from genpipe.server.app import create_app
 from genpipe.server.batches import Batches
 from genpipe.server.engine import Engine
 from genpipe.server.jobs import Drawn, Failed, Job, News, Stepped
+from genpipe.server.sizes import Sizes
 from genpipe.server.worker import Opened, Start, serve
 from genpipe.spec import ModelSpec
 from genpipe.workers.described import describe
 from scripts.benchmark.serving import listening
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SECONDS = 60_000.0  # milliseconds that a page may take for anything; the machine may be busy
+# Opens the page in a browser of this language.
+Open = Callable[..., Any]
 
 
 @dataclass
@@ -56,8 +64,9 @@ def threads(pipelines: Mapping[str, Pipeline], started: list[Thread] | None = No
         start: Start = connection.recv()
         models = {name: describe(pipeline) for name, pipeline in pipelines.items()}
         with contextlib.suppress(RuntimeError, OSError):  # as the process would die of it
-            connection.send(Opened(models, "cpu", 0))
-            serve(connection, Batches(pipelines, most=start.most))
+            tokenizers = {name: tuple(pipeline.tokenizers) for name, pipeline in pipelines.items()}
+            connection.send(Opened(models, "cpu", 0, tokenizers=tokenizers))
+            serve(connection, Batches(pipelines, Sizes(pipelines, most=start.most or 8)))
         # Not `close`, which another thread that reads would not notice.
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as ended:
             ended.shutdown(socket.SHUT_RDWR)
@@ -169,3 +178,55 @@ def picture(pipe: Pipeline, request: Request) -> Any:
     for state in pipe.stream([request]):
         latents = state.latents
     return pipe.decode(latents, [request])[0]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A real browser, driven by Playwright."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("needs chromium")
+    with playwright.sync_playwright() as driver:
+        made = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def opened(browser: Any, url: str) -> Iterator[Open]:
+    """Open the page; what it complains of in the browser's console fails the test."""
+    contexts, complaints = [], []
+
+    def open_page(locale: str = "en-GB", address: str = url, context: Any = None) -> Any:
+        if context is None:
+            context = browser.new_context(locale=locale)
+            context.set_default_timeout(SECONDS)
+            context.grant_permissions(["clipboard-read", "clipboard-write"])
+            contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
+        page.goto(address)
+        page.wait_for_selector("body[data-ready]")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    # A prompt that cannot be read is answered so, and said under it.
+    assert not [one for one in complaints if "status of 400" not in one]
+
+
+def until(page: Any, expression: str) -> None:
+    """Wait until an expression of the page is true; the page's policy forbids the browser's own way to wait for that."""
+    deadline = time.monotonic() + SECONDS / 1000
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, page.locator("main").inner_text()
+        page.wait_for_timeout(30)
+
+
+def drawn(page: Any, count: int) -> Any:
+    """Wait for pictures."""
+    until(page, f"document.querySelectorAll('#pictures figure img:not(.preview)').length === {count}")
+    until(page, "!document.querySelector('#pictures progress')")
+    return page.locator("#pictures figure")

@@ -14,6 +14,7 @@ from genpipe.pipeline import Pipeline
 from genpipe.server.batches import Batches
 from genpipe.server.jobs import Drawn, Failed, Job, News, Stepped
 from genpipe.server.paths import without_paths
+from genpipe.server.sizes import Sizes
 from tests.pipeline.drawing import difference
 from tests.server.conftest import picture
 
@@ -22,6 +23,10 @@ from tests.server.conftest import picture
 def fresh(tiny_checkpoint: Path) -> Pipeline:
     """A pipeline to break."""
     return Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32")
+
+
+def batches_of(pipe: Pipeline) -> Batches:
+    return Batches({"tiny": pipe}, Sizes({"tiny": pipe}, most=8))
 
 
 def finished(batches: Batches) -> tuple[dict[str, Drawn | Failed], list[int]]:
@@ -43,7 +48,7 @@ def check(pipe: Pipeline, jobs: list[Job], ends: dict[str, Drawn | Failed]) -> N
 
 
 def test_they_are_evaluated_together_and_leave_when_done(pipe: Pipeline, job: Callable[..., Job]) -> None:
-    batches = Batches({"tiny": pipe}, most=8)
+    batches = batches_of(pipe)
     jobs = [job("a", seed=1, steps=2), job("b", seed=2, steps=4), job("c", seed=3, steps=4)]
     assert [batches.add(one) for one in jobs] == [[], [], []]
     ends, evaluated = finished(batches)
@@ -52,7 +57,7 @@ def test_they_are_evaluated_together_and_leave_when_done(pipe: Pipeline, job: Ca
 
 
 def test_forms_that_differ_take_turns(pipe: Pipeline, job: Callable[..., Job]) -> None:
-    batches = Batches({"tiny": pipe}, most=8)
+    batches = batches_of(pipe)
     for name, height in (("a", 32), ("b", 32), ("c", 64)):
         batches.add(job(name, steps=3, height=height))
     _, evaluated = finished(batches)
@@ -66,7 +71,7 @@ def test_fewer_go_together_where_memory_is_short(fresh: Pipeline, pipe: Pipeline
         return evaluate(unet, inputs)
 
     fresh.networks.evaluate = short
-    batches = Batches({"tiny": fresh}, most=8)
+    batches = batches_of(fresh)
     jobs = [job(f"{k}", seed=k, steps=2) for k in range(5)]
     for one in jobs:
         batches.add(one)
@@ -88,7 +93,7 @@ def test_an_accident_of_one_is_not_the_others(fresh: Pipeline, pipe: Pipeline, j
     assert run is not None
     bad = float(run.latents[0, 0, 0, 0])
     fresh.networks.evaluate = broken
-    batches = Batches({"tiny": fresh}, most=8)
+    batches = batches_of(fresh)
     for one in jobs:
         batches.add(one)
     ends, _ = finished(batches)
@@ -106,7 +111,7 @@ def test_numbers_that_are_not_finite_are_repaired(fresh: Pipeline, pipe: Pipelin
         return (output * float("inf") if calls == 2 else output), deep
 
     fresh.networks.evaluate = overflowing
-    batches = Batches({"tiny": fresh}, most=8)
+    batches = batches_of(fresh)
     one = job("a")
     batches.add(one)
     ends, evaluated = finished(batches)
@@ -115,13 +120,40 @@ def test_numbers_that_are_not_finite_are_repaired(fresh: Pipeline, pipe: Pipelin
 
 
 def test_a_cancelled_image_is_not_evaluated(pipe: Pipeline, job: Callable[..., Job]) -> None:
-    batches = Batches({"tiny": pipe}, most=8)
+    batches = batches_of(pipe)
     for name in "ab":
         batches.add(job(name, steps=3))
     batches.tick()
     batches.cancel("a")
     ends, evaluated = finished(batches)
     assert ends.keys() == {"b"} and evaluated == [1, 1]
+
+
+def test_second_passes_join_images_of_their_size(pipe: Pipeline, job: Callable[..., Job]) -> None:
+    batches = batches_of(pipe)
+    jobs = [job("a", seed=1, upscale=2.0, steps=5), job("b", seed=2, height=64, width=64, steps=8)]
+    for one in jobs:
+        batches.add(one)
+    ends, evaluated = finished(batches)
+    check(pipe, jobs, ends)
+    assert evaluated.count(2) == 2  # those of the second pass
+
+
+def test_what_fails_between_its_stages_fails_alone(
+    fresh: Pipeline, pipe: Pipeline, job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = batches_of(fresh)
+    jobs = [job("bad", seed=1, upscale=2.0, steps=3), job("good", seed=2, steps=6)]
+    for one in jobs:
+        batches.add(one)
+
+    def broken(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(fresh.vae, "encode", broken)
+    ends, _ = finished(batches)
+    check(pipe, jobs[1:], ends)
+    assert ends["bad"] == Failed("bad", "RuntimeError: no such kernel")
 
 
 def test_files_do_not_say_where_the_servers_files_lie() -> None:

@@ -113,6 +113,22 @@ def test_logs_name_no_prompts_and_no_files(engine: Engine, caplog: pytest.LogCap
     assert "secret" not in caplog.text
 
 
+@pytest.mark.parametrize("json_log", [True, False])
+def test_prompts_are_logged_where_it_is_asked_for(
+    engine: Engine, caplog: pytest.LogCaptureFixture, json_log: bool
+) -> None:
+    app = create_app(engine, json_log=json_log, log_prompts=True)
+    with caplog.at_level(logging.INFO, "genpipe.server"), listening(app) as url:
+        httpx.post(
+            f"{url}/v1/images/generations", json={"prompt": "my\nwords", "steps": 1}, headers={"X-Client": "Ann"}
+        )
+    first, *_ = [record.getMessage() for record in caplog.records if record.name == "genpipe.server"]
+    if json_log:
+        said = json.loads(first)
+        assert (said["prompt"], said["client"], said["images"]) == ("my\nwords", "127.0.0.1 Ann", 1)
+    assert "my\\nwords" in first and "\n" not in first
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [

@@ -1,72 +1,10 @@
 """The page, used as a person would use it, in a real browser."""
 
-import shutil
-import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
-import pytest
-
-from genpipe.images import save_image
-from genpipe.pipeline import Pipeline
 from genpipe.server.app import create_app
 from genpipe.server.engine import Engine
-from tests.server.conftest import listening
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-playwright = pytest.importorskip("playwright.sync_api")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-SECONDS = 60_000.0  # milliseconds; the machine may be busy
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        made = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield made
-        made.close()
-
-
-Open = Callable[..., Any]
-
-
-@pytest.fixture
-def opened(browser: Any, url: str) -> Iterator[Open]:
-    """Open the page; what it complains of in the browser's console fails the test."""
-    contexts, complaints = [], []
-
-    def open_page(locale: str = "en-GB", address: str = url, context: Any = None) -> Any:
-        if context is None:
-            context = browser.new_context(locale=locale)
-            context.set_default_timeout(SECONDS)
-            context.grant_permissions(["clipboard-read", "clipboard-write"])
-            contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
-        page.goto(address)
-        page.wait_for_selector("body[data-ready]")
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not complaints
-
-
-def until(page: Any, expression: str) -> None:
-    """Wait until an expression of the page is true; the page's policy forbids the browser's own way to wait for that."""
-    deadline = time.monotonic() + SECONDS / 1000
-    while not page.evaluate(expression):
-        assert time.monotonic() < deadline, page.locator("main").inner_text()
-        page.wait_for_timeout(30)
-
-
-def drawn(page: Any, count: int) -> Any:
-    """Wait for pictures."""
-    until(page, f"document.querySelectorAll('#pictures figure img:not(.preview)').length === {count}")
-    until(page, "!document.querySelector('#pictures progress')")
-    return page.locator("#pictures figure")
+from tests.server.conftest import SECONDS, Open, drawn, listening, until
 
 
 def test_a_prompt_becomes_four_pictures_with_the_seed_shown(opened: Open) -> None:
@@ -171,23 +109,6 @@ def test_a_reload_in_the_middle_loses_nothing(opened: Open) -> None:
     drawn(page, 4)
 
 
-def test_a_picture_to_begin_from_and_its_settings(opened: Open, pipe: Pipeline, tmp_path: Any) -> None:
-    image: Any = pipe("a red cat", seed=7, steps=5, guidance_scale=4.0, progress=False)
-    save_image(image, tmp_path / "cat.png")
-    page = opened()
-    page.get_by_label("Choose a picture").set_input_files(tmp_path / "cat.png")
-    page.get_by_role("button", name="Use its settings").click()
-    until(page, "document.getElementById('seed').value === '7'")
-    assert (
-        page.get_by_label("A picture of").input_value() == "a red cat" and page.locator("#steps").input_value() == "5"
-    )
-    page.get_by_label("How many").select_option("1")
-    page.get_by_role("button", name="Draw", exact=True).click()
-    drawn(page, 1)
-    page.get_by_role("button", name="Take it away").click()
-    assert page.locator("#given").is_hidden()
-
-
 def test_mistakes_and_a_server_that_is_gone_are_said(browser: Any, engine: Engine) -> None:
     context = browser.new_context(locale="en-GB")
     context.set_default_timeout(SECONDS)
@@ -244,7 +165,7 @@ def test_it_is_in_russian_where_the_browser_is(opened: Open) -> None:
     english = page.evaluate(
         "[...document.querySelectorAll('[data-text]')].filter((e) => /[a-z]{3}/i.test(e.textContent)).length"
     )
-    assert english == 1  # "API"
+    assert english == 2  # "API" and "Shift"
 
 
 def test_everything_is_reached_and_seen_with_keys_alone(opened: Open) -> None:

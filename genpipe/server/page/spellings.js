@@ -3,8 +3,13 @@
 const quoted = (value) => `'${String(value).replaceAll("'", "'\\''")}'`;
 
 function others(request) {
-  const { prompt, image, width, height, ...rest } = request;
+  const { prompt, image, mask, width, height, ...rest } = request;
   return rest;
+}
+
+// What stands for the pictures that a request carries.
+function files(request) {
+  return { ...(request.image && { image: "FILE.png" }), ...(request.mask && { mask: "MASK.png" }) };
 }
 
 export function command(request) {
@@ -15,7 +20,7 @@ export function command(request) {
     else words.push(`--${name.replaceAll("_", "-")}`, /^[\w.]+$/.test(value) ? value : quoted(value));
   }
   if (request.width) words.push("--size", `${request.width}x${request.height}`);
-  if (request.image) words.push("--image", "FILE");
+  for (const [name, file] of Object.entries(files(request))) words.push(`--${name}`, file);
   return words.join(" ");
 }
 
@@ -26,12 +31,12 @@ export function python(request) {
     given.push(`${name}=${name === "seed" || name === "vary_seed" ? value : JSON.stringify(value)}`);
   }
   if (request.width) given.push(`width=${request.width}`, `height=${request.height}`);
-  if (request.image) given.push('image="FILE"');
+  for (const [name, file] of Object.entries(files(request))) given.push(`${name}="${file}"`);
   return `from genpipe import generate\ngenerate(${given.join(", ")})`;
 }
 
 export function curl(request, address, key) {
-  const body = { ...request, ...(request.image ? { image: "BASE64" } : {}) };
+  const body = { ...request, ...Object.fromEntries(Object.keys(files(request)).map((name) => [name, "BASE64"])) };
   const header = key ? " -H 'Authorization: Bearer KEY'" : "";
   return `curl ${address}/v1/images/generations${header} -H 'Content-Type: application/json' -d ${quoted(JSON.stringify(body))}`;
 }
