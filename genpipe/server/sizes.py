@@ -40,6 +40,11 @@ class Sizes:
         self._unknown = own if most is None else []
 
     @property
+    def unknown(self) -> bool:
+        """Whether there is something to measure."""
+        return bool(self._unknown)
+
+    @property
     def largest(self) -> int:
         """The most images that are worth having at a time."""
         return max(USUAL, *self._found.values(), 0) if self._most is None else self._most

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Seconds that steps without anything to see wait for others: telling each of them takes time from drawing.
 PATIENCE = 0.1
+# Seconds without work after which sizes are measured where that was given up for work before.
+REST = 5.0
 
 
 @dataclass(frozen=True)
@@ -155,13 +157,16 @@ def serve(connection: Connection, batches: "Batches") -> None:
     """Draw what is asked for over a connection, until it ends."""
     inbox: queue.SimpleQueue[Job | Cancel | None] = queue.SimpleQueue()
     # A thread of its own reads, so that whoever sends a large job never waits for an evaluation.
-    threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
+    came = threading.Event()
+    threading.Thread(target=_listen, args=(connection, inbox, came), daemon=True).start()
     news: list[News] = []
     evaluated: list[int] = []
-    told = 0.0
+    told = rest = 0.0
     while True:
         gone: list[str] = []
-        if not len(batches) and inbox.empty() and batches.sizes.measure(lambda: not inbox.empty()):
+        if batches.sizes.unknown and not len(batches) and _is_idle(inbox, came, rest):
+            found = batches.sizes.measure(lambda: not inbox.empty())
+            rest = 0.0 if found else REST
             with contextlib.suppress(OSError):
                 connection.send(Sized(batches.sizes.largest))
         while not inbox.empty() or not (len(batches) or news or gone):
@@ -173,8 +178,8 @@ def serve(connection: Connection, batches: "Batches") -> None:
             else:
                 batches.cancel(message.id)
                 gone.append(message.id)
-        found, images = batches.tick()
-        news += found
+        brought, images = batches.tick()
+        news += brought
         if images:
             evaluated.append(images)
         late = not len(batches) or time.monotonic() - told > PATIENCE
@@ -192,8 +197,18 @@ def _presses(news: News) -> bool:
     return not isinstance(news, Stepped) or news.preview is not None or news.step == 1
 
 
-def _listen(connection: Connection, inbox: "queue.SimpleQueue[Job | Cancel | None]") -> None:
+def _is_idle(inbox: "queue.SimpleQueue[Job | Cancel | None]", came: threading.Event, seconds: float) -> bool:
+    """Whether nothing comes for so long."""
+    came.clear()
+    if inbox.empty():
+        came.wait(seconds)
+    return inbox.empty()
+
+
+def _listen(connection: Connection, inbox: "queue.SimpleQueue[Job | Cancel | None]", came: threading.Event) -> None:
     with contextlib.suppress(EOFError, OSError):
         while True:
             inbox.put(connection.recv())
+            came.set()
     inbox.put(None)
+    came.set()

@@ -18,7 +18,14 @@ from PIL import Image
 from scripts.benchmark.serving import Server, served
 
 PATHS = (
-    *("/api/drawings", "/api/read", "/v1/images/generations", "/v1/images/edits", "/v1/images/variations"),
+    *(
+        "/api/drawings",
+        "/api/read",
+        "/api/tokens",
+        "/v1/images/generations",
+        "/v1/images/edits",
+        "/v1/images/variations",
+    ),
     *("/sdapi/v1/txt2img", "/sdapi/v1/img2img", "/sdapi/v1/png-info", "/sdapi/v1/options", "/sdapi/v1/interrupt"),
 )
 KEYS = (
@@ -55,6 +62,29 @@ VALUES: tuple[Any, ...] = (
     *("../../etc/passwd", "/etc/passwd", "file:///etc/passwd", "http://127.0.0.1:1/x", "data:image/png;base64,AAAA"),
     *("SELECT 1", "<script>", "%s%n", "Euler a", "1024x1024", "9" * 5000, [], [1], {}, {"path": "/etc/passwd"}),
     *([[]] * 3, {"image": {"path": "/etc/passwd", "sha256": "0"}}, ["x"] * 1000),
+)
+# Texts in which files say what made them, as other programs and nobody write them.
+TEXT_KEYS = (b"genpipe", b"parameters", b"prompt", b"invokeai_metadata", b"sd-metadata", b"comment", b"Description")
+TEXTS = (
+    *(
+        b"[" * 100_000,
+        b'{"a":' * 20_000,
+        b"{}",
+        b"null",
+        b"\xff\xfe",
+        b"x",
+        b"9" * 5000,
+        b'{"image": {"path": "/etc/passwd"}}',
+    ),
+    *(
+        b'{"prompt": "a", "seed": 1e999, "steps": -1}',
+        b'{"1": {"class_type": "KSampler", "inputs": {"positive": ["1", 0]}}}',
+    ),
+    *(b"a\nSteps: 1e9, Sampler: , CFG scale: nan, Seed: -1, Size: 0x99999999999999", b"a\nSteps: " + b"9" * 5000),
+    *(
+        b'{"1": {"class_type": "KSampler", "inputs": {"seed": [], "positive": ["2", 9]}}, "2": []}',
+        b"<lora:/etc/passwd:1>",
+    ),
 )
 
 
@@ -134,6 +164,7 @@ def _bomb(rng: random.Random) -> bytes:
 
     header = side.to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00"
     text = chunk(b"zTXt", b"genpipe\0\0" + zlib.compress(b"[" * 5_000_000))
+    said = chunk(b"tEXt", rng.choice(TEXT_KEYS) + b"\0" + rng.choice(TEXTS))
     small = (64).to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00"
     pixels = zlib.compress(bytes(64 * 193))
     return rng.choice(
@@ -144,6 +175,7 @@ def _bomb(rng: random.Random) -> bytes:
             + chunk(b"IHDR", header)
             + chunk(b"IDAT", zlib.compress(bytes(10**6)))
             + chunk(b"IEND", b""),
+            b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", small) + said + chunk(b"IDAT", pixels) + chunk(b"IEND", b""),
             b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", small) + text + chunk(b"IDAT", pixels) + chunk(b"IEND", b""),
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) run",
             b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",

@@ -1,7 +1,7 @@
 """Measure `genpipe serve` with the embedded model: whether every image is right, how long one waits, what HTTP costs.
 
     python -m scripts.benchmark.serve correct --requests 1000 --clients 64 --kills 5
-    python -m scripts.benchmark.serve poisson --images 200 --load 0.8
+    python -m scripts.benchmark.serve poisson --images 120 --load 0.8
     python -m scripts.benchmark.serve throughput
     python -m scripts.benchmark.serve latency
     python -m scripts.benchmark.serve start
@@ -261,8 +261,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             chosen.add_argument(f"--{option}", type=type(default), default=default)
 
     part("correct", requests=1000, clients=64, kills=5)
-    part("poisson", images=200, load=0.8)
-    part("throughput", images=64, batch=8, runs=3)
+    part("poisson", images=120, load=0.8)
+    part("throughput", images=32, batch=8, runs=3)
     part("latency", runs=20)
     part("start", runs=5)
     part("memory", requests=10_000, clients=8)

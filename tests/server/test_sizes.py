@@ -25,7 +25,8 @@ def ticking(pipe: Pipeline, kept: KeptSizes, seconds: float = 0.1) -> Sizes:
 def test_they_are_measured_once_and_kept(pipe: Pipeline, kept: KeptSizes) -> None:
     sizes = ticking(pipe, kept)
     assert sizes.of("tiny", 8 * 8) == sizes.largest == USUAL
-    assert sizes.measure(lambda: False) and not sizes.measure(lambda: False)
+    assert sizes.unknown and sizes.measure(lambda: False) and not sizes.unknown
+    assert not sizes.measure(lambda: False)
     assert sizes.of("tiny", 8 * 8) == sizes.largest == 16  # the most on a CPU
     again = ticking(pipe, kept)
     assert again.measure(lambda: True)  # nothing is drawn
