@@ -180,9 +180,9 @@ def picture(pipe: Pipeline, request: Request) -> Any:
     return pipe.decode(latents, [request])[0]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A real browser, driven by Playwright."""
+    """A real browser, driven by Playwright, whose event loop nothing else in this thread can run beside."""
     playwright = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
         pytest.skip("needs chromium")
