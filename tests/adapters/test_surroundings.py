@@ -18,6 +18,7 @@ from genpipe.metadata import read_made
 from genpipe.pipeline import Pipeline, generate
 from genpipe.server.batches import Batches
 from genpipe.server.jobs import Drawn, Job, News, Stepped
+from genpipe.server.sizes import Sizes
 from genpipe.workers.described import describe
 from genpipe.workers.settings import complete
 from tests.adapters.conftest import family_named
@@ -92,7 +93,7 @@ def test_what_it_says_of_itself_completes_a_row(flux: Pipeline):
 
 
 def test_the_server_draws_one_image_of_it_after_the_other(flux: Pipeline):
-    batches, settings = Batches({"flux": flux}, most=4), family_named(FLUX).settings
+    batches, settings = Batches({"flux": flux}, Sizes({"flux": flux})), family_named(FLUX).settings
     jobs = []
     for seed in (1, 2, 3):
         (request,) = flux.requests("a red cat", seed=seed, **settings)
