@@ -167,9 +167,9 @@ def _prepare(module: nn.Module, target: _Target, side: int) -> nn.Module:
         chosen = target
         if name in _ONCE:
             chosen = replace(target, forms=replace(forms, int8=False))
-        elif name == "encoder" and isinstance(module, VAE):
-            # It runs only where an image is given, and would hold four times its weights for that.
-            chosen = replace(target, forms=replace(forms, winograd4=None))
+        elif name == "encoder" and isinstance(module, VAE) and forms.winograd4 is not None:
+            # It runs only where an image is given. Until then its plain weights, of fp32, stay in their file.
+            chosen = replace(target, forms=PLAIN)
         elif isinstance(module, UNet) and name in ("norm_out", "conv_out") and device.type != "mps":
             # In fp32 the last layers cost next to nothing, and a rounding there goes into the latents.
             chosen = replace(target, dtype=torch.float32)

@@ -6,6 +6,8 @@ image takes eight operations. They are torch's own: no weight is in an order tha
 rounding error is five times that of a direct convolution: nothing in fp32, and too much for 16 bits.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,6 +33,7 @@ def suits_winograd4(layer: nn.Module, fewest: int) -> bool:
     return layer.in_channels * layer.out_channels <= MOST_CHANNELS
 
 
+@cache
 def _matrices() -> tuple[Tensor, Tensor, Tensor]:
     """Give Aᵀ (4, 6), G (6, 3) and Bᵀ (6, 6) of eq. 8, in fp64: four results are Aᵀ [(G g) ⊙ (Bᵀ d)].
 
