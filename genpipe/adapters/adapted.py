@@ -1,7 +1,7 @@
 """A loaded pipeline of diffusers, and how batches of requests are drawn with it."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from threading import Lock
 from typing import Any
 
@@ -134,6 +134,8 @@ class Adapted:
             raise ValueError(f"{form.kind.__name__} gives no images: it is a part of another pipeline")
         images = pixels_of(drawn, self.name)
         self._check(images, result, requests)
+        if first.negative_prompt and (scale := _unguided(form, keywords)) is not None:
+            warnings.warn(f"negative_prompt has no effect with this {scale}: raise it, or leave it out", stacklevel=2)
         return images
 
     def _check(self, images: Tensor, result: Any, requests: Sequence[Request]) -> None:
@@ -149,3 +151,12 @@ class Adapted:
                 f"the safety checker of {self.name} has blacked out the image of seed {listed(seeds)}: try another seed",
                 stacklevel=2,
             )
+
+
+def _unguided(form: Form, keywords: Mapping[str, Any]) -> str | None:
+    """What scale has kept the call that was just made from being led away from its negative prompt; None where it was."""
+    if "true_cfg_scale" in form.signature.parameters:
+        name = "guidance_scale" if form.signature.guidance == "true_cfg_scale" else "true_cfg_scale (see arguments)"
+        return name if keywords.get("true_cfg_scale", form.signature.default("true_cfg_scale")) <= 1 else None
+    guided = getattr(form.pipe, "do_classifier_free_guidance", True)
+    return None if guided else "guidance_scale"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from genpipe.adapters.classes import find_class, is_stray, missing_of, own_part, pip_line, refuse_others
+from genpipe.adapters.fetching import fetched
 from genpipe.adapters.placing import check_placing, place, warn_of_memory
 from genpipe.checkpoints.errors import CheckpointError
 from genpipe.checkpoints.foreign import INDEX, Foreign
@@ -54,21 +55,21 @@ def load_pipeline(source: Source, wanted: Foreign, spec: ModelSpec, *, device: t
 
 def _load(source: Source, wanted: Foreign, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Any:
     kind = find_class(wanted, str(source), trusted=spec.trust_remote_code)
-    if isinstance(source, Repository):
-        source = _fetched(source, spec)
-    assert isinstance(source, Folder)
-    if not spec.allow_pickle and (pickles := _pickles_alone(source.root, wanted)):
+    if not spec.allow_pickle and (pickles := _pickles_alone(source, wanted)):
         raise CheckpointError(
             f"{source} has its {listed(pickles)} in pickle files alone, which can run code: "
             "if you trust them, give allow_pickle (--allow-pickle)"
         )
-    warn_of_memory(source.root, wanted.parts, spec, device=device, dtype=dtype)
-    strays = {} if kind is None else _strays(source.root, kind, wanted, spec, dtype)
+    reachable = isinstance(source, Repository) and source.reachable
+    found = fetched(source, wanted, spec) if isinstance(source, Repository) else source
+    assert isinstance(found, Folder)
+    warn_of_memory(found.root, wanted.parts, spec, device=device, dtype=dtype)
+    strays = {} if kind is None else _strays(found.root, kind, wanted, spec, dtype)
     if strays:
-        with _without(source.root, strays) as folder:
-            pipe = _loaded(folder, str(source), spec, dtype, strays)
+        with _without(found.root, strays) as folder:
+            pipe = _loaded(folder, str(source), spec, dtype, reachable, strays)
     else:
-        pipe = _loaded(source.root, str(source), spec, dtype)
+        pipe = _loaded(found.root, str(source), spec, dtype, reachable)
     if kind is None:
         refuse_others(type(pipe), str(source))
     pipe.set_progress_bar_config(disable=True)
@@ -93,7 +94,10 @@ def _quiet() -> Iterator[None]:
         theirs.set_verbosity(before)
 
 
-def _loaded(folder: Path, shown: str, spec: ModelSpec, dtype: torch.dtype, parts: Mapping[str, Any] = _NONE) -> Any:
+def _loaded(
+    folder: Path, shown: str, spec: ModelSpec, dtype: torch.dtype, reachable: bool, parts: Mapping[str, Any] = _NONE
+) -> Any:
+    """Load a folder by diffusers; where the hub is reachable, a prior that its page names is fetched from there."""
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     try:
@@ -104,7 +108,7 @@ def _loaded(folder: Path, shown: str, spec: ModelSpec, dtype: torch.dtype, parts
             use_safetensors=None if spec.allow_pickle else True,
             trust_remote_code=spec.trust_remote_code,
             load_connected_pipeline=True,  # two stages where it is one of them
-            local_files_only=True,
+            local_files_only=not reachable,
             **parts,
         )
     except (OSError, ValueError, ImportError, RuntimeError, AttributeError, KeyError, TypeError) as error:
@@ -137,31 +141,12 @@ def _without(folder: Path, parts: Iterable[str]) -> Iterator[Path]:
         yield Path(name)
 
 
-def _fetched(source: Repository, spec: ModelSpec) -> Folder:
-    """All files of a repository that its pipeline wants, at the commit whose index was read."""
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-
-    try:
-        folder = DiffusionPipeline.download(
-            source.name,
-            revision=source.commit,
-            variant=spec.variant,
-            use_safetensors=None if spec.allow_pickle else True,
-            trust_remote_code=spec.trust_remote_code,
-            local_files_only=not source.reachable,
-            load_connected_pipeline=True,
-        )
-    except Exception as error:
-        raise CheckpointError(f"{source}: its files cannot be fetched: {one_line(str(error), 200)}") from error
-    return Folder(Path(folder))
-
-
-def _pickles_alone(folder: Path, wanted: Foreign) -> list[str]:
+def _pickles_alone(source: Source, wanted: Foreign) -> list[str]:
     """The parts whose weights are in pickle files alone."""
     found = []
     for part in wanted.parts:
-        files = [path for path in (folder / part).glob("*") if path.is_file()]
-        safe = any(path.suffix in (".safetensors", ".gguf") for path in files)
-        if not safe and any(path.suffix in _PICKLES for path in files):
+        names = source.listing(part)
+        safe = any(name.endswith((".safetensors", ".gguf")) for name in names)
+        if not safe and any(name.endswith(_PICKLES) for name in names):
             found.append(part)
     return found

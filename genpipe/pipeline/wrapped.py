@@ -1,6 +1,6 @@
 """What draws with a pipeline of diffusers; genpipe does all around it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from genpipe.checkpoints.foreign import Foreign, foreign
 from genpipe.checkpoints.hub import open_source
 from genpipe.checkpoints.library import located
 from genpipe.checkpoints.loading import expanded
-from genpipe.checkpoints.source import Source
+from genpipe.checkpoints.source import Source, read_json
 from genpipe.fields import defaults_of
 from genpipe.fit import Traits
 from genpipe.hardware import choose_device
@@ -27,6 +27,7 @@ from genpipe.pipeline.run import Run
 from genpipe.request import Request
 from genpipe.spec import ModelSpec
 
+DEFAULTS = "genpipe.json"
 # The options that apply to a pipeline of diffusers.
 TAKEN = (
     "model",
@@ -50,10 +51,14 @@ class WrappedDrawer:
         adapted: the loaded pipeline.
         spec: what it was loaded by.
         dtype: of its networks.
+        usual: how the model likes to be run, where that is not what its class does: its folder's `genpipe.json`.
     """
 
-    def __init__(self, adapted: Adapted, *, spec: ModelSpec, dtype: torch.dtype) -> None:
+    def __init__(
+        self, adapted: Adapted, *, spec: ModelSpec, dtype: torch.dtype, usual: Mapping[str, Any] | None = None
+    ) -> None:
         self.adapted, self.spec, self.dtype = adapted, spec, dtype
+        self._usual = dict(usual or {})
         self.name, self.device = adapted.name, adapted.device
         self.text_seconds = 0.0  # diffusers encodes and denoises in one call
         self._recorded = recorded_options(spec)
@@ -76,8 +81,9 @@ class WrappedDrawer:
             raise ValueError(f"{wanted.name} is drawn by diffusers, which takes no {listed(idle)}: leave it out")
         device = choose_device(spec.device)
         dtype = usual_dtype(spec.dtype, device)
+        usual = read_json(source, DEFAULTS, dict) if source.find(DEFAULTS, optional=True) is not None else None
         pipe = load_pipeline(source, wanted, spec, device=device, dtype=dtype)
-        return cls(Adapted(pipe, device=device, name=name_of(str(source))), spec=spec, dtype=dtype)
+        return cls(Adapted(pipe, device=device, name=name_of(str(source))), spec=spec, dtype=dtype, usual=usual)
 
     @property
     def traits(self) -> Traits:
@@ -90,8 +96,9 @@ class WrappedDrawer:
         return {"model": self.name, "dtype": str(self.dtype).removeprefix("torch."), **self._recorded}
 
     def defaults(self, sampler: str | None = None) -> dict[str, Any]:
-        """What its `__call__` does where it is told nothing."""
-        return self.adapted.defaults()
+        """What its `genpipe.json` says, or else what its `__call__` does where it is told nothing."""
+        usual = self.adapted.defaults()
+        return usual | {name: value for name, value in self._usual.items() if name in usual}
 
     def stream(self, requests: Sequence[Request]) -> Iterator[Progress]:
         """Draw a batch; the last step's latents are the finished images, uint8 (B, 3, H, W)."""

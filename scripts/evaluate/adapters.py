@@ -31,6 +31,7 @@ from tests.adapters.tiny import Family
 COLUMNS = ("text", "image", "mask", "negative", "batch seeds", "preview", "offload", "fp8 weights")
 YES, NO = "yes", "–"
 PROMPT, SEED = "a red cat", 3
+STRENGTH, STEPS = 0.75, 4  # of images that are drawn over
 
 
 def row(family: Family, folder: Path) -> dict[str, str]:
@@ -41,7 +42,8 @@ def row(family: Family, folder: Path) -> dict[str, str]:
         return Pipeline.from_pretrained(folder, device="cpu", dtype="fp32", **options)
 
     def draw(pipeline: Pipeline, **more: Any) -> np.ndarray:
-        return np.asarray(pipeline(PROMPT, seed=SEED, progress=False, **{**family.settings, **more}))
+        over = {"strength": STRENGTH, "steps": STEPS} if "image" in more else {}
+        return np.asarray(pipeline(PROMPT, seed=SEED, progress=False, **{**family.settings, **over, **more}))
 
     pipeline, states = load(), list[Progress]()
     plain = draw(pipeline, callback=states.append)
@@ -96,7 +98,10 @@ def by_hand(pipeline: Pipeline, family: Family, **more: Any) -> np.ndarray:
     pipe.set_progress_bar_config(disable=True)
     taken = inspect.signature(type(pipe).__call__).parameters
     height, width = _drawer(pipeline).adapted.size
-    given = {**({"height": height, "width": width} if "image" in more else {}), **family.by_hand, **more}
+    given = {**family.by_hand, **more}
+    if "image" in more:  # whose pipeline has other defaults
+        scale = {"guidance_scale": pipeline.defaults()["guidance_scale"], "height": height, "width": width}
+        given = {**scale, **given, "strength": STRENGTH, "num_inference_steps": STEPS}
     given = {name: value for name, value in given.items() if name in taken}
     made = pipe(prompt=PROMPT, generator=torch.Generator("cpu").manual_seed(SEED), **given)
     return np.asarray((made.image if hasattr(made, "image") else made.images)[0].convert("RGB"))

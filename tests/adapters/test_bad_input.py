@@ -158,6 +158,17 @@ def test_a_setting_that_the_model_cannot_honour_is_an_error(settings: dict[str, 
         loaded(family_named("Stable Diffusion 3"))("a red cat", seed=1, **given)
 
 
+@pytest.mark.parametrize(
+    ("name", "more", "scale"),
+    [("FLUX.1 schnell", {}, "true_cfg_scale"), ("Stable Diffusion 3", {"guidance_scale": 1.0}, "guidance_scale")],
+)
+def test_a_negative_prompt_that_does_nothing_is_told(name: str, more: dict[str, Any], scale: str, loaded: Load):
+    family = family_named(name)
+    given: Any = {**family.settings, **more, "negative_prompt": "blue", "progress": False}
+    with pytest.warns(UserWarning, match=f"negative_prompt has no effect with this {scale}"):
+        loaded(family)("a red cat", seed=1, **given)
+
+
 def test_a_size_is_refused_by_a_model_that_has_but_one(loaded: Load):
     with pytest.raises(ValueError, match=r"height is not for this model.*it draws 32 alone"):
         loaded(family_named("unCLIP"))("a red cat", seed=1, height=64, progress=False)

@@ -1,6 +1,7 @@
 """Commands, the server, fingerprints and lists treat a pipeline of diffusers as any other model."""
 
 import io
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -132,3 +133,11 @@ def test_previews_have_the_colours_of_the_image(flux: Pipeline):
     assert preview.size == (4, 4)
     (early,) = states[0].preview()
     assert early.size == (16, 16) and np.asarray(early).std() > 5
+
+
+def test_a_model_says_how_it_likes_to_be_run(folder: Path, tmp_path: Path):
+    copied = Path(shutil.copytree(folder, tmp_path / "copied"))
+    (copied / "genpipe.json").write_text(json.dumps({"steps": 4, "guidance_scale": 0.0, "height": 64}))
+    pipeline = Pipeline.from_pretrained(copied, device="cpu", dtype="fp32")
+    usual = pipeline.defaults()
+    assert (usual["steps"], usual["guidance_scale"], usual["height"], usual["width"]) == (4, 0.0, 64, 256)

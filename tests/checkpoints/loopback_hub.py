@@ -28,6 +28,8 @@ class Hub:
 
             def answer(self, *, body: bool) -> None:
                 hub.asked += 1
+                if self.path.startswith("/api/models/") and "/tree/" not in self.path:
+                    return self.reply(hub.info())
                 if self.path.startswith("/api/models/"):
                     _, _, folder = self.path.partition("?")[0].partition("/tree/")[2].partition("/")
                     return self.reply(hub.tree(folder))
@@ -62,6 +64,10 @@ class Hub:
     def tree(self, folder: str) -> bytes:
         files = [path.relative_to(self.root) for path in sorted((self.root / folder).iterdir()) if path.is_file()]
         return json.dumps([{"type": "file", "path": str(each), "size": 1, "oid": "0"} for each in files]).encode()
+
+    def info(self) -> bytes:
+        files = sorted(path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
+        return json.dumps({"id": ID, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]}).encode()
 
     def close(self) -> None:
         self.server.shutdown()
