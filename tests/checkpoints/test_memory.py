@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,7 +51,14 @@ print(json.dumps({"growth": status("VmHWM") - before, "sizes": sizes, "heavy": h
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def disk() -> Iterator[Path]:
+    """A folder on a disk: of a file that lies in memory itself, no page is given back."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def large(disk: Path) -> Path:
     """A checkpoint of about 200 MB of fp16 weights."""
     tokenizer = train_tokenizer(["a"], 514, length=16)
     networks = {
@@ -64,7 +73,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
         networks[name] = network.to(torch.float16).to_empty(device="cpu")
         for parameter in networks[name].parameters():
             parameter.data.uniform_(-0.1, 0.1, generator=generator)
-    directory = tmp_path_factory.mktemp("large") / "checkpoint"
+    directory = disk / "large"
     scheduler_config = {"_class_name": "DDIMScheduler"}
     save_checkpoint(
         directory,
@@ -102,12 +111,12 @@ def test_loading_grows_memory_by_the_weights_once(tiny_checkpoint: Path, large: 
 @reads_peak
 @pytest.mark.parametrize("stored", ["float16", "float8_e4m3fn"])
 def test_weights_kept_in_fewer_bits_are_never_in_memory_in_more(
-    tiny_checkpoint: Path, large: Path, tmp_path: Path, stored: str
+    tiny_checkpoint: Path, large: Path, disk: Path, stored: str
 ) -> None:
-    shutil.copytree(large, tmp_path / "model")
-    path = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    model = shutil.copytree(large, disk / stored)
+    path = model / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({key: tensor.to(getattr(torch, stored)) for key, tensor in load_file(path).items()}, path)
-    growth, sizes, _ = probe(tiny_checkpoint, tmp_path / "model", "float8_e4m3fn")
+    growth, sizes, _ = probe(tiny_checkpoint, model, "float8_e4m3fn")
     numbers = sum(tensor.numel() for tensor in load_file(path).values())
     assert sizes[1] < 1.05 * numbers  # a byte each, where fp16 takes two
     assert growth <= sum(sizes) + 0.5 * numbers  # for the layer that is being read

@@ -153,7 +153,7 @@ def test_a_file_is_known_by_its_content_and_replayed_only_if_it_is_the_same(tmp_
     made = request.to_dict()
     assert Request.from_dict(made) == request
     original(16).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"image '.*a.png' has changed since \(sha256 \w{12}"):
+    with pytest.raises(ValueError, match=r"image '.*' .*has changed since \(sha256 \w{12}"):
         Request.from_dict(made)
     (tmp_path / "a.png").unlink()
     with pytest.raises(ValueError, match=r"cannot be read: No such file .* \(it had sha256 \w{12}…\): give its file"):

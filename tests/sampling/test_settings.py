@@ -4,6 +4,7 @@ import inspect
 import json
 import math
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import diffusers
@@ -18,6 +19,7 @@ from tests.sampling.conftest import SCHEDULER_FILES, SeededNoise, diffusers_run,
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::RuntimeWarning")
 
 
+@cache
 def schedulers() -> dict[str, Any]:
     """Those of diffusers that the adapter runs, with their arguments."""
     found = {}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor.config
 from torch._dynamo.utils import counters
 
 from genpipe.models.cuda.compiled import CompiledResidualBlock, CompiledTransformerBlock
@@ -38,9 +39,11 @@ def test_compiled_blocks_compute_the_same(
     kinds = [type(module) for module in compiled.modules()]
     assert kinds.count(CompiledResidualBlock) == 5 and kinds.count(CompiledTransformerBlock) == 4
     counters.clear()
-    for timestep in (981.0, 0.0):
-        expected, output = (
-            UNetDenoiser(unet, [981.0, 0.0], conditioning)(latents, timestep) for unet in (plain, compiled)
-        )
-        assert (output - expected).abs().max() <= 1e-4 * expected.abs().max()
+    # To try which vectors the compiler knows would take most of the time.
+    with torch._inductor.config.patch({"cpp.vec_isa_ok": False}):
+        for timestep in (981.0, 0.0):
+            expected, output = (
+                UNetDenoiser(unet, [981.0, 0.0], conditioning)(latents, timestep) for unet in (plain, compiled)
+            )
+            assert (output - expected).abs().max() <= 1e-4 * expected.abs().max()
     assert counters["stats"]["unique_graphs"] == 3  # two residual blocks, by their width, and one transformer block
