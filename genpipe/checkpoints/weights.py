@@ -168,7 +168,9 @@ class Weights:
         Returns:
             The part: itself, or what has taken its place.
         """
-        for name, part in list(module.named_modules()):
+        parts = list(module.named_modules())[::-1]
+        while parts:  # none is held here after its turn: what it is replaced by is all that stays
+            name, part = parts.pop()
             path = self._paths.pop(part, None)
             if path is None or path not in self._leaves:
                 continue
