@@ -59,9 +59,9 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
         raise ValueError(f"device {shown} is unknown: use cuda, cuda:0, mps or cpu")
     cards = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= cards:
-        raise ValueError(f"device {shown} is not available: torch sees {cards} CUDA devices; use --device cpu")
+        raise ValueError(f"device {shown} is not available: torch sees {cards} CUDA devices; use cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"device {shown} is not available: torch sees no Apple GPU; use --device cpu")
+        raise ValueError(f"device {shown} is not available: torch sees no Apple GPU; use cpu")
     return torch.device("cpu") if device.type == "cpu" else device  # tensors on "cpu:3" say that they are on "cpu"
 
 

@@ -227,15 +227,20 @@ def save_image(image: Image.Image, path: str | Path, *, sign: Sign | None = None
         part.write_bytes(data)
 
 
-def encode_image(image: Image.Image, suffix: str, *, sign: Sign | None = None) -> bytes:
-    """Give the bytes of an image's file, in the format of a suffix in `FORMATS`; they say what made it, and may be signed."""
+def encode_image(
+    image: Image.Image, suffix: str, *, sign: Sign | None = None, levels: "ndarray | None" = None
+) -> bytes:
+    """Give the bytes of an image's file, in the format of a suffix in `FORMATS`; they say what made it, and may be signed.
+
+    `levels` are the image's (H, W, 3), 8 bits, where they are at hand.
+    """
     params = FORMATS[suffix.lower()]
     if params["format"] == "PNG" and image.mode == "RGB":
         import numpy as np
 
         from genpipe.png import encode_png
 
-        data = encode_png(np.asarray(image), png_texts(image.info))
+        data = encode_png(np.asarray(image) if levels is None else levels, png_texts(image.info))
     else:
         file = io.BytesIO()
         Image.Image.save(image, file, **{**saving_options(image.info, params["format"]), **params})

@@ -7,6 +7,7 @@ the entropy code. So the search for repetitions is cut short, and the files are 
 import struct
 import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +60,8 @@ def _filtered(levels: Levels) -> Levels:
 def _residual(padded: Levels, predict: Callable[[Levels, Levels, Levels], Levels], chosen: slice) -> Levels:
     """What a prediction leaves of the chosen rows."""
     rows, above = padded[1:][chosen], padded[:-1][chosen]
-    return rows[:, 3:] - predict(rows[:, :-3], above[:, 3:], above[:, :-3])
+    predicted = predict(rows[:, :-3], above[:, 3:], above[:, :-3])
+    return np.subtract(rows[:, 3:], predicted, out=predicted)
 
 
 def _entropy(levels: Levels) -> float:
@@ -69,7 +71,10 @@ def _entropy(levels: Levels) -> float:
 
 
 def _average(left: Levels, above: Levels, corner: Levels) -> Levels:
-    return (left & above) + ((left ^ above) >> np.uint8(1))  # (left + above) // 2, without its carry
+    mean = left ^ above
+    mean >>= 1
+    mean += left & above  # (left + above) // 2, without its carry
+    return mean
 
 
 def _paeth(left: Levels, above: Levels, corner: Levels) -> Levels:
@@ -95,10 +100,12 @@ def _zlib_deflate(rows: bytes | memoryview) -> bytes:
 def _deflating() -> tuple[Callable[[memoryview], bytes], Callable[..., int]]:
     """Compression and CRC-32: ISA-L's, which are several times faster, or zlib's."""
     try:
-        from isal import isal_zlib  # pyright: ignore[reportMissingImports]
+        from isal import igzip_lib, isal_zlib  # pyright: ignore[reportMissingImports]
     except ImportError:
         return _zlib_deflate, zlib.crc32
-    return lambda rows: isal_zlib.compress(rows, 1), isal_zlib.crc32
+    # Looking back no further than 2⁹ bytes is faster, and of photographs smaller: what repeats further away does so by chance.
+    deflate = partial(igzip_lib.compress, level=1, flag=igzip_lib.COMP_ZLIB, hist_bits=9)
+    return deflate, isal_zlib.crc32
 
 
 _deflate, _crc32 = _deflating()

@@ -83,9 +83,7 @@ def test_what_is_asked_for_is_taken() -> None:
      "cuda:9", 5, -1, 10**30, b"cpu", [1], 1.5, True, torch.device("meta"), torch.float32],
 )  # fmt: skip
 def test_what_is_no_device_is_refused_in_one_short_line(name) -> None:
-    with pytest.raises(
-        ValueError, match=r"device .* (is unknown: use cuda|is not available: .*; use --device cpu)"
-    ) as caught:
+    with pytest.raises(ValueError, match=r"device .* (is unknown: use cuda|is not available: .*; use cpu)") as caught:
         choose_device(name)
     assert len(str(caught.value)) < 200 and str(caught.value).isprintable()
 

@@ -203,7 +203,7 @@ def check_compile(device: torch.device, *, possible: bool) -> None:
 def check_int8(device: torch.device, dtype: torch.dtype, *, native: bool) -> None:
     """Raise ValueError unless int8 runs on this device in this dtype; `native`: whether the processor multiplies it."""
     if device.type != "cpu":
-        raise ValueError(f"int8 runs on a CPU alone, not on {device}: use --device cpu, or leave int8 out (--no-int8)")
+        raise ValueError(f"int8 runs on a CPU alone, not on {device}: use cpu, or leave int8 out (--no-int8)")
     if not native:
         raise ValueError(
             "int8 needs a CPU with AVX512-BF16 or AMX, and a torch with oneDNN's int8 operators: "

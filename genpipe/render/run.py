@@ -31,8 +31,8 @@ from genpipe.workers.messages import Model, Result, Task, Work
 
 # Images per batch where nothing was measured and a worker does not say.
 BATCH = 8
-# Batches from which on it pays to measure; and where the worker says how many images fill its device about.
-MANY, MANY_FULL = 8, 32
+# Batches of a shape from which on a worker finds out how large they should be.
+MANY = 8
 # Batches that each worker gets at least of a shape that has enough images.
 EACH = 2
 # Deaths of workers over one batch: at the second it is taken apart, at the fourth its images are given up.
@@ -252,7 +252,7 @@ class Run:
         # Each worker draws its share of them.
         waiting = batch.waiting // self.engine.workers
         known = self.options.batch is not None or batch.shape in self._measured
-        if known or batch.deaths or waiting < (MANY if model.pixels is None else MANY_FULL) * len(batch.entries):
+        if known or batch.deaths or waiting < MANY * len(batch.entries):
             waiting = 0
         else:
             self._measured.add(batch.shape)

@@ -98,6 +98,20 @@ def best_size(
 
 _NO_FASTER = "larger ones are no faster"
 _NO_MEMORY = "there is no memory for more"
+NO_GAIN = "trying more would take longer than it saves"
+
+
+def search_pays(size: int, seconds: float, first: float, *, waiting: float, hoped: float) -> bool:
+    """Tell whether `best_size`, after a batch that was drawn anyhow, may save more time than trying one more size takes.
+
+    Args:
+        size: images that were drawn together.
+        seconds: that `run` takes for so many.
+        first: that it took the first time.
+        waiting, hoped: see `best_size`.
+    """
+    cost = max(seconds, first) + seconds + 2 * (max(SHORTEST, seconds) + max(SHORTEST, 2 * seconds))
+    return cost < waiting * seconds / size * hoped / (1 + hoped)
 
 
 @dataclass
@@ -137,7 +151,7 @@ class _Search:
                 self._end_before(size)
                 continue
             if not self._pays(size):
-                return "trying more would take longer than it saves"
+                return NO_GAIN
             best = max(self.rates.values(), default=0.0)
             try:
                 self._try(size)

@@ -136,7 +136,7 @@ class LocalEngine:
     def submit(self, work: Work) -> None:
         worker = min((worker for worker in self._workers if worker.ready), key=lambda worker: len(worker.keys))
         worker.keys.add(work.key)
-        self._send(worker, draw=asdict(work))
+        self._send(worker, draw=work.to_dict())
 
     def event(self, timeout: float) -> Event | None:
         while not self._events:

@@ -3,9 +3,12 @@
 import hashlib
 import io
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from genpipe.images import Sign, encode_image
@@ -23,22 +26,34 @@ class Written(NamedTuple):
     write: float
 
 
-def write_image(storage: Storage, identifier: str, path: str, image: Image.Image, sign: Sign | None = None) -> Written:
+def write_image(
+    storage: Storage,
+    identifier: str,
+    path: str,
+    image: Image.Image,
+    sign: Sign | None = None,
+    *,
+    levels: NDArray[np.uint8] | None = None,
+    turn: AbstractContextManager[Any] | None = None,
+) -> Written:
     """Encode an image and write it.
 
     Args:
         identifier: by which its small copy is named.
         path: below the storage's root.
         sign: signs the file, see `genpipe.signing.Signer`.
+        levels: the image's (H, W, 3), where they are at hand.
+        turn: held while it is encoded.
 
     Raises:
         OSError: a file cannot be written.
     """
-    started = time.perf_counter()
-    data = encode_image(image, Path(path).suffix, sign=sign)
-    small = _small_copy(image) if max(image.size) > THUMBNAIL else None
-    digest = hashlib.sha256(data).hexdigest()
-    encoded = time.perf_counter()
+    with turn or nullcontext():
+        started = time.perf_counter()
+        data = encode_image(image, Path(path).suffix, sign=sign, levels=levels)
+        small = _small_copy(image) if max(image.size) > THUMBNAIL else None
+        digest = hashlib.sha256(data).hexdigest()
+        encoded = time.perf_counter()
     if small is not None:  # first: what is left of it by a kill belongs to an image that is drawn again
         storage.write(thumbnail_path(identifier), small, durable=False)
     storage.write(path, data)

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ import genpipe
 from genpipe.hardware import device_name, free_memory, peak_memory
 from genpipe.pipeline import Pipeline
 from genpipe.pipeline.best_of import candidates
+from genpipe.pipeline.progress import Progress
 from genpipe.request import Request
-from genpipe.workers.batch_size import Memory, best_size
+from genpipe.workers.batch_size import NO_GAIN, Memory, best_size, search_pays
 from genpipe.workers.chunks import free_unused, is_out_of_memory
 from genpipe.workers.kept_sizes import KeptSizes
 
@@ -29,11 +30,50 @@ STEPS = 2
 BATCHES = 4
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What it took to draw a batch: how many images it had, and the seconds of its first step and of each other one."""
+
+    count: int
+    first: float
+    step: float
+
+
+class Watch:
+    """Looks on while batches are drawn that have to be drawn anyhow, the first of their shape.
+
+    Attributes:
+        drawn: what the first batch took that was drawn to its end; None before.
+    """
+
+    def __init__(self, device: torch.device, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.drawn: Drawn | None = None
+        self._device, self._clock = device, clock
+
+    def over(self, states: Iterator[Progress], count: int) -> Iterator[Progress]:
+        """Give the steps of a batch of so many images as they come."""
+        started, first, steps = self._clock(), 0.0, 0
+        for state in states:
+            if not steps:
+                first = self._now() - started
+            steps = state.step
+            yield state
+        if self.drawn is None and steps:
+            later = self._now() - started - first
+            self.drawn = Drawn(count, first, later / (steps - 1) if steps > 1 else first)
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+        return self._clock()
+
+
 def measured_size(
     pipeline: Pipeline,
     request: Request,
     *,
     waiting: int,
+    drawn: Drawn | None = None,
     depends_on: Mapping[str, Any],
     kept: KeptSizes,
     pixels: int | None = None,
@@ -46,6 +86,8 @@ def measured_size(
     Args:
         request: one of them.
         waiting: how many there are to draw.
+        drawn: what a batch of them took; where trying other sizes would cost more than it may save, none is tried. None
+            tries them in any case.
         depends_on: what the finding depends on besides device and versions: the model, the dtype, the shape, ….
         kept: the findings of earlier runs.
         pixels: of a batch that fills the device about, to begin with; None begins with one image.
@@ -60,7 +102,7 @@ def measured_size(
         Exception: whatever else drawing raises.
     """
     device = pipeline.device
-    limit = max(1, min(LARGEST[device.type], waiting // BATCHES))
+    limit = max(1 if drawn is None else drawn.count, min(LARGEST[device.type], waiting // BATCHES))
     name = device_name(device)
     room = None if memory is None else memory().limit
     depends_on = {
@@ -76,7 +118,13 @@ def measured_size(
     if size is not None:
         size = min(size, limit)
         return size, f"batches of {size} {where}: found by an earlier run"
-    steps = min(STEPS, request.steps)
+    steps, hoped = min(STEPS, request.steps), 1.0 if pixels is None else HOPED
+    runs = waiting * request.steps / steps  # images, each drawn as it is to measure
+    if drawn is not None:
+        seconds = steps * drawn.step
+        if not search_pays(drawn.count, seconds, seconds - drawn.step + drawn.first, waiting=runs, hoped=hoped):
+            rate = drawn.count / drawn.step
+            return drawn.count, f"batches of {drawn.count} {where}: {NO_GAIN} (steps per second {rate:.3g})"
     made = candidates(replace(request, steps=steps), limit)
 
     def draw(count: int) -> None:
@@ -93,9 +141,9 @@ def measured_size(
         found = best_size(
             draw,
             limit=limit,
-            waiting=waiting * request.steps / steps,
+            waiting=runs,
             first=first,
-            hoped=1.0 if pixels is None else HOPED,
+            hoped=hoped,
             memory=memory,
             clock=clock,
         )

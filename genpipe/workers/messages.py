@@ -97,9 +97,13 @@ class Work:
     waiting: int = 0
     alone: bool = False
 
+    def to_dict(self) -> dict[str, Any]:
+        """Give it as plain values; those of the requests are not copied, as `dataclasses.asdict` would."""
+        return {**vars(self), "tasks": [vars(task) for task in self.tasks]}
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Work":
-        """Make the work that `dataclasses.asdict` gave."""
+        """Make the work that `to_dict` gave."""
         return cls(**{**values, "tasks": [Task(**task) for task in values["tasks"]]})
 
 

@@ -33,7 +33,7 @@ class Worker:
     def draw(self, work: dict[str, Any]) -> dict[str, Any] | None:
         """A batch's result; None where `drain` came before the networks."""
         _, result = self._turns.draw(lambda: Work.from_dict(work))
-        return None if result is None else asdict(result)
+        return None if result is None else vars(result)
 
     def drain(self) -> None:
         """Begin nothing more."""
@@ -94,7 +94,7 @@ class RayEngine:
     def submit(self, work: Work) -> None:
         actor = min((actor for actor in self._actors if actor.ready), key=lambda actor: len(actor.keys))
         actor.keys.add(work.key)
-        reference = actor.handle.draw.remote(asdict(work))
+        reference = actor.handle.draw.remote(work.to_dict())
         self._waiting[reference] = (actor, work.key)
 
     def event(self, timeout: float) -> Event | None:

@@ -24,7 +24,7 @@ from genpipe.workers.choosing import chosen
 from genpipe.workers.chunks import Failure, in_chunks, is_lost
 from genpipe.workers.described import describe
 from genpipe.workers.kept_sizes import KeptSizes
-from genpipe.workers.measuring import GPU_PIXELS, device_memory, measured_size
+from genpipe.workers.measuring import GPU_PIXELS, Drawn, Watch, device_memory, measured_size
 from genpipe.workers.messages import Job, Model, Result, Task
 from genpipe.workers.writing import Writer, writer_processes
 
@@ -78,6 +78,7 @@ class Renderer:
         self._kept = KeptSizes() if kept is None else kept
         self._cuda = self.pipeline.device.type == "cuda"
         self._beside = self._cuda if beside is None else beside
+        self._depth = DEPTH_BESIDE if self._beside else DEPTH
         processes = writer_processes(processors()) if self._beside else 0
         self._writer = Writer(job.out, sign=sign, signs_with=job.sign, processes=processes)
         self._pixels = GPU_PIXELS if self._beside else None
@@ -92,12 +93,8 @@ class Renderer:
 
     def model(self) -> Model:
         """Say what the coordinator must know to plan."""
-        return describe(
-            self.pipeline,
-            fingerprint=self._model_fingerprint(),
-            depth=DEPTH_BESIDE if self._beside else DEPTH,
-            pixels=self._pixels,
-        )
+        fingerprint = self._model_fingerprint()
+        return describe(self.pipeline, fingerprint=fingerprint, depth=self._depth, pixels=self._pixels)
 
     def _model_fingerprint(self) -> str:
         if self._fingerprint is None:
@@ -162,22 +159,24 @@ class Renderer:
             launched: called, maybe more than once, when all steps have been given to a device that works by itself: another
                 batch may begin.
             shape: the batch's, by which sizes that fit are remembered.
-            waiting: how many images of this shape there are to draw, if it is to be found out first how many of them a
-                batch should take; else 0.
+            waiting: how many images of this shape there are to draw, if it is to be found out how many of them a batch
+                should take; else 0. This batch is drawn first, and tells what trying other sizes may cost and save.
         """
         begun.shape, drawn, result = shape, begun.candidates, begun.result
         with one_thread(self.job.deterministic), self._busy:
             if drawn:
                 self._loras = drawn[0].loras
-            if waiting and drawn and not self.job.deterministic:
-                started = time.perf_counter()
-                self._measure(drawn[0], shape, waiting, result)
-                result.seconds["measure"] = time.perf_counter() - started
+            watch = Watch(self.pipeline.device) if waiting and not self.job.deterministic else None
             fits, encoded, started = self._fits.get(shape), self.pipeline.text_seconds, time.perf_counter()
-            begun.latents = self._denoised(drawn, shape, launched)
+            begun.latents = self._denoised(drawn, shape, launched, watch)
             text = 0.0 if self._beside else self.pipeline.text_seconds - encoded
             result.seconds.setdefault("text", text)
             result.seconds["denoise"] = time.perf_counter() - started - text
+            if watch is not None and watch.drawn is not None:
+                started = time.perf_counter()
+                left = waiting - self._depth * len(begun.tasks)  # the other batches are made already
+                self._measure(drawn[0], shape, watch.drawn, max(0, left), result)
+                result.seconds["measure"] = time.perf_counter() - started
             if self._fits.get(shape) != fits:
                 result.size = self._fits[shape]
             if not self._beside:
@@ -201,8 +200,8 @@ class Renderer:
         result.seconds["busy"] = self._busy.take()
         return result
 
-    def _measure(self, request: Request, shape: str, waiting: int, result: Result) -> None:
-        """Find how many images of a shape a batch should take; what is wrong with them, the drawing will tell."""
+    def _measure(self, request: Request, shape: str, drawn: Drawn, waiting: int, result: Result) -> None:
+        """Find how many images of a shape a batch should take, after one was drawn; an error leaves it as it is."""
         told = device_memory(self.pipeline.device)
 
         def memory() -> Memory:
@@ -223,6 +222,7 @@ class Renderer:
                 size, result.said = measured_size(
                     self.pipeline,
                     request,
+                    drawn=drawn,
                     waiting=waiting * self.job.best_of,
                     depends_on=depends_on,
                     kept=self._kept,
@@ -248,16 +248,19 @@ class Renderer:
         ]
         begun.result.seconds |= {"decode": decoded - started, "judge": time.perf_counter() - decoded}
 
-    def _denoised(self, requests: list[Request], shape: str, launched: Callable[[], None]) -> list[Tensor | Failure]:
+    def _denoised(
+        self, requests: list[Request], shape: str, launched: Callable[[], None], watch: Watch | None
+    ) -> list[Tensor | Failure]:
         """Denoise each request to its latents (C, h, w)."""
 
         def run(batch: list[Request]) -> list[Tensor]:
-            latents = torch.empty(0)
-            for state in self.pipeline.stream(batch):
+            latents, states = torch.empty(0), self.pipeline.stream(batch)
+            for state in states if watch is None else watch.over(states, len(batch)):
                 latents = state.latents
                 # What follows waits for the device, and looks at what it gave.
                 if (
                     self._beside
+                    and watch is None
                     and not self.job.deterministic
                     and batch[-1] is requests[-1]
                     and state.step == state.steps

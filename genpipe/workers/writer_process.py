@@ -1,24 +1,31 @@
 """A process that writes images: `python -m genpipe.workers.writer_process`, spoken to over its standard input and output.
 
-In: a line of JSON {"out", "sign"}; then for each image a line {"id", "path", "width", "height", "info"} and its pixels, 3
-bytes each. Out, for each: a line with a `Written`, or with what an OSError says. When its input ends, so does the process.
-It loads no torch.
+In: a line of JSON {"out", "sign"}; then for each image a line {"id", "path", "width", "height", "info", "shared"} and its
+pixels, 3 bytes each, if they do not lie in the memory that both processes share, whose file the first argument names. Out,
+for each: a line with a `Written`, or with what an OSError says. When its input ends, so does the process. It loads no torch.
 """
 
 import json
+import mmap
 import os
 import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from genpipe.images import Sign
 from genpipe.workers.image_files import Written, write_image
 from genpipe.workers.storage import open_storage
+
+# Bytes of shared memory, of which those are real that are used: an image of 4096 x 4096 pixels.
+SHARED = 3 << 24
 
 
 class Gone(Exception):
@@ -36,9 +43,16 @@ class WriterProcess:
     def __init__(self, out: str, sign: str | None = None) -> None:
         root = str(Path(__file__).parents[2])  # the code that runs here
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-        )
+        with _shared_file() as file:
+            given = () if file is None else (file,)
+            self._memory = None if file is None else mmap.mmap(file, SHARED)
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, *map(str, given)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+                pass_fds=given,
+            )
         self._opening: bytes | None = json.dumps({"out": out, "sign": sign}).encode() + b"\n"
 
     def write(self, identifier: str, path: str, image: Image.Image) -> Written:
@@ -50,13 +64,18 @@ class WriterProcess:
         """
         info = {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
         described = {"id": identifier, "path": path, "width": image.width, "height": image.height, "info": info}
+        pixels = image.tobytes()
+        described["shared"] = self._memory is not None and len(pixels) <= SHARED
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             if self._opening is not None:
                 self._process.stdin.write(self._opening)
                 self._opening = None
             self._process.stdin.write(json.dumps(described).encode() + b"\n")
-            self._process.stdin.write(image.tobytes())
+            if self._memory is not None and described["shared"]:
+                self._memory[: len(pixels)] = pixels
+            else:
+                self._process.stdin.write(pixels)
             self._process.stdin.flush()
             answer = json.loads(self._process.stdout.readline())
         except (BrokenPipeError, ValueError) as error:
@@ -69,6 +88,26 @@ class WriterProcess:
         """End the process."""
         self._process.kill()
         self._process.communicate()
+        if self._memory is not None:
+            self._memory.close()
+
+
+@contextmanager
+def _shared_file() -> Iterator[int | None]:
+    """Open a file in memory for the pixels: through a pipe, 64 KB at a time, a large image takes longer than its encoding.
+
+    None where the system has no such files.
+    """
+    try:
+        file = os.memfd_create("genpipe")
+    except (AttributeError, OSError):
+        yield None
+        return
+    try:
+        os.ftruncate(file, SHARED)
+        yield file
+    finally:
+        os.close(file)
 
 
 def main() -> None:
@@ -83,16 +122,19 @@ def main() -> None:
         return
     opened = json.loads(opening)
     storage, sign = open_storage(opened["out"]), _signer(opened["sign"])
+    memory = mmap.mmap(int(sys.argv[1]), SHARED) if len(sys.argv) > 1 else b""
     while line := given.readline():
         described = json.loads(line)
-        size = (described["width"], described["height"])
-        pixels = given.read(3 * size[0] * size[1])
-        if len(pixels) < 3 * size[0] * size[1]:
+        width, height = described["width"], described["height"]
+        pixels = memory if described["shared"] else given.read(3 * width * height)
+        if len(pixels) < 3 * width * height:
             return
-        image = Image.frombytes("RGB", size, pixels)
+        levels = np.frombuffer(pixels, np.uint8, 3 * width * height).reshape(height, width, 3)
+        image = Image.fromarray(levels)
         image.info |= described["info"]
         try:
-            answer: dict[str, Any] = {"written": write_image(storage, described["id"], described["path"], image, sign)}
+            written = write_image(storage, described["id"], described["path"], image, sign, levels=levels)
+            answer: dict[str, Any] = {"written": written}
         except OSError as error:
             answer = {"failed": [error.errno, error.strerror or str(error), error.filename]}
         channel.write(json.dumps(answer) + "\n")

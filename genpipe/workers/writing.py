@@ -3,23 +3,26 @@
 import queue
 import threading
 from concurrent.futures import Future
+from threading import BoundedSemaphore
 
 from PIL import Image
 
 from genpipe.images import Sign
+from genpipe.processors import processors
 from genpipe.workers.image_files import Written, write_image
 from genpipe.workers.storage import open_storage
 from genpipe.workers.writer_process import Gone, WriterProcess
 
 # A disk is slow to say that it holds one file, and about as slow for many at a time.
 THREADS = 16
-# Processes that write what one worker draws, at most; and processors that are left to the worker and the coordinator.
-PROCESSES, LEFT = 8, 4
+# Processes that write what one worker draws, at least and at most; and processors that are left to the worker and the
+# coordinator.
+FEWEST, PROCESSES, LEFT = 3, 8, 4
 
 
 def writer_processes(processors: int) -> int:
-    """How many processes write beside a GPU: none where there are few processors, which threads use as well."""
-    return max(0, min(PROCESSES, (processors - LEFT) // 2))
+    """How many processes write beside a GPU; also where there are few processors, since each waits for the disk at times."""
+    return max(FEWEST, min(PROCESSES, (processors - LEFT) // 2))
 
 
 class Writer:
@@ -39,6 +42,9 @@ class Writer:
         self, out: str, *, sign: Sign | None = None, signs_with: str | None = None, processes: int = 0
     ) -> None:
         self._storage, self._sign = open_storage(out), sign
+        self._turn = BoundedSemaphore(
+            processors()
+        )  # more that encode at a time would only take turns at the interpreter
         self._waiting: queue.SimpleQueue[tuple[Future[Written], str, str, Image.Image]] = queue.SimpleQueue()
         for _ in range(processes or THREADS):
             process = WriterProcess(out, signs_with) if processes else None
@@ -61,6 +67,6 @@ class Writer:
                     except Gone:  # this thread writes in its place
                         process.close()
                         process = None
-                future.set_result(write_image(self._storage, identifier, path, image, self._sign))
+                future.set_result(write_image(self._storage, identifier, path, image, self._sign, turn=self._turn))
             except BaseException as error:  # noqa: BLE001 - who waits for it is told
                 future.set_exception(error)

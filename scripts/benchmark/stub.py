@@ -5,7 +5,8 @@
     python -m scripts.benchmark.stub --size 128 --images 4096 --batch 256
     python -m scripts.benchmark.stub --encodings              # PNG alone: processor time and bytes, ours and Pillow's
 
-The coordinator, the worker's process, the reading of prompts, the encoding of PNG files and the disk are the real ones.
+The coordinator, the worker's process, those that write images, the reading of prompts, the encoding of PNG files and the
+disk are the real ones; of the worker's process it is told what it computes itself.
 Denoising waits the given time per image, one batch at a time; a text encoder gives always the same, and decoding hands out
 images that are made beforehand, as noisy as photographs. The last line is one JSON object. Not covered: what launching a
 GPU's kernels costs.
@@ -16,7 +17,6 @@ import io
 import json
 import os
 import platform
-import resource
 import sys
 import tempfile
 import threading
@@ -66,8 +66,8 @@ def work(milliseconds: float, side: int) -> None:
     from genpipe.metadata import annotate
     from genpipe.models.text_encoder import TextEncoding
     from genpipe.pipeline.progress import Progress
-    from genpipe.workers.messages import Job
-    from genpipe.workers.renderer import Renderer
+    from genpipe.workers.messages import Job, Result
+    from genpipe.workers.renderer import BatchInProgress, Renderer
 
     torch.set_num_threads(1)
     images = photographs(KEPT_IMAGES, side)
@@ -92,6 +92,17 @@ def work(milliseconds: float, side: int) -> None:
             return made
 
         pipeline.stream, pipeline.decode = stream, decode
+        finish, seen, lock = renderer.finish, [time.process_time()], threading.Lock()
+
+        def counted(begun: BatchInProgress) -> Result:
+            """Finish a batch, and say what this process has computed since the last one."""
+            result = finish(begun)
+            with lock:
+                before, seen[0] = seen[0], time.process_time()
+                result.seconds["own_cpu"] = seen[0] - before
+            return result
+
+        renderer.finish = counted
         for encoder, tokenizer in zip(pipeline.text_encoders, pipeline.tokenizers, strict=True):
             always = encoder(torch.zeros(1, tokenizer.length, dtype=torch.long))
             encoder.forward = lambda ids, always=always, **_: TextEncoding(
@@ -106,7 +117,7 @@ def measure(count: int, milliseconds: float, side: int, batch: int, folder: Path
     """Render so many images; images per second, and the share of the time in which the device had to wait for nobody."""
     command = [sys.executable, "-m", "scripts.benchmark.stub", "--work", "--ms", str(milliseconds), "--size", str(side)]
     options = Options.of(batch=batch, settings={"height": side, "width": side, "steps": 20})
-    cpu = {who: resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)}
+    cpu = time.process_time()
     with tempfile.TemporaryDirectory(dir=folder) as name:
         rows = [f"{('pirate ship', 'ship', 'red car', 'cat')[k % 4]} {k}" for k in range(count)]
         run = Run(rows, Path(name) / "out", options, engine=LocalEngine("cpu:1", command))
@@ -116,10 +127,7 @@ def measure(count: int, milliseconds: float, side: int, batch: int, folder: Path
     report = run.report
     if report.pictures != count:
         raise RuntimeError(f"{report.pictures} of {count} images were drawn")
-    used = {
-        who: sum(getattr(resource.getrusage(who), part) - getattr(before, part) for part in ("ru_utime", "ru_stime"))
-        for who, before in cpu.items()
-    }
+    cpu, stages = time.process_time() - cpu, dict(report.stages)
     return {
         "images": count,
         "ms_per_image": milliseconds,
@@ -128,9 +136,9 @@ def measure(count: int, milliseconds: float, side: int, batch: int, folder: Path
         "images_per_s": report.pictures / report.drawing,
         "device_busy": count * milliseconds / 1000 / report.drawing,
         "bytes_per_image": stored / count,
-        "coordinator_cpu_ms_per_image": 1000 * used[resource.RUSAGE_SELF] / count,
-        "worker_cpu_ms_per_image": 1000 * used[resource.RUSAGE_CHILDREN] / count,  # loading included
-        "stages_ms_per_image": {name: 1000 * seconds / count for name, seconds in report.stages.items()},
+        "coordinator_cpu_ms_per_image": 1000 * cpu / count,
+        "worker_cpu_ms_per_image": 1000 * stages.pop("own_cpu") / count,
+        "stages_ms_per_image": {name: 1000 * seconds / count for name, seconds in stages.items()},
     }
 
 

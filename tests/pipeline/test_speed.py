@@ -112,7 +112,7 @@ def test_int8_that_pays_for_no_layer_is_refused(tiny_checkpoint: Path) -> None:
     ("device", "dtype", "native", "says"),
     [
         ("cpu", torch.float32, True, "not with float32: use --dtype bf16"),
-        ("cuda", torch.bfloat16, True, "not on cuda: use --device cpu"),
+        ("cuda", torch.bfloat16, True, "not on cuda: use cpu"),
         ("cpu", torch.bfloat16, False, "AVX512-BF16 or AMX"),
     ],
 )

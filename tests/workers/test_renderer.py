@@ -219,7 +219,7 @@ def test_a_judge_that_is_not_there_is_refused(job):
         Renderer(replace(job, judged=True, judge="nowhere:score"), "cpu")
 
 
-def test_the_best_size_is_found_before_the_batch_is_drawn(job, monkeypatch, tmp_path):
+def test_the_best_size_is_found_after_a_batch_was_drawn(job, monkeypatch, tmp_path):
     renderer = Renderer(job, "cpu", kept=KeptSizes(tmp_path / "sizes.json"))
     stream, sizes = renderer.pipeline.stream, []
 
@@ -231,8 +231,9 @@ def test_the_best_size_is_found_before_the_batch_is_drawn(job, monkeypatch, tmp_
 
     monkeypatch.setattr(renderer.pipeline, "stream", small)
     result = draw(renderer, [task(number) for number in range(4)], shape="s", waiting=10**7)
-    assert len(result.drawn) == 4 and result.size in (1, 2) and {1, 2, 4} <= set(sizes)
+    assert len(result.drawn) == 4 and result.size in (1, 2) and sizes[:3] == [4, 2, 2] and {1, 2, 4} <= set(sizes[3:])
     assert result.said is not None and "32x32" in result.said and "there is no memory for more" in result.said
+    draw(renderer, [task(number) for number in range(4)], shape="s")
     assert sizes[-4 // result.size :] == [result.size] * (4 // result.size)
     sizes.clear()
     again = Renderer(job, "cpu", kept=KeptSizes(tmp_path / "sizes.json"))

@@ -18,7 +18,7 @@ from genpipe.images import Picture
 from genpipe.workers.image_files import Written, write_image
 from genpipe.workers.messages import thumbnail_path
 from genpipe.workers.storage import Folder
-from genpipe.workers.writer_process import Gone, WriterProcess
+from genpipe.workers.writer_process import SHARED, Gone, WriterProcess
 from genpipe.workers.writing import Writer, writer_processes
 
 ROOT = Path(__file__).parents[2]
@@ -110,7 +110,8 @@ def test_a_process_that_is_gone_says_so(process):
 def test_a_process_ends_with_its_input(tmp_path):
     opening = json.dumps({"out": str(tmp_path), "sign": None}).encode() + b"\n"
     half = (
-        json.dumps({"id": "1", "path": "a.png", "width": 9, "height": 9, "info": {}}).encode() + b"\nhalf of an image"
+        json.dumps({"id": "1", "path": "a.png", "width": 9, "height": 9, "info": {}, "shared": False}).encode()
+        + b"\nhalf of an image"
     )
     for given in (b"", opening, opening + half):
         done = subprocess.run(
@@ -120,8 +121,18 @@ def test_a_process_ends_with_its_input(tmp_path):
     assert not (tmp_path / "a.png").exists()
 
 
-def test_few_processors_have_no_processes_beside():
-    assert [writer_processes(count) for count in (1, 2, 4, 6, 8, 16, 128)] == [0, 0, 0, 1, 2, 6, 8]
+def test_few_processors_have_three_processes_beside_and_many_have_no_more_than_eight():
+    assert [writer_processes(count) for count in (1, 2, 4, 8, 10, 16, 128)] == [3, 3, 3, 3, 3, 6, 8]
+
+
+def test_an_image_too_large_for_the_memory_that_is_shared_is_written_too(process, tmp_path):
+    large = Picture.of_levels(np.zeros((4104, 4104, 3), np.uint8))
+    assert SHARED < 3 * 4104**2
+    written = process.write("1" * 32, "images/a.png", large)
+    assert written.sha256 == hashlib.sha256((tmp_path / "there/images/a.png").read_bytes()).hexdigest()
+    with Image.open(tmp_path / "there/images/a.png") as image:
+        assert image.size == (4104, 4104) and image.getextrema() == ((0, 0),) * 3
+    assert process.write("1" * 32, "images/b.png", picture()).size > 1000
 
 
 def test_writing_loads_no_torch():
