@@ -58,13 +58,20 @@ class Renderer:
         device: this worker's; None takes the best there is.
         kept: batch sizes that earlier runs found; by default those in the user's cache folder.
         beside: prepare and decode batches beside the networks. By default on a GPU: a CPU has nothing left to do it with.
+        writers: processes that write images, 0 for threads; None is as many as there are processors for, beside a GPU.
 
     Raises:
         ValueError: the model, the dtype or the judge is not there.
     """
 
     def __init__(
-        self, job: Job, device: str | None = None, *, kept: KeptSizes | None = None, beside: bool | None = None
+        self,
+        job: Job,
+        device: str | None = None,
+        *,
+        kept: KeptSizes | None = None,
+        beside: bool | None = None,
+        writers: int | None = None,
     ) -> None:
         self.job = job
         self.pipeline = Pipeline.from_pretrained(replace(job.spec, device=device))
@@ -79,8 +86,9 @@ class Renderer:
         self._cuda = self.pipeline.device.type == "cuda"
         self._beside = self._cuda if beside is None else beside
         self._depth = DEPTH_BESIDE if self._beside else DEPTH
-        processes = writer_processes(processors()) if self._beside else 0
-        self._writer = Writer(job.out, sign=sign, signs_with=job.sign, processes=processes)
+        if writers is None:
+            writers = writer_processes(processors()) if self._beside else 0
+        self._writer = Writer(job.out, sign=sign, signs_with=job.sign, processes=writers)
         self._pixels = GPU_PIXELS if self._beside else None
         # One for all batches: torch keeps memory by stream.
         self._stream = torch.cuda.Stream(self.pipeline.device) if self._cuda else None

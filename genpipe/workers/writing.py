@@ -15,14 +15,13 @@ from genpipe.workers.writer_process import Gone, WriterProcess
 
 # A disk is slow to say that it holds one file, and about as slow for many at a time.
 THREADS = 16
-# Processes that write what one worker draws, at least and at most; and processors that are left to the worker and the
-# coordinator.
-FEWEST, PROCESSES, LEFT = 3, 8, 4
+# Processes that write what one worker draws, at most; and processors that are left to the worker and the coordinator.
+PROCESSES, LEFT = 8, 4
 
 
 def writer_processes(processors: int) -> int:
-    """How many processes write beside a GPU; also where there are few processors, since each waits for the disk at times."""
-    return max(FEWEST, min(PROCESSES, (processors - LEFT) // 2))
+    """How many processes write beside a GPU: none where there are few processors, which threads use as well."""
+    return max(0, min(PROCESSES, processors - LEFT))  # much of the time they wait for the disk
 
 
 class Writer:

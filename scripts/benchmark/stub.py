@@ -2,7 +2,7 @@
 
     python -m scripts.benchmark.stub                          # 1 ms per image of 512 x 512: what a fast GPU would take
     python -m scripts.benchmark.stub --ms 20 --images 300
-    python -m scripts.benchmark.stub --size 128 --images 4096 --batch 256
+    python -m scripts.benchmark.stub --size 128 --images 4096 --batch 256 --writers 3
     python -m scripts.benchmark.stub --encodings              # PNG alone: processor time and bytes, ours and Pillow's
 
 The coordinator, the worker's process, those that write images, the reading of prompts, the encoding of PNG files and the
@@ -58,7 +58,7 @@ def photographs(count: int, side: int) -> list[np.ndarray]:
     return made
 
 
-def work(milliseconds: float, side: int) -> None:
+def work(milliseconds: float, side: int, writers: int | None) -> None:
     """Be a worker's process whose networks wait."""
     import torch
 
@@ -74,7 +74,7 @@ def work(milliseconds: float, side: int) -> None:
     device = threading.Lock()
 
     def make(job: Job, name: str | None) -> Renderer:
-        renderer = Renderer(job, name, beside=True)
+        renderer = Renderer(job, name, beside=True, writers=writers)
         pipeline: Any = renderer.pipeline
 
         def stream(requests: Sequence[Request]) -> Iterator[Progress]:
@@ -113,9 +113,12 @@ def work(milliseconds: float, side: int) -> None:
     process.main(make)
 
 
-def measure(count: int, milliseconds: float, side: int, batch: int, folder: Path | None) -> dict[str, Any]:
+def measure(
+    count: int, milliseconds: float, side: int, batch: int, folder: Path | None, writers: int | None = None
+) -> dict[str, Any]:
     """Render so many images; images per second, and the share of the time in which the device had to wait for nobody."""
     command = [sys.executable, "-m", "scripts.benchmark.stub", "--work", "--ms", str(milliseconds), "--size", str(side)]
+    command += [] if writers is None else ["--writers", str(writers)]
     options = Options.of(batch=batch, settings={"height": side, "width": side, "steps": 20})
     cpu = time.process_time()
     with tempfile.TemporaryDirectory(dir=folder) as name:
@@ -169,11 +172,12 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="a side of the images, in pixels (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=32, help="images at a time (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="where they are written (default: where temporary files go)")
+    parser.add_argument("--writers", type=int, help="processes that write (default: as many as beside a GPU)")
     parser.add_argument("--encodings", action="store_true", help="time the encoding of PNG files alone")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
-        work(arguments.ms, arguments.size)
+        work(arguments.ms, arguments.size, arguments.writers)
         return
     if arguments.encodings:
         library = "zlib" if find_spec("isal") is None else f"ISA-L (isal {version('isal')})"
@@ -182,7 +186,9 @@ def main() -> None:
             print(f"{name:<20}{one['ms']:>8.2f} ms {one['bytes'] / 1000:>8.1f} kB")
         print(json.dumps({"size": arguments.size, "library": library, **timed}))
         return
-    found = measure(arguments.images, arguments.ms, arguments.size, arguments.batch, arguments.folder)
+    found = measure(
+        arguments.images, arguments.ms, arguments.size, arguments.batch, arguments.folder, arguments.writers
+    )
     stages = found.pop("stages_ms_per_image")
     for key, value in found.items():
         print(f"{key:<30}{value:>12,.4g}")

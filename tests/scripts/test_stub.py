@@ -3,12 +3,14 @@
 import json
 
 import numpy as np
+import pytest
 
 from scripts.benchmark.stub import encodings, measure, photographs
 
 
-def test_every_image_is_drawn_and_the_device_is_busy_no_longer_than_the_run(tmp_path):
-    found = measure(count=12, milliseconds=1.0, side=64, batch=4, folder=tmp_path)
+@pytest.mark.parametrize("writers", [None, 1])
+def test_every_image_is_drawn_and_the_device_is_busy_no_longer_than_the_run(tmp_path, writers):
+    found = measure(count=12, milliseconds=1.0, side=64, batch=4, folder=tmp_path, writers=writers)
     assert found["images"] == 12 and 0 < found["device_busy"] <= 1 and found["images_per_s"] > 0
     assert 0.5 < found["device_busy"] / (found["images_per_s"] * 0.001) < 2
     assert {"text", "denoise", "decode", "encode", "write", "busy"} <= found["stages_ms_per_image"].keys()

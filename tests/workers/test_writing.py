@@ -121,8 +121,8 @@ def test_a_process_ends_with_its_input(tmp_path):
     assert not (tmp_path / "a.png").exists()
 
 
-def test_few_processors_have_three_processes_beside_and_many_have_no_more_than_eight():
-    assert [writer_processes(count) for count in (1, 2, 4, 8, 10, 16, 128)] == [3, 3, 3, 3, 3, 6, 8]
+def test_few_processors_have_no_processes_beside():
+    assert [writer_processes(count) for count in (1, 2, 4, 6, 8, 16, 128)] == [0, 0, 0, 2, 4, 8, 8]
 
 
 def test_an_image_too_large_for_the_memory_that_is_shared_is_written_too(process, tmp_path):
