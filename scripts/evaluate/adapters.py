@@ -2,6 +2,7 @@
 
     python -m scripts.evaluate.adapters               # all families; prints markdown
     python -m scripts.evaluate.adapters "FLUX.1 dev"
+    python -m scripts.evaluate.adapters --device cuda   # where offload is that of whole networks
 
 Each family's pipeline, tiny and of random weights, is saved, loaded by genpipe and drawn with. "yes" stands where it was done:
 text, image and mask are pixel for pixel what diffusers draws by hand; batch seeds are drawn together, or in turn where the
@@ -34,12 +35,12 @@ PROMPT, SEED = "a red cat", 3
 STRENGTH, STEPS = 0.75, 4  # of images that are drawn over
 
 
-def row(family: Family, folder: Path) -> dict[str, str]:
+def row(family: Family, folder: Path, device: str = "cpu") -> dict[str, str]:
     """Find what works with a family, by column."""
     family.build().save_pretrained(folder)
 
     def load(**options: Any) -> Pipeline:
-        return Pipeline.from_pretrained(folder, device="cpu", dtype="fp32", **options)
+        return Pipeline.from_pretrained(folder, device=device, dtype="fp32", **options)
 
     def draw(pipeline: Pipeline, **more: Any) -> np.ndarray:
         over = {"strength": STRENGTH, "steps": STEPS} if "image" in more else {}
@@ -72,7 +73,7 @@ def row(family: Family, folder: Path) -> dict[str, str]:
         ),
         "batch seeds": lambda: "together" if forms["text"].signature.batches else "in turn",
         "preview": lambda: any(shown),
-        "offload": lambda: np.array_equal(plain, draw(load(offload="group"))),
+        "offload": lambda: np.array_equal(plain, draw(load(offload="group" if device == "cpu" else "model"))),
         "fp8 weights": lambda: bool(draw(load(weights="fp8")).std() > 0),
     }
     return {name: _told(works[name]) for name in COLUMNS}
@@ -119,25 +120,27 @@ def table(rows: dict[str, dict[str, str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def rows_of(chosen: Sequence[Family]) -> dict[str, dict[str, str]]:
+def rows_of(chosen: Sequence[Family], device: str = "cpu") -> dict[str, dict[str, str]]:
     """Find the rows of some families, by their names."""
     found = {}
     for family in sorted(chosen, key=lambda one: one.name.lower()):
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found[family.name] = row(family, Path(folder))
+            found[family.name] = row(family, Path(folder), device)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="families (default: all)")
-    names = parser.parse_args().names
+    parser.add_argument("--device", default="cpu", help="default: %(default)s")
+    arguments = parser.parse_args()
+    names = arguments.names
     chosen = [one for one in families() if not names or one.name in names]
     if not chosen:
         parser.error(f"there is no such family: there are {', '.join(one.name for one in families())}")
     torch.set_num_threads(1)
-    print(table(rows_of(chosen)))
+    print(table(rows_of(chosen, arguments.device)))
 
 
 if __name__ == "__main__":
