@@ -162,7 +162,13 @@ def _prepare(module: nn.Module, target: _Target, side: int) -> nn.Module:
         if forms.winograd and can_pack(dtype) and suits_winograd(module, side, forms.winograd_from):
             return WinogradConv(cast(nn.Conv2d, module), dtype, side)
         module = module.to(device=device, dtype=dtype)
-        return pack(module, side) if can_pack(dtype) and kind_of(module) in forms.packed else module
+        if can_pack(dtype) and kind_of(module) in forms.packed:
+            return pack(module, side)
+        if forms.winograd4 is not None and isinstance(module, nn.Conv2d):
+            # In the order of the maps around it, or torch would reorder it at every call.
+            weight = module.weight.detach().contiguous(memory_format=torch.channels_last)
+            module.weight = nn.Parameter(weight, requires_grad=False)
+        return module
     for name, child in children.items():
         chosen = target
         if name in _ONCE:

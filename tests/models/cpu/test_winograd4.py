@@ -96,6 +96,8 @@ def test_a_prepared_autoencoder_uses_it_where_the_decoder_is_large() -> None:
     forms = Forms(winograd4=32, winograd4_side_in_vae=32, winograd4_side=10**6)
     fast = prepare(copy.deepcopy(exact), device=torch.device("cpu"), dtype=torch.float32, forms=forms)
     kinds = [[type(module) for module in part.modules()].count(Winograd4Conv) for part in (fast.encoder, fast.decoder)]
+    others = [module for module in fast.decoder.modules() if type(module) is nn.Conv2d and module.kernel_size == (3, 3)]
+    assert others and all(layer.weight.is_contiguous(memory_format=torch.channels_last) for layer in others)
     assert kinds == [0, 2 * (3 + 3) + 1]  # of the two larger levels, and one upsampling between
     latents, pixels = torch.randn(2, 4, 16, 12), torch.randn(1, 3, 64, 40)
     decoded, (mean, _) = fast.decode(latents), fast.encode(pixels)
