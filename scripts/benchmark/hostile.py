@@ -8,6 +8,7 @@ import socket
 import tempfile
 import zlib
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -152,6 +153,11 @@ def _bytes(rng: random.Random, server: Server) -> tuple[int, str]:
     return _post(server, rng.choice(PATHS), content, safe)
 
 
+@cache
+def _packed(byte: bytes, count: int) -> bytes:
+    return zlib.compress(byte * count)
+
+
 def _bomb(rng: random.Random) -> bytes:
     """An image's file that is none, is damaged, or is far larger than it looks."""
     data = io.BytesIO()
@@ -163,7 +169,7 @@ def _bomb(rng: random.Random) -> bytes:
         return len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
 
     header = side.to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00"
-    text = chunk(b"zTXt", b"genpipe\0\0" + zlib.compress(b"[" * 5_000_000))
+    text = chunk(b"zTXt", b"genpipe\0\0" + _packed(b"[", 5_000_000))
     said = chunk(b"tEXt", rng.choice(TEXT_KEYS) + b"\0" + rng.choice(TEXTS))
     small = (64).to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00"
     pixels = zlib.compress(bytes(64 * 193))
@@ -171,10 +177,7 @@ def _bomb(rng: random.Random) -> bytes:
         (
             whole[: rng.randint(0, len(whole))],
             bytes(byte ^ (rng.random() < 0.02) * rng.randrange(256) for byte in whole),
-            b"\x89PNG\r\n\x1a\n"
-            + chunk(b"IHDR", header)
-            + chunk(b"IDAT", zlib.compress(bytes(10**6)))
-            + chunk(b"IEND", b""),
+            b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", _packed(b"\0", 10**6)) + chunk(b"IEND", b""),
             b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", small) + said + chunk(b"IDAT", pixels) + chunk(b"IEND", b""),
             b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", small) + text + chunk(b"IDAT", pixels) + chunk(b"IEND", b""),
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) run",
