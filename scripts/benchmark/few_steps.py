@@ -61,11 +61,11 @@ class Spent:
 
 def draw(pipe: Pipeline, steps: int, seed: int) -> dict[str, float]:
     """Draw one image into a PNG; seconds of the whole and of its parts. Each prompt is another: none is remembered."""
-    spent, networks = Spent(), pipe.networks
-    assert pipe.tiny_vae is not None
-    evaluate, decode, encode = networks.evaluate, pipe.tiny_vae.decode, pipe.text_encoders[0].forward
+    spent, networks, tiny = Spent(), pipe.networks, pipe.own.tiny_vae
+    assert tiny is not None
+    evaluate, decode, encode = networks.evaluate, tiny.decode, pipe.text_encoders[0].forward
     networks.evaluate = spent.timed("denoiser", evaluate)
-    pipe.tiny_vae.decode = spent.timed("decoding", decode)
+    tiny.decode = spent.timed("decoding", decode)
     pipe.text_encoders[0].forward = spent.timed("text", encode)
     try:
         with spent.counted("whole"):
@@ -75,7 +75,7 @@ def draw(pipe: Pipeline, steps: int, seed: int) -> dict[str, float]:
             with spent.counted("PNG"):
                 image.save(io.BytesIO(), "PNG")
     finally:
-        networks.evaluate, pipe.tiny_vae.decode, pipe.text_encoders[0].forward = evaluate, decode, encode
+        networks.evaluate, tiny.decode, pipe.text_encoders[0].forward = evaluate, decode, encode
     named = ("denoiser", "text", "decoding", "PNG")
     return {**spent.seconds, "the rest": spent.seconds["whole"] - sum(spent.seconds[name] for name in named)}
 

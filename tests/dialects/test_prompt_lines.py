@@ -45,7 +45,7 @@ def test_a_line_is_read(line, values):
         ("--prompt a --steps", "--steps has no value"),
         ("--prompt --steps 3", "--prompt has no value"),
         ("--prompt a --step 3", "the option --step is unknown: did you mean --steps?"),
-        ("--prompt a --zzzzzz 3", "the option --zzzzzz is unknown: known are batch_size, "),
+        ("--prompt a --zzzzzz 3", "the option --zzzzzz is unknown: known are arguments, "),
         ("--prompt a --prompt b", "--prompt is there twice"),
         ("a lion --prompt b", "--prompt is there twice"),
     ],
