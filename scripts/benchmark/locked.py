@@ -1,10 +1,10 @@
 """What people write first: diffusers' pipeline behind an endpoint, with a lock around it."""
 
+import asyncio
 import base64
 import io
 import json
-import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,19 +30,22 @@ def locked_diffusers() -> Iterator[str]:
     usual = json.loads((EMBEDDED / "genpipe.json").read_text())
     settings = {"num_inference_steps": usual["steps"], "guidance_scale": usual["guidance_scale"]}
     settings |= {"height": usual["height"], "width": usual["width"]}
-    app, lock, files = FastAPI(), threading.Lock(), dict[str, bytes]()
+    app, lock, files = FastAPI(), asyncio.Lock(), dict[str, bytes]()
+
+    def drawn(body: dict[str, Any]) -> bytes:
+        generator = torch.Generator("cpu").manual_seed(int(body["seed"]))
+        data = io.BytesIO()
+        pipe(body["prompt"], generator=generator, **settings).images[0].save(data, "PNG")
+        return data.getvalue()
 
     @app.post("/api/drawings")
     def drawing(body: dict[str, Any]) -> StreamingResponse:
-        def events() -> Iterator[bytes]:
-            with lock:
+        async def events() -> AsyncIterator[bytes]:
+            async with lock:
                 yield b"event: step\ndata: {}\n\n"
-                generator = torch.Generator("cpu").manual_seed(int(body["seed"]))
-                image = pipe(body["prompt"], generator=generator, **settings).images[0]
-            data = io.BytesIO()
-            image.save(data, "PNG")
+                data = await asyncio.to_thread(drawn, body)
             name = base64.urlsafe_b64encode(body["seed"].to_bytes(8, "big")).decode()
-            files[name] = data.getvalue()
+            files[name] = data
             yield f"event: image\ndata: {json.dumps({'url': f'/files/{name}'})}\n\n".encode()
 
         return StreamingResponse(events(), media_type="text/event-stream")
