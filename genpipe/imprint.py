@@ -8,9 +8,9 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from html import escape
 from typing import Any
 from xml.etree import ElementTree
-from xml.sax.saxutils import escape
 
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
@@ -102,7 +102,7 @@ def _packet(source: str | None, made: str | None) -> bytes:
         properties += f"<Iptc4xmpExt:DigitalSourceType>{SOURCES}{source}</Iptc4xmpExt:DigitalSourceType>"
     if made is not None:
         # XML has no control characters, and JSON in ASCII has escapes for them.
-        properties += f"<genpipe:made>{escape(json.dumps(json.loads(made)))}</genpipe:made>"
+        properties += f"<genpipe:made>{escape(json.dumps(json.loads(made)), quote=False)}</genpipe:made>"
     return _PACKET.format(rdf=_RDF, iptc=_IPTC, ours=_OURS, properties=properties).encode()
 
 
