@@ -20,9 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +38,7 @@ from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
 from genpipe.models.unet import UNet
 from genpipe.models.unet_config import UNetConfig
 from genpipe.models.vae import VAE, VAEConfig
-from scripts.benchmark.step import state
+from scripts.benchmark.step import isolated, state
 from scripts.make.checkpoint import FAMILIES, VAE_SHAPE, Family
 
 RANK = 16
@@ -161,12 +159,6 @@ def switch(path: Path, lora: Path, options: dict[str, Any]) -> dict[str, float]:
         pipe.encode(requests)
         times.append(time.perf_counter() - start)
     return {"encode_s": times[1], "take_s": times[2] - times[1], "leave_s": times[3] - times[1]}
-
-
-def isolated(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def measure(folder: Path, options: dict[str, Any], *, toy: bool) -> dict[str, Any]:

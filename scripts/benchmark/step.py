@@ -23,8 +23,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +81,12 @@ class Worker:
         line = self._process.stdout.readline()
         self.failed = None if line else "it failed, as told on stderr"
         return json.loads(line) if line else {}
+
+
+def isolated(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def measure(peers: list[str], task: Task, runs: int, *, together: bool = True) -> dict[str, Any]:
@@ -247,7 +256,7 @@ def main(given: list[str] | None = None) -> None:
         checkpoint = arguments.checkpoint or Path(folder)
         measured = [part for part in PARTS if part in arguments.parts]
         if measured and not (checkpoint / "model_index.json").is_file():
-            make_checkpoint(family, checkpoint)
+            isolated(make_checkpoint, family, checkpoint)  # SDXL's 10 GB would stay in this process
         if "control" in measured and not (checkpoint / "controlnet").is_dir():
             make_controlnet(checkpoint, checkpoint / "controlnet")
         for part in measured:
