@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any, cast
 
@@ -132,10 +132,12 @@ class Checkpoint:
             weights.fill(copy)
             return copy
 
+        # The changed weights, and all parts that they are in.
+        touched = {within for each in changed or () for within in accumulate(each.split("."), "{}.{}".format)}
+
         def fill(part: nn.Module) -> tuple[nn.Module, bool]:
             path = weights.path(part)
-            within = f"{name}.{path}." if path else f"{name}."
-            if changed is None or path is None or any(each.startswith(within) for each in changed):
+            if changed is None or path is None or f"{name}.{path}".removesuffix(".") in touched:
                 return weights.fill(part, wide=True), False
             return network.get_submodule(path), True
 
