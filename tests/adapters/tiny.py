@@ -179,3 +179,22 @@ def prior(tokens: int, width: int = 32) -> Any:
     with torch.no_grad():
         made.clip_std.fill_(1.0)
     return made
+
+
+def simple_attention_unet(**config: Any) -> Any:
+    """A U-Net as unCLIP, Kandinsky and DeepFloyd IF have it, of two levels."""
+    diffusers: Any = import_module("diffusers")
+
+    return seeded(
+        lambda: diffusers.UNet2DConditionModel(
+            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            attention_head_dim=4,
+            resnet_time_scale_shift="scale_shift",
+            **config,
+        )
+    )

@@ -11,33 +11,12 @@ from tests.adapters.tiny import (
     clip_vision,
     prior,
     seeded,
+    simple_attention_unet,
     t5_text,
     t5_tokenizer,
 )
 
 WIDTH = 32
-
-
-def unet(**config: Any) -> Any:
-    diffusers: Any = import_module("diffusers")
-
-    return seeded(
-        lambda: diffusers.UNet2DConditionModel(
-            in_channels=4,
-            out_channels=8,
-            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            norm_num_groups=4,
-            encoder_hid_dim=WIDTH,
-            cross_attention_dim=WIDTH,
-            attention_head_dim=4,
-            resnet_time_scale_shift="scale_shift",
-            **config,
-        )
-    )
 
 
 def movq(levels: int = 2) -> Any:
@@ -102,7 +81,14 @@ def build_21() -> Any:
     return diffusers.KandinskyCombinedPipeline(
         text_encoder=seeded(lambda: MultilingualCLIP(config)),
         tokenizer=tokenizer,
-        unet=unet(encoder_hid_dim_type="text_image_proj", addition_embed_type="text_image"),
+        unet=simple_attention_unet(
+            in_channels=4,
+            out_channels=8,
+            encoder_hid_dim=WIDTH,
+            cross_attention_dim=WIDTH,
+            encoder_hid_dim_type="text_image_proj",
+            addition_embed_type="text_image",
+        ),
         scheduler=noise("DDIMScheduler"),
         movq=movq(),
         **prior_parts(),
@@ -113,7 +99,14 @@ def build_22() -> Any:
     diffusers: Any = import_module("diffusers")
 
     return diffusers.KandinskyV22CombinedPipeline(
-        unet=unet(encoder_hid_dim_type="image_proj", addition_embed_type="image"),
+        unet=simple_attention_unet(
+            in_channels=4,
+            out_channels=8,
+            encoder_hid_dim=WIDTH,
+            cross_attention_dim=WIDTH,
+            encoder_hid_dim_type="image_proj",
+            addition_embed_type="image",
+        ),
         scheduler=noise("DDPMScheduler"),
         movq=movq(),
         **prior_parts(),

@@ -3,7 +3,17 @@
 from importlib import import_module
 from typing import Any
 
-from tests.adapters.tiny import Family, clip_images, clip_text, clip_tokenizer, clip_vision, prior, seeded, vae
+from tests.adapters.tiny import (
+    Family,
+    clip_images,
+    clip_text,
+    clip_tokenizer,
+    clip_vision,
+    prior,
+    seeded,
+    simple_attention_unet,
+    vae,
+)
 
 WIDTH = 32
 
@@ -13,22 +23,8 @@ def build() -> Any:
     moved: Any = import_module("diffusers.pipelines.deprecated.unclip")
 
     tokenizer = clip_tokenizer()
-    decoder = seeded(
-        lambda: diffusers.UNet2DConditionModel(
-            sample_size=16,
-            in_channels=3,
-            out_channels=6,
-            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            norm_num_groups=4,
-            cross_attention_dim=WIDTH,
-            attention_head_dim=4,
-            resnet_time_scale_shift="scale_shift",
-            class_embed_type="identity",
-        )
+    decoder = simple_attention_unet(
+        sample_size=16, in_channels=3, out_channels=6, cross_attention_dim=WIDTH, class_embed_type="identity"
     )
 
     def enlarge() -> Any:
