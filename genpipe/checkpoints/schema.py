@@ -192,6 +192,7 @@ DEFAULTS: Kinds = {
     "upscale_guidance_scale": number(0, MAX_GUIDANCE),
     "concepts": list_of(text(), 0, 2**16),
     "prompt": one_of("scenes"),
+    "half_size": FLAG,
 }
 
 # By the folder: the class of the part, its table, and the keys beside it that change nothing.

@@ -34,7 +34,7 @@ def train_command(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--init", metavar="NAME", help="start from the weights of this checkpoint (default: fresh ones)")
     group.add_argument("--size", type=reader("size", Whole(8, 8192, "128 is usual")), metavar="PX",
-                       help="side of the images in pixels (default: 128)")  # fmt: skip
+                       help="side of the images in pixels (default: that of --init's, or 128)")  # fmt: skip
     group.add_argument("--device", metavar="NAME", help="cuda, cuda:1, mps or cpu (default: the best there is)")
 
 
@@ -55,15 +55,17 @@ def _train(args: argparse.Namespace) -> int:
         trained_model,
     )
 
-    size = SIZE if args.size is None else args.size
     torch.manual_seed(0)
     accelerator = choose_accelerator(args.device)
     first, rest = (Budget(minutes=args.minutes * share) for share in (VAE_SHARE, 1 - VAE_SHARE))
     # Reading the folder takes a while: what can be wrong without it is found first.
     model = None
     if args.init is not None:
-        model = trained_model(args.out, args.init, size=size)
-    check_size(size, size, VAE_CONFIG.factor)
+        model = trained_model(args.out, args.init, size=args.size)
+        size = model.defaults["height"]
+    else:
+        size = SIZE if args.size is None else args.size
+        check_size(size, size, VAE_CONFIG.factor)
     images = read_folder(args.folder, size, device=accelerator.device)
     print(images.report)
     if model is None:

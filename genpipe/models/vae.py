@@ -1,11 +1,13 @@
 """The autoencoder between pixels and latents: `AutoencoderKL` of Stable Diffusion."""
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genpipe.blocks import Downsample, ResidualBlock, Upsample, conv1x1, conv3x3, silu
@@ -24,6 +26,7 @@ class VAEConfig:
 
     Attributes:
         force_upcast: whether its activations overflow fp16, as those of SDXL's do.
+        halved: whether its images are half as wide and high as those of its finest level, see `VAE.halved`.
     """
 
     in_channels: int = 3
@@ -41,6 +44,7 @@ class VAEConfig:
     latents_mean: tuple[float, ...] | None = None
     latents_std: tuple[float, ...] | None = None
     force_upcast: bool = True
+    halved: bool = False
 
     def __post_init__(self) -> None:
         mean, std = self.latents_mean, self.latents_std
@@ -54,7 +58,7 @@ class VAEConfig:
     @property
     def factor(self) -> int:
         """Pixels per latent pixel, in each direction."""
-        return 2 ** (len(self.channels) - 1)
+        return 2 ** (len(self.channels) - 1 - self.halved)
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "VAEConfig":
@@ -69,7 +73,10 @@ class VAEConfig:
                     raise ValueError(f"VAE config: block {kind!r} is not supported (only {wanted!r})")
         if config.get("act_fn", "silu") not in ("silu", "swish"):
             raise ValueError(f"VAE config: act_fn {config['act_fn']!r} is not supported (only 'silu')")
-        statistics = {key: config.get(key) for key in ("latents_mean", "latents_std")}
+        mean, std = (
+            None if numbers is None else tuple(numbers)
+            for numbers in (config.get("latents_mean"), config.get("latents_std"))
+        )
         sample_size = config.get("sample_size") or 32
         return cls(
             in_channels=config.get("in_channels", 3),
@@ -85,7 +92,8 @@ class VAEConfig:
             post_quant_conv=config.get("use_post_quant_conv", True),
             middle_attention=config.get("mid_block_add_attention", True),
             force_upcast=config.get("force_upcast", True) is not False,
-            **{key: None if numbers is None else tuple(numbers) for key, numbers in statistics.items()},
+            latents_mean=mean,
+            latents_std=std,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -219,8 +227,17 @@ class VAE(nn.Module):
         self.to_moments = conv1x1(2 * latent, 2 * latent) if config.quant_conv else nn.Identity()
         self.from_latents = conv1x1(latent, latent) if config.post_quant_conv else nn.Identity()
 
+    def halved(self) -> "VAE":
+        """Return this autoencoder for images of half the size: they are enlarged to be encoded, and what is decoded is
+        averaged over 2 × 2 pixels. The weights are the same in memory."""
+        other = copy.copy(self)
+        other.config = replace(self.config, halved=True)
+        return other
+
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Encode pixels (B, 3, H, W) in [-1, 1] to the mean and log-variance of unscaled latents, each (B, C, h, w)."""
+        if self.config.halved:
+            pixels = F.interpolate(pixels, scale_factor=2.0, mode="bicubic")
         mean, logvar = self.to_moments(self.encoder(pixels.to(self._dtype))).chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 
@@ -259,7 +276,8 @@ class VAE(nn.Module):
         return self.decoder.conv_in.weight.dtype
 
     def _decode(self, latents: Tensor) -> Tensor:
-        return self.decoder(self.from_latents(latents.to(self._dtype)))
+        pixels = self.decoder(self.from_latents(latents.to(self._dtype)))
+        return F.avg_pool2d(pixels, 2) if self.config.halved else pixels
 
 
 def _per_channel(latents: Tensor, numbers: tuple[float, ...]) -> Tensor:

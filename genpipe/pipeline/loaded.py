@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from genpipe.models.conditioning import Conditioning
 from genpipe.models.control import Controlled
 from genpipe.models.denoiser import MakeDenoiser, TiledDenoiser, UNetDenoiser
 from genpipe.models.unet import UNet
-from genpipe.models.vae import VAE
+from genpipe.models.vae import VAE, VAEConfig
 from genpipe.pipeline.conditions import Conditions, alike, condition, conditions
 from genpipe.pipeline.control import controlled_by, shown
 from genpipe.pipeline.denoising import denoise, is_guided
@@ -94,10 +95,21 @@ class Loaded:
         )
 
     @contextmanager
-    def vae(self, *, tile: bool = False) -> Iterator[VAE]:
-        """Lend the autoencoder; with `tile`, of images without edges."""
+    def vae(self, height: int, width: int, *, tile: bool = False) -> Iterator[VAE]:
+        """Lend the autoencoder of images of a size in pixels; with `tile`, of images without edges."""
         with self.networks.in_memory(self.checkpoint.vae) as vae:
+            vae = vae.halved() if self.vae_config(height, width).halved else vae
             yield circular(vae) if tile else vae
+
+    def vae_config(self, height: int, width: int) -> VAEConfig:
+        """Give the shape of the autoencoder of images of a size in pixels.
+
+        Where the checkpoint can draw half the size that it was trained on, it is the halved one's for images nearer to that.
+        """
+        config, unet = self.checkpoint.vae.config, self.checkpoint.unet.config
+        usual = unet.sample_shape[0] * unet.sample_shape[1] * config.factor**2
+        halves = self.checkpoint.defaults.get("half_size", False) and 2 * height * width <= usual
+        return replace(config, halved=True) if halves else config
 
     @cached_property
     def _circular_unet(self) -> UNet:
@@ -205,7 +217,7 @@ class Loaded:
         )
 
     def _shape(self, request: Request) -> tuple[int, int, int]:
-        config = self.checkpoint.vae.config
+        config = self.vae_config(request.height, request.width)
         return config.latent_channels, request.height // config.factor, request.width // config.factor
 
     def with_loras(self, loras: Sequence[Lora]) -> "Loaded":

@@ -5,6 +5,7 @@ from threading import Lock
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from genpipe.checkpoints import Checkpoint, load_checkpoint, load_tiny_vae
@@ -27,6 +28,7 @@ from genpipe.pipeline.preview import LatentPreview
 from genpipe.pipeline.progress import Progress
 from genpipe.pipeline.run import Run
 from genpipe.pipeline.stages import begin, walk
+from genpipe.pipeline.upscaling import upscaled_size
 from genpipe.prompts.reading import chosen
 from genpipe.request import Request
 from genpipe.sampling.sampler import Sampler
@@ -174,18 +176,21 @@ class OwnDrawer:
     def decode(self, latents: Tensor, requests: Sequence[Request]) -> list[Picture]:
         """Decode finished latents (B, C, h, w) to images that carry what made them."""
         made_by, joins = self.made_by, requests[0].tile
+        size = upscaled_size(requests[0], self.vae.config.factor)
+        config = self._loaded.vae_config(*size)
         if self.tiny_vae is not None and all(SPEEDS[request.speed].tiny for request in requests):
             tiny = self.tiny_vae.decode
             pixels = (decode_joined(tiny, latents) if joins else tiny(latents)).float()
+            pixels = F.avg_pool2d(pixels, 2) if config.halved else pixels
         else:
-            tile = choose_tile(self.spec.vae_tiling, self.vae.config, latents, self.networks.vae_dtype.itemsize)
+            tile = choose_tile(self.spec.vae_tiling, config, latents, self.networks.vae_dtype.itemsize)
             if tile is not None:
                 made_by["vae_tiling"] = "on"
-            with self._loaded.vae(tile=joins) as vae:
+            with self._loaded.vae(*size, tile=joins) as vae:
                 pixels = decode(vae, latents, tile, model=self.name, joins=joins)
         own = self.sampler().name if any(request.sampler is None for request in requests) else None
         images = to_pil(pixels)
-        originals = Originals.of(requests, self.vae.config.factor)
+        originals = Originals.of(requests, config.factor)
         if originals is not None and originals.masks is not None:
             parts = zip(originals.each, images, requests, strict=True)
             images = [original.restored(image, request.mask_blur) for original, image, request in parts]

@@ -56,7 +56,7 @@ def make_plan(requests: Sequence[Request], sampler: Sampler, model: Loaded, refi
     """
     first, traits = requests[0], traits_of(model.checkpoint, refines=refiner is not None)
     check_guides(first, traits)
-    factor, shown = traits.factor, traits.shown
+    factor, shown = model.vae_config(first.height, first.width).factor, traits.shown
     originals = Originals.of(requests, factor)
     strength = 1.0 if first.outpaint is not None else STRENGTH
     strength = strength if first.strength is None else first.strength
@@ -66,7 +66,7 @@ def make_plan(requests: Sequence[Request], sampler: Sampler, model: Loaded, refi
     start = choose_start(
         originals,
         schedule,
-        lambda: model.vae(tile=first.tile),
+        lambda: model.vae(first.height, first.width, tile=first.tile),
         shown=shown,
         depth=read_depth(requests, factor, model.device) if shown == "depth" else None,
         whole=strength == 1,

@@ -96,25 +96,25 @@ def upscaled_size(request: Request, factor: int) -> tuple[int, int]:
 
 def _start(latents: Tensor, larger: Sequence[Request], request: Request, model: Loaded, schedule: Schedule) -> Start:
     """Begin from the latents of small images, enlarged as one of their requests says to the size of `larger`."""
-    config, size = model.checkpoint.vae.config, (larger[0].height, larger[0].width)
+    size = (larger[0].height, larger[0].width)
+    factor, small = model.vae_config(*size).factor, model.vae_config(request.height, request.width)
     shown = shown_beside(model.checkpoint)
-    depth = read_depth(larger, config.factor, model.device) if shown == "depth" else None
+    depth = read_depth(larger, factor, model.device) if shown == "depth" else None
     if request.upscale_by == "latents":
-        small = (size[0] // config.factor, size[1] // config.factor)
-        known = F.interpolate(latents, size=small, mode="bilinear")
+        known = F.interpolate(latents, size=(size[0] // factor, size[1] // factor), mode="bilinear")
 
         def begin(noise: ImageNoise) -> StartState:
             return StartState(schedule.steps[0].noised(known, noise.first()), extra_channels=depth)
 
         return begin
-    tile = choose_tile(model.spec.vae_tiling, config, latents, model.networks.vae_dtype.itemsize)
-    with model.vae(tile=request.tile) as vae:
+    tile = choose_tile(model.spec.vae_tiling, small, latents, model.networks.vae_dtype.itemsize)
+    with model.vae(request.height, request.width, tile=request.tile) as vae:
         images = to_pil(decode(vae, latents, tile, model=model.name, joins=request.tile))
     enlarged = tuple(image.resize((size[1], size[0]), Image.Resampling.LANCZOS) for image in images)
     return choose_start(
         Originals.drawn(enlarged),
         schedule,
-        lambda: model.vae(tile=request.tile),
+        lambda: model.vae(*size, tile=request.tile),
         shown=shown,
         depth=depth,
         whole=False,

@@ -1,11 +1,15 @@
 """Training the autoencoder: pixels to latents and back."""
 
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genpipe.models.vae import VAE
+from genpipe.blocks import ResidualBlock, Upsample, zero_init
+from genpipe.models.vae import VAE, Level
 from genpipe.training.loop import Randomness
 
 # Standard deviation of the noise on latents in training. The denoiser leaves errors of about this size, so the decoder
@@ -45,6 +49,62 @@ def autoencoder_loss(
         decoded = model.decode(unit + LATENT_NOISE * noise).float()
         reconstruction = (decoded - pixels).abs().mean() + 0.5 * gradient_loss(decoded, pixels)
         return reconstruction if decoder_only else reconstruction + 1e-3 * unit.square().mean()
+
+    return loss
+
+
+@torch.no_grad()
+def grown(vae: VAE) -> VAE:
+    """Return an autoencoder with one more level at its finest end, for images of twice the size from the same latents.
+
+    A denoiser trained on the latents stays valid. The new levels begin as the identity, so that the decoder begins near
+    what `vae` draws, enlarged; the rest is for training with `growing_loss`.
+    """
+    config = vae.config
+    made = VAE(replace(config, channels=(config.channels[0], *config.channels), sample_size=2 * config.sample_size))
+    made = made.to(next(vae.parameters()).device)
+    for part, own in ((made.encoder.down, vae.encoder.down), (made.decoder.up, vae.decoder.up)):
+        first = len(part) - len(own) if part is made.encoder.down else 0  # the finest level: first down, last up
+        for level, old in enumerate(own):
+            part[first + level].load_state_dict(old.state_dict(), strict=False)  # the new resampling alone is missing
+    for name in ("conv_in", "middle", "norm_out", "conv_out"):
+        for side, own in ((made.encoder, vae.encoder), (made.decoder, vae.decoder)):
+            getattr(side, name).load_state_dict(getattr(own, name).state_dict())
+    made.to_moments, made.from_latents = deepcopy(vae.to_moments), deepcopy(vae.from_latents)
+    for level in (made.encoder.down[0], made.decoder.up[-1]):
+        assert isinstance(level, Level)
+        for block in level.residuals:
+            assert isinstance(block, ResidualBlock)
+            zero_init(block.conv2)
+    last = made.decoder.up[-2]
+    assert isinstance(last, Level) and isinstance(last.resample, Upsample)
+    nn.init.dirac_(last.resample.conv.weight)
+    nn.init.zeros_(last.resample.conv.bias)  # pyright: ignore[reportArgumentType]
+    return made
+
+
+def growing_loss(images: Callable[[Randomness], Tensor], before: VAE) -> Callable[[nn.Module, int, Randomness], Tensor]:
+    """Return the loss of an autoencoder that `grown` made of `before`, which stays as it is.
+
+    The decoder learns to draw images from the latents that `before` gives of them at half the size: L1 plus
+    `gradient_loss`, with noise on the latents. The encoder learns to give those latents: mean squared error, over a
+    quarter of the batch, as it learns faster.
+
+    Args:
+        images: draws a batch of pixels (B, 3, H, W) in [-1, 1], twice as large as those that `before` was trained on.
+    """
+
+    def loss(model: nn.Module, step: int, randomness: Randomness) -> Tensor:
+        assert isinstance(model, VAE)
+        pixels = images(randomness)
+        with torch.no_grad():
+            latents = before.scale(before.encode(F.avg_pool2d(pixels, 2))[0].float())
+        noise = torch.randn(latents.shape, generator=randomness.noise).to(latents.device)
+        decoded = model.decode(latents + LATENT_NOISE * noise).float()
+        few = max(1, len(pixels) // 4)
+        encoded = model.scale(model.encode(pixels[:few])[0].float())
+        drawing = (decoded - pixels).abs().mean() + 0.5 * gradient_loss(decoded, pixels)
+        return drawing + F.mse_loss(encoded, latents[:few])
 
     return loss
 

@@ -5,7 +5,7 @@ A training lives in one folder: the states of its stages in `vae` (or `decoder`)
 """
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,9 +24,11 @@ from genpipe.models.vae import VAE, VAEConfig
 from genpipe.pipeline import Pipeline
 from genpipe.request import check_size
 from genpipe.sampling.levels import cumulative_alphas
-from genpipe.training.autoencoder import autoencoder_loss, psnr, standardise_latents
+from genpipe.training.autoencoder import autoencoder_loss, growing_loss, grown, psnr, standardise_latents
 from genpipe.training.diffusion import LatentPool, TextToImage, Wording, diffusion_loss
-from genpipe.training.loop import Budget, fit
+from genpipe.training.loop import Budget, Randomness, fit
+
+Loss = Callable[[nn.Module, int, Randomness], Tensor]
 
 SIZE = 128
 VAE_BATCH, BATCH = 8, 64
@@ -139,13 +141,15 @@ def new_model(
     return Checkpoint((networks.text_encoder,), (tokenizer,), networks.unet, vae, dict(SCHEDULER), defaults, source="")
 
 
-def trained_model(out: Path, init: str | Path, *, size: int = SIZE) -> Checkpoint:
+def trained_model(out: Path, init: str | Path, *, size: int | None = None, grow: bool = False) -> Checkpoint:
     """Load the model of a checkpoint in fp32, to go on from its weights.
 
     Args:
         out: the folder of the training.
         init: the checkpoint, a folder or a hub id.
-        size: of the images, in pixels; it becomes the model's default.
+        size: of the images, in pixels; it becomes the model's default. None: what the model was trained on.
+        grow: add a level to its autoencoder, which is to be trained with the budget `growth` of `train`: the images are
+            twice as large as its latents were made for.
 
     Raises:
         CheckpointError: the checkpoint is missing, not whole, or not one that genpipe can run.
@@ -160,10 +164,13 @@ def trained_model(out: Path, init: str | Path, *, size: int = SIZE) -> Checkpoin
     predicted = model.scheduler_config.get("prediction_type", "epsilon")
     if predicted != "v_prediction":
         raise ValueError(f"{init} was trained to predict {predicted}: --init takes checkpoints of v_prediction only")
-    check_size(size, size, model.vae.config.factor)
-    model.unet.config = replace(model.unet.config, sample_size=size // model.vae.config.factor)
+    factor = model.vae.config.factor * (2 if grow else 1)
+    size = min(model.unet.config.sample_shape) * factor if size is None else size
+    check_size(size, size, factor)
+    model.unet.config = replace(model.unet.config, sample_size=size // factor)
     # What else it says of itself, such as what it can draw, will not hold for what it learns.
-    kept = {key: value for key, value in model.defaults.items() if key in DEFAULTS}
+    kept = {key: value for key, value in model.defaults.items() if key in (*DEFAULTS, "half_size")}
+    kept |= {"half_size": True} if grow else {}
     return replace(model, defaults={**kept, "height": size, "width": size})
 
 
@@ -174,6 +181,7 @@ def train(
     out: Path,
     accelerator: Accelerator,
     autoencoder: Budget | None = None,
+    growth: Budget | None = None,
     decoder: Budget | None = None,
     denoiser: Budget | None = None,
     freeze_text: bool = False,
@@ -189,6 +197,7 @@ def train(
 
     Args:
         autoencoder: budget of the whole autoencoder, for a fresh model.
+        growth: budget of one more level of the autoencoder, for a model loaded with `grow`.
         decoder: budget of the decoder alone, for a model trained before: its latents keep their meaning, so the
             denoiser stays valid.
         denoiser: budget of the text encoder and the denoiser. A stage whose budget is None is left out.
@@ -206,7 +215,7 @@ def train(
         FloatingPointError: the loss is not finite; what was saved is intact.
     """
 
-    def train_vae(vae: VAE, stage: str, budget: Budget, peak_rate: float) -> VAE:
+    def train_vae(vae: VAE, stage: str, budget: Budget, peak_rate: float, loss: Loss) -> VAE:
         shown = images.draw(random.Random("unseen"), _as_many(measured, images.size))
 
         def look(model: nn.Module) -> None:
@@ -218,9 +227,7 @@ def train(
 
         averaged = fit(
             vae,
-            autoencoder_loss(
-                lambda randomness: images.draw(randomness.choices, vae_batch), decoder_only=stage == "decoder"
-            ),
+            loss,
             directory=out / stage,
             budget=budget,
             peak_rate=peak_rate,
@@ -232,15 +239,21 @@ def train(
         assert isinstance(averaged, VAE)
         return averaged
 
+    def drawn(randomness: Randomness) -> Tensor:
+        return images.draw(randomness.choices, vae_batch)
+
     vae = model.vae.to(accelerator.device)
     if autoencoder is not None:
-        vae = train_vae(vae, "vae", autoencoder, VAE_RATE)
+        vae = train_vae(vae, "vae", autoencoder, VAE_RATE, autoencoder_loss(drawn))
         standardise_latents(vae, images.draw(random.Random("scale"), _as_many(4 * measured, images.size)))
+    if growth is not None:
+        loss = growing_loss(drawn, vae.requires_grad_(False))
+        vae = train_vae(grown(vae).requires_grad_(True), "growth", growth, VAE_RATE, loss)
     if decoder is not None:
         vae.requires_grad_(False)
         for part in (vae.decoder, vae.from_latents):
             part.requires_grad_(True)
-        vae = train_vae(vae, "decoder", decoder, VAE_RATE / 2)
+        vae = train_vae(vae, "decoder", decoder, VAE_RATE / 2, autoencoder_loss(drawn, decoder_only=True))
     model = replace(model, vae=vae.requires_grad_(False))
     text_encoder = model.text_encoders[0].requires_grad_(not freeze_text)
     networks = TextToImage(text_encoder, model.unet).to(accelerator.device)

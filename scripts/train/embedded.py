@@ -4,6 +4,7 @@
     python -m scripts.train.embedded --out runs/anew --minutes 120 --vae genpipe/embedded --vae-share 0
     python -m scripts.train.embedded --out runs/further --minutes 120 --init genpipe/embedded --seed 1
     python -m scripts.train.embedded --out runs/decoder --minutes 0 --init genpipe/embedded --decoder-minutes 30
+    python -m scripts.train.embedded --out runs/large --minutes 0 --init runs/anew/checkpoint --growth-minutes 90
 
 Killed and started again with the same --out, it continues. Samples to look at appear in --out as it goes, and the
 checkpoint in --out/checkpoint, in the layout of genpipe/embedded.
@@ -30,7 +31,7 @@ from genpipe.scenes.world import Scene, sample
 from genpipe.training.diffusion import Wording
 from genpipe.training.loop import Budget, choose_accelerator, fit
 from genpipe.training.text_encoder import Reader, reading_loss
-from genpipe.training.text_to_image import RATE, SIZE, new_model, train, trained_model
+from genpipe.training.text_to_image import RATE, new_model, train, trained_model
 
 TOKENS = 32
 MORE_PAIRS = 0.4  # with the world's own share, 56 % of the images that the denoiser learns from
@@ -68,10 +69,17 @@ def main(given: Sequence[str] | None = None) -> None:
         default=0.0,
         help="with --init: time before that for the autoencoder's decoder alone (%(default)s)",
     )
+    parser.add_argument(
+        "--growth-minutes",
+        type=float,
+        default=0.0,
+        help="with --init: time before that for one more level of the autoencoder, for images of twice the size "
+        "(%(default)s)",
+    )
     parser.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the best there is)")
     arguments = parser.parse_args(given)
-    if arguments.init is None and arguments.decoder_minutes:
-        parser.error("--decoder-minutes needs --init, the checkpoint whose decoder is to be trained")
+    if arguments.init is None and (arguments.decoder_minutes or arguments.growth_minutes):
+        parser.error("--decoder-minutes and --growth-minutes need --init, the checkpoint whose autoencoder is trained")
     if arguments.init is not None and arguments.vae is not None:
         parser.error("--vae goes with a training from fresh weights: leave it or --init out")
     if unknown := [name for name in arguments.concepts if name not in names()]:
@@ -98,15 +106,16 @@ def run(arguments: argparse.Namespace) -> None:
             )
             model = replace(model, text_encoders=(encoder,))
     else:
-        stages = {"decoder": arguments.decoder_minutes, "denoiser": minutes}
+        stages = {"growth": arguments.growth_minutes, "decoder": arguments.decoder_minutes, "denoiser": minutes}
         budgets = {stage: Budget(minutes=time) for stage, time in stages.items() if time}
-        model = trained_model(out, arguments.init)
+        model = trained_model(out, arguments.init, grow="growth" in budgets)
     train(
         replace(model, defaults={**model.defaults, "prompt": "scenes", "concepts": list(arguments.concepts)}),
-        Scenes(accelerator.device, concepts=arguments.concepts, seed=seed),
+        Scenes(accelerator.device, model.defaults["height"], concepts=arguments.concepts, seed=seed),
         out=out,
         accelerator=accelerator,
         autoencoder=budgets.get("autoencoder"),
+        growth=budgets.get("growth"),
         decoder=budgets.get("decoder"),
         denoiser=budgets.get("denoiser"),
         freeze_text=True,
@@ -145,11 +154,11 @@ def draw_scene(rng: random.Random, pool: Sequence[str] | None = None, *, more_pa
 class Scenes:
     """The procedural world as images to train on, drawn on the device that trains."""
 
-    size = SIZE
     period: int | None = None
 
-    def __init__(self, device: torch.device, *, concepts: Sequence[str], seed: int) -> None:
-        self._composer, self._pool, self._seed = Composer(device, SIZE), concepts, seed
+    def __init__(self, device: torch.device, size: int, *, concepts: Sequence[str], seed: int) -> None:
+        self.size = size
+        self._composer, self._pool, self._seed = Composer(device, size), concepts, seed
 
     def draw(self, rng: random.Random, count: int) -> Tensor:
         return self._composer.render([sample(rng, self._pool) for _ in range(count)])

@@ -92,7 +92,7 @@ def test_an_image_to_begin_from_has_no_edges_either(loaded: Loaded) -> None:
     levels = np.random.default_rng(0).integers(0, 256, (8, 16, 3), dtype=np.uint8)
     image = Image.fromarray(levels).resize((64, 32), Image.Resampling.NEAREST)
     moved = Image.fromarray(np.roll(np.asarray(image), 32, axis=1))
-    with torch.inference_mode(), loaded.vae(tile=True) as vae:
+    with torch.inference_mode(), loaded.vae(32, 64, tile=True) as vae:
         still, other = (vae.encode(from_pil(each))[0] for each in (image, moved))
     assert (other - still.roll(8, -1)).abs().max() <= 1e-4 * still.abs().max()
 

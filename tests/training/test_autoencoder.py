@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from genpipe.models.vae import VAE, VAEConfig
-from genpipe.training.autoencoder import LATENT_NOISE, autoencoder_loss, gradient_loss, psnr, standardise_latents
+from genpipe.training.autoencoder import (
+    LATENT_NOISE,
+    autoencoder_loss,
+    gradient_loss,
+    growing_loss,
+    grown,
+    psnr,
+    standardise_latents,
+)
 from genpipe.training.loop import Randomness
 
 
@@ -47,6 +55,38 @@ def test_a_decoder_only_loss_leaves_the_encoder_without_gradients() -> None:
     loss(vae, 0, Randomness.at(0, 0)).backward()
     assert all(p.grad is None for p in vae.encoder.parameters())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in vae.decoder.parameters())
+
+
+def test_a_grown_decoder_computes_on_the_old_maps_and_passes_them_on_enlarged(vae: VAE) -> None:
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    maps: list[torch.Tensor] = []
+    larger = grown(vae)
+    for one in (vae, larger):
+        one.decoder.norm_out.register_forward_pre_hook(lambda _, given: maps.append(given[0]))
+        one.decode(latents)
+    before, after = maps
+    enlarged = torch.nn.functional.interpolate(before, scale_factor=2.0, mode="nearest")
+    assert torch.allclose(after, enlarged, atol=1e-5)
+    assert larger.config.factor == 2 * vae.config.factor and larger.config.sample_size == 2 * vae.config.sample_size
+
+
+def test_growing_teaches_the_encoder_the_latents_of_the_halved_image(vae: VAE) -> None:
+    larger = grown(vae).requires_grad_(True)
+    pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    loss = growing_loss(lambda randomness: pixels, vae)
+    optimizer = torch.optim.Adam(larger.parameters(), 3e-3)
+
+    def error() -> float:
+        halved = pixels[:1].reshape(1, 3, 16, 2, 16, 2).mean((3, 5))
+        return float((larger.encode(pixels[:1])[0] - vae.encode(halved)[0]).square().mean())
+
+    before = error()
+    for step in range(30):
+        loss(larger, step, Randomness.at(0, step)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert error() < 0.3 * before
+    assert all(p.grad is None for p in vae.parameters())
 
 
 class Flat(VAE):

@@ -207,6 +207,23 @@ def test_the_decoder_alone_is_trained_and_latents_keep_their_meaning(
     run(tmp_path / "out", trained_model(tmp_path / "out", trained, size=SIZE), images, decoder=5)
 
 
+def test_a_grown_model_draws_twice_as_large_from_the_same_latents_and_keeps_its_denoiser(
+    tmp_path: Path, folder: Path, trained: Path
+) -> None:
+    model = trained_model(tmp_path / "out", trained, grow=True)
+    run(tmp_path / "out", model, read_folder(folder, 2 * SIZE), growth=3)
+    before, after = (load_checkpoint(path, dtype=torch.float32) for path in (trained, tmp_path / "out" / "checkpoint"))
+    assert after.vae.config.factor == 2 * before.vae.config.factor
+    assert after.unet.config == before.unet.config
+    assert all(
+        torch.equal(weight.half().float(), after.unet.state_dict()[name])
+        for name, weight in before.unet.state_dict().items()
+    )
+    pipe = Pipeline.from_pretrained(tmp_path / "out" / "checkpoint", device="cpu")
+    assert pipe("a red square", seed=1, progress=False).size == (2 * SIZE, 2 * SIZE)
+    assert pipe("a red square", seed=1, width=SIZE, height=SIZE, progress=False).size == (SIZE, SIZE)
+
+
 def test_a_warm_start_takes_what_it_can_continue(tmp_path: Path, folder: Path, tiny_checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="trained to predict epsilon: --init takes checkpoints of v_prediction only"):
         trained_model(tmp_path, tiny_checkpoint, size=32)
@@ -306,7 +323,8 @@ def test_a_training_of_the_embedded_model_goes_on_from_a_checkpoint(tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--decoder-minutes", "3"], "--decoder-minutes needs --init"),
+        (["--decoder-minutes", "3"], "--decoder-minutes and --growth-minutes need --init"),
+        (["--growth-minutes", "3"], "--decoder-minutes and --growth-minutes need --init"),
         (["--concepts", "cat,florble"], "--concepts 'florble' is not among the"),
         (["--minutes", "0"], "error: a training budget of 0.0 is out of range: use more"),
     ],
@@ -325,9 +343,9 @@ def test_mistakes_in_training_the_embedded_model(
 
 def test_the_embedded_models_images_are_a_function_of_the_seed() -> None:
     module = importlib.import_module("scripts.train.embedded")
-    scenes = module.Scenes(torch.device("cpu"), concepts=("cat", "pirate ship"), seed=3)
+    scenes = module.Scenes(torch.device("cpu"), 64, concepts=("cat", "pirate ship"), seed=3)
     pixels, captions = scenes.sequence(5, 7)
-    assert pixels.shape == (2, 3, module.SIZE, module.SIZE)
+    assert pixels.shape == (2, 3, 64, 64)
     later, _ = scenes.sequence(6, 8)
     assert torch.equal(pixels[1], later[0]) and not torch.equal(pixels[0], later[0])
     assert all(caption(random.Random(0)) for caption in captions)
