@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-SPRITE_SIDE = 128  # pixels per side of a sprite
+SPRITE_SIDE = 256  # pixels per side of a sprite
+SMALLEST = 16  # and of its smallest version
 
 
 @cache
@@ -25,14 +26,33 @@ def variants(concept: str) -> tuple[int, ...]:
 
 
 @cache
-def sprites() -> Tensor:
-    """Return all sprites, premultiplied RGBA: (N, 4, SPRITE_SIDE, SPRITE_SIDE) uint8."""
+def pyramid(largest: int) -> tuple[Tensor, ...]:
+    """Return all sprites, premultiplied RGBA, in halved sizes: (N, 4, S, S) uint8 with S from `largest` to SMALLEST.
+
+    Each is the average of the one before it, from the drawings of SPRITE_SIDE pixels on; those larger than `largest`
+    are not kept.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    level, levels = _sprites(), []
+    while True:
+        if level.shape[-1] <= largest:
+            levels.append(level)
+        if level.shape[-1] <= SMALLEST:
+            return tuple(levels)
+        level = torch.cat([F.avg_pool2d(part.float(), 2).round().to(torch.uint8) for part in level.split(64)])
+
+
+def _sprites() -> Tensor:
     import numpy as np
     import torch
     from PIL import Image
 
+    bands = []
     with (files("genpipe.scenes") / "atlas.webp").open("rb") as file, Image.open(file) as image:
-        sheet = np.asarray(image.convert("RGBA").convert("RGBa"))
-    rows, columns = sheet.shape[0] // SPRITE_SIDE, sheet.shape[1] // SPRITE_SIDE
-    squares = sheet.reshape(rows, SPRITE_SIDE, columns, SPRITE_SIDE, 4).transpose(0, 2, 4, 1, 3)
-    return torch.from_numpy(squares.reshape(rows * columns, 4, SPRITE_SIDE, SPRITE_SIDE)[: len(owners())].copy())
+        for top in range(0, image.height, SPRITE_SIDE):
+            band = image.crop((0, top, image.width, top + SPRITE_SIDE)).convert("RGBA").convert("RGBa")
+            squares = np.asarray(band).reshape(SPRITE_SIDE, -1, SPRITE_SIDE, 4).transpose(1, 3, 0, 2)
+            bands.append(torch.from_numpy(squares.copy()))
+    return torch.cat(bands)[: len(owners())]

@@ -16,7 +16,7 @@ from genpipe.scenes.places import SETTINGS
 from genpipe.scenes.world import Placed, Scene
 
 K = TypeVar("K", bound=Hashable)
-LEVELS = 4  # sprites at 128, 64, 32 and 16 pixels
+STRETCH = 1.25  # by how much a version of a sprite is enlarged at most before the next larger one is taken
 LUMINANCE = (0.299, 0.587, 0.114)
 
 
@@ -42,12 +42,11 @@ class Composer:
         if size < 8:
             raise ValueError(f"size {size} is too small for a scene: use 8 or more pixels")
         self.device, self.size = torch.device(device), size
-        full = atlas.sprites().to(self.device)
-        self.levels = [full]
-        for _ in range(LEVELS - 1):
-            halves = [F.avg_pool2d(part.float(), 2).round().to(torch.uint8) for part in self.levels[-1].split(64)]
-            self.levels.append(torch.cat(halves))
-        small = self.levels[-2].float() / 255
+        largest = atlas.SMALLEST
+        while largest < atlas.SPRITE_SIDE and largest * STRETCH < size:
+            largest *= 2
+        self.levels = [level.to(self.device) for level in atlas.pyramid(largest)]
+        small = atlas.pyramid(largest)[max(0, len(self.levels) - 2)].to(self.device).float() / 255
         weight = small.new_tensor(LUMINANCE)[:, None, None]
         brightness = (small[:, :3] * weight).sum((1, 2, 3)) / small[:, 3].sum((1, 2)).clamp(min=1e-3)
         self.brightness = brightness.clamp(0.25, 0.85)  # (N,)
@@ -103,9 +102,9 @@ class Composer:
         ]
 
     def level_for(self, placed: Placed) -> int:
-        """Return the smallest version of a sprite that is not stretched by more than a quarter."""
+        """Return which of `levels` is the smallest that is not stretched by more than STRETCH."""
         level = 0
-        while level < LEVELS - 1 and atlas.SPRITE_SIDE / 2 ** (level + 1) * 1.25 >= placed.scale * self.size:
+        while level < len(self.levels) - 1 and self.levels[level + 1].shape[-1] * STRETCH >= placed.scale * self.size:
             level += 1
         return level
 
