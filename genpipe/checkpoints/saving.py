@@ -31,6 +31,7 @@ def save_checkpoint(
     defaults: Mapping[str, Any] | None = None,
     zero_empty_negative: bool | None = None,
     dtype: torch.dtype | None = None,
+    shard_bytes: int | None = None,
     text_encoder: TextEncoder | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> None:
@@ -45,6 +46,8 @@ def save_checkpoint(
         zero_empty_negative: whether no negative prompt at all means vectors of zeros; None is as the family's published
             model has it.
         dtype: of the stored weights, such as `torch.float16`; None keeps the networks' own.
+        shard_bytes: a network of more is written as several files of at most so many bytes of weights, and an index of them,
+            as diffusers does; None writes one file. A weight that is larger has a file of its own.
         text_encoder, tokenizer: the former spelling of one of each, which goes in 0.3.
 
     Raises:
@@ -74,12 +77,12 @@ def save_checkpoint(
         for name, encoder, words in zip(family.text_encoders, text_encoders, tokenizers, strict=True):
             marks = {f"{mark}_token_id": getattr(words, f"{mark}_id") for mark in ("bos", "eos", "pad")}
             text_config = {**encoder.config.to_dict(), **marks}
-            _write_network(partial, layout.text_encoder(name), encoder, text_config, dtype)
+            _write_network(partial, layout.text_encoder(name), encoder, text_config, dtype, shard_bytes)
             words.save(partial / tokenizer_of(name))
             index[name] = ["transformers", text_config["architectures"][0]]
             index[tokenizer_of(name)] = ["transformers", "CLIPTokenizer"]
-        _write_network(partial, layout.UNET, unet, unet.config.to_dict(), dtype)
-        _write_network(partial, layout.VAE, vae, vae.config.to_dict(), dtype)
+        _write_network(partial, layout.UNET, unet, unet.config.to_dict(), dtype, shard_bytes)
+        _write_network(partial, layout.VAE, vae, vae.config.to_dict(), dtype, shard_bytes)
         _write_json(partial / "scheduler" / "scheduler_config.json", scheduler_config)
         if defaults:
             _write_json(partial / "genpipe.json", defaults)
@@ -109,7 +112,12 @@ def _index(family: Family, scheduler: str, zero_empty_negative: bool) -> dict[st
 
 
 def _write_network(
-    root: Path, names: layout.Layout, network: nn.Module, config: Mapping[str, Any], dtype: torch.dtype | None
+    root: Path,
+    names: layout.Layout,
+    network: nn.Module,
+    config: Mapping[str, Any],
+    dtype: torch.dtype | None,
+    shard_bytes: int | None,
 ) -> None:
     state = {}
     for name, tensor in network.state_dict().items():
@@ -117,10 +125,21 @@ def _write_network(
         if not bool(stored.isfinite().all()):
             raise ValueError(f"{names.folder}: {name} is not finite in {stored.dtype}: it cannot be saved so")
         state[names.theirs(name)] = stored
-    config_file, weights = root / names.folder / "config.json", root / names.folder / f"{names.stem}.safetensors"
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    config_file = root / names.folder / "config.json"
     _write_json(config_file, config)
-    save_file(state, weights, metadata={"format": "pt"})
-    shutil.copymode(config_file, weights)  # safetensors makes files that only their owner can read
+    most = sum(tensor.nbytes for tensor in state.values()) if shard_bytes is None else shard_bytes
+    plan = split_torch_state_dict_into_shards(
+        state, filename_pattern=f"{names.stem}{{suffix}}.safetensors", max_shard_size=max(1, most)
+    )
+    for name, keys in plan.filename_to_tensors.items():
+        weights = root / names.folder / name
+        save_file({key: state[key] for key in keys}, weights, metadata={"format": "pt"})
+        shutil.copymode(config_file, weights)  # safetensors makes files that only their owner can read
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        _write_json(root / names.folder / f"{names.stem}.safetensors.index.json", index)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -49,6 +49,24 @@ def test_diffusers_opens_it_and_computes_the_same(tmp_path: Path, parts: dict[st
         assert (our - their).abs().max() <= 1e-5 * max(1.0, float(their.abs().max())), name
 
 
+def test_a_checkpoint_in_shards_is_opened_by_diffusers_and_by_genpipe(tmp_path: Path, parts: dict[str, Any]) -> None:
+    save_checkpoint(tmp_path, **parts, shard_bytes=20_000)
+    shards = sorted((tmp_path / "unet").glob("*.safetensors"))
+    assert len(shards) > 2 and shards[0].name == f"diffusion_pytorch_model-00001-of-{len(shards):05}.safetensors"
+    index = json.loads((tmp_path / "unet" / "diffusion_pytorch_model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {path.name for path in shards}
+    largest = max(tensor.nbytes for tensor in parts["unet"].state_dict().values())
+    headers = 8 + 200 * len(index["weight_map"])
+    assert all(path.stat().st_size <= max(20_000, largest) + headers for path in shards)
+    ours, unet = load_checkpoint(tmp_path), parts["unet"]
+    assert all(torch.equal(weight, unet.state_dict()[name]) for name, weight in ours.unet.state_dict().items())
+    theirs: Any = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)
+    torch.manual_seed(0)
+    given = torch.randn(2, 4, 8, 8), torch.tensor([7.0, 800.0]), torch.randn(2, 16, unet.config.context_channels)
+    with torch.inference_mode():
+        assert torch.allclose(theirs.unet(*given).sample, unet(*given), atol=1e-5)
+
+
 def test_saving_and_loading_is_the_identity(tmp_path: Path, tiny_checkpoint: Path, parts: dict[str, Any]) -> None:
     save_checkpoint(tmp_path / "new" / "folder", **parts)
     saved, original = load_checkpoint(tmp_path / "new" / "folder"), load_checkpoint(tiny_checkpoint)
