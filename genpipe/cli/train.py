@@ -66,7 +66,7 @@ def _train(args: argparse.Namespace) -> int:
     else:
         size = SIZE if args.size is None else args.size
         check_size(size, size, VAE_CONFIG.factor)
-    images = read_folder(args.folder, size, device=accelerator.device)
+    images = read_folder(args.folder, size)
     print(images.report)
     if model is None:
         model = new_model(args.out, images.captions, size=size)

@@ -4,13 +4,15 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from genpipe.blocks import ResidualBlock, Upsample, zero_init
-from genpipe.models.vae import VAE, Level
-from genpipe.training.loop import Randomness
+from genpipe.models.vae import VAE, Level, VAEConfig
+from genpipe.training.loop import Randomness, StagedLoss
 
 # Standard deviation of the noise on latents in training. The denoiser leaves errors of about this size, so the decoder
 # learns to draw a clean image from them, and the latents cannot hide detail in their last digits.
@@ -27,30 +29,34 @@ def gradient_loss(pixels: Tensor, target: Tensor) -> Tensor:
 
 
 def autoencoder_loss(
-    images: Callable[[Randomness], Tensor], *, decoder_only: bool = False
-) -> Callable[[nn.Module, int, Randomness], Tensor]:
+    images: Callable[[Randomness], Tensor], config: VAEConfig, *, decoder_only: bool = False
+) -> StagedLoss[np.ndarray]:
     """Return the loss of the autoencoder: L1 plus `gradient_loss`, with noise on the latents and a weak pull of their mean
     square towards zero.
 
     The pull against the noise of fixed size is the KL term of a VAE whose posterior has variance LATENT_NOISE².
 
     Args:
-        images: draws a batch of pixels (B, 3, H, W) in [-1, 1].
+        images: draws a batch of pixels (B, 3, H, W) in [-1, 1], on the CPU.
+        config: of the autoencoder.
         decoder_only: keep the encoder as it is, so that a denoiser trained on its latents stays valid.
     """
 
-    def loss(model: nn.Module, step: int, randomness: Randomness) -> Tensor:
+    def value(model: nn.Module, pixels: Tensor, noise: Tensor) -> Tensor:
         assert isinstance(model, VAE)
-        pixels = images(randomness)
         with torch.set_grad_enabled(not decoder_only):
             mean, _ = model.encode(pixels)
-        noise = torch.randn(mean.shape, generator=randomness.noise).to(mean.device)
         unit = model.scale(mean.float())
         decoded = model.decode(unit + LATENT_NOISE * noise).float()
         reconstruction = (decoded - pixels).abs().mean() + 0.5 * gradient_loss(decoded, pixels)
         return reconstruction if decoder_only else reconstruction + 1e-3 * unit.square().mean()
 
-    return loss
+    return _staged(images, config, value)
+
+
+def grown_config(config: VAEConfig) -> VAEConfig:
+    """Return the shape of an autoencoder with one more level at its finest end."""
+    return replace(config, channels=(config.channels[0], *config.channels), sample_size=2 * config.sample_size)
 
 
 @torch.no_grad()
@@ -60,8 +66,7 @@ def grown(vae: VAE) -> VAE:
     A denoiser trained on the latents stays valid. The new levels begin as the identity, so that the decoder begins near
     what `vae` draws, enlarged; the rest is for training with `growing_loss`.
     """
-    config = vae.config
-    made = VAE(replace(config, channels=(config.channels[0], *config.channels), sample_size=2 * config.sample_size))
+    made = VAE(grown_config(vae.config))
     made = made.to(next(vae.parameters()).device)
     for part, own in ((made.encoder.down, vae.encoder.down), (made.decoder.up, vae.decoder.up)):
         first = len(part) - len(own) if part is made.encoder.down else 0  # the finest level: first down, last up
@@ -83,7 +88,7 @@ def grown(vae: VAE) -> VAE:
     return made
 
 
-def growing_loss(images: Callable[[Randomness], Tensor], before: VAE) -> Callable[[nn.Module, int, Randomness], Tensor]:
+def growing_loss(images: Callable[[Randomness], Tensor], before: VAE) -> StagedLoss[np.ndarray]:
     """Return the loss of an autoencoder that `grown` made of `before`, which stays as it is.
 
     The decoder learns to draw images from the latents that `before` gives of them at half the size: L1 plus
@@ -91,22 +96,39 @@ def growing_loss(images: Callable[[Randomness], Tensor], before: VAE) -> Callabl
     quarter of the batch, as it learns faster.
 
     Args:
-        images: draws a batch of pixels (B, 3, H, W) in [-1, 1], twice as large as those that `before` was trained on.
+        images: draws a batch of pixels (B, 3, H, W) in [-1, 1], twice as large as those that `before` was trained on, on
+            the CPU.
     """
 
-    def loss(model: nn.Module, step: int, randomness: Randomness) -> Tensor:
+    def value(model: nn.Module, pixels: Tensor, noise: Tensor) -> Tensor:
         assert isinstance(model, VAE)
-        pixels = images(randomness)
         with torch.no_grad():
             latents = before.scale(before.encode(F.avg_pool2d(pixels, 2))[0].float())
-        noise = torch.randn(latents.shape, generator=randomness.noise).to(latents.device)
         decoded = model.decode(latents + LATENT_NOISE * noise).float()
         few = max(1, len(pixels) // 4)
         encoded = model.scale(model.encode(pixels[:few])[0].float())
         drawing = (decoded - pixels).abs().mean() + 0.5 * gradient_loss(decoded, pixels)
         return drawing + F.mse_loss(encoded, latents[:few])
 
-    return loss
+    return _staged(images, grown_config(before.config), value)
+
+
+def _staged(
+    images: Callable[[Randomness], Tensor], config: VAEConfig, value: Callable[[nn.Module, Tensor, Tensor], Tensor]
+) -> StagedLoss[np.ndarray]:
+    """A loss of pixels and of noise in the shape of their latents."""
+
+    def prepare(step: int, randomness: Randomness) -> np.ndarray:
+        with record_function("training/draw"):
+            return images(randomness).numpy()
+
+    def admit(prepared: np.ndarray, step: int, randomness: Randomness) -> tuple[Tensor, ...]:
+        pixels = torch.from_numpy(prepared)
+        count, _, *sides = pixels.shape
+        shape = (count, config.latent_channels, *(side // config.factor for side in sides))
+        return pixels, torch.randn(shape, generator=randomness.noise)
+
+    return StagedLoss(prepare, admit, value)
 
 
 @torch.no_grad()

@@ -71,13 +71,10 @@ class Folder:
         pixels: (N, 3, size, size) uint8.
         captions: one per image.
         report: what was skipped and converted.
-        device: where batches are wanted.
     """
 
-    def __init__(
-        self, pixels: Tensor, captions: Sequence[str], report: Report, *, device: torch.device | str = "cpu"
-    ) -> None:
-        self.captions, self.report, self._pixels, self._device = list(captions), report, pixels, device
+    def __init__(self, pixels: Tensor, captions: Sequence[str], report: Report) -> None:
+        self.captions, self.report, self._pixels = list(captions), report, pixels
         self.size, self.period = pixels.shape[-1], len(pixels)
         self._order = list(range(len(pixels)))
         random.Random(0).shuffle(self._order)
@@ -86,16 +83,19 @@ class Folder:
         """Return `count` images at random: (count, 3, size, size) in [-1, 1]."""
         return self._floats([rng.randrange(self.period) for _ in range(count)])
 
-    def sequence(self, start: int, stop: int) -> tuple[Tensor, list[Wording]]:
-        """Return images start … stop - 1 of a shuffled order that repeats after `period`, with their captions."""
-        chosen = [self._order[index % self.period] for index in range(start, stop)]
-        return self._floats(chosen), [partial(_said, self.captions[index]) for index in chosen]
+    def pixels(self, start: int, stop: int) -> Tensor:
+        """Return images start … stop - 1 of a shuffled order that repeats after `period`."""
+        return self._floats([self._order[index % self.period] for index in range(start, stop)])
+
+    def wording(self, index: int) -> Wording:
+        """Return what words the caption of an image of that order: always the same."""
+        return partial(_said, self.captions[self._order[index % self.period]])
 
     def _floats(self, chosen: list[int]) -> Tensor:
-        return self._pixels[chosen].to(self._device).float() / 127.5 - 1
+        return self._pixels[chosen].float() / 127.5 - 1
 
 
-def read_folder(directory: str | Path, size: int, *, device: torch.device | str = "cpu") -> Folder:
+def read_folder(directory: str | Path, size: int) -> Folder:
     """Check and read every image of a folder and of the folders in it, in one pass.
 
     Images come out upright (EXIF), on white where they are transparent, in 8 bits RGB, of an animation the first frame,
@@ -107,7 +107,6 @@ def read_folder(directory: str | Path, size: int, *, device: torch.device | str 
     Args:
         directory: where `metadata.jsonl` is looked for; without one, captions are `.txt` files.
         size: side of the images, in pixels.
-        device: where batches are wanted.
 
     Raises:
         ValueError: not a folder, one without images, or none of them can be used.
@@ -142,7 +141,7 @@ def read_folder(directory: str | Path, size: int, *, device: torch.device | str 
         )
         fix = f"give each a caption, in {METADATA} or in a .txt beside it"
         raise ValueError(f"none of the images in {directory} can be used ({why}): {fix}")
-    return Folder(pixels[: len(captions)], captions, report, device=device)
+    return Folder(pixels[: len(captions)], captions, report)
 
 
 def _image_files(directory: Path) -> Iterator[Path]:

@@ -4,30 +4,32 @@ Everything random in a step is drawn from generators seeded by (seed, step), so 
 checkpoint on the very numbers that it would have seen.
 """
 
-# torch's foreach operations, which torch's own optimizers are made of, have no public names.
-# pyright: reportPrivateImportUsage=false
-
+import itertools
 import json
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import record_function
 
 from genpipe.hardware import choose_device, choose_dtype, training_dtype
 from genpipe.messages import quoted
 from genpipe.progress import Progress
-from genpipe.training.muon import Muon, matrices
+from genpipe.training.ahead import ahead, workers_beside
 from genpipe.training.state import restore, save
+from genpipe.training.update import Losses, Update
+
+T = TypeVar("T")
 
 LOGGED = 50  # steps between two lines of the log
 
@@ -81,9 +83,34 @@ class Randomness:
         return cls(random.Random(mixed), torch.Generator().manual_seed(mixed))
 
 
+# Called with (model, step, randomness), returns a scalar.
+Loss = Callable[[nn.Module, int, Randomness], Tensor]
+
+
+@dataclass(frozen=True)
+class StagedLoss(Generic[T]):
+    """A loss in three parts: what a step needs is made ahead of it, and the arithmetic is the same at each.
+
+    Attributes:
+        prepare: draws and words the images of a step, on the CPU and perhaps in another process. Of its randomness it uses
+            the choices.
+        admit: called with that, the step and its randomness, of which it uses the noise; returns tensors, which are then
+            moved to the device that trains.
+        value: called with the model and these tensors; returns a scalar, and does nothing that depends on their values.
+    """
+
+    prepare: Callable[[int, Randomness], T]
+    admit: Callable[[T, int, Randomness], tuple[Tensor, ...]]
+    value: Callable[..., Tensor]
+
+    def __call__(self, model: nn.Module, step: int, randomness: Randomness) -> Tensor:
+        """Return the loss of a step, without anything made ahead."""
+        return self.value(model, *self.admit(self.prepare(step, randomness), step, randomness))
+
+
 def fit(
     model: nn.Module,
-    loss: Callable[[nn.Module, int, Randomness], Tensor],
+    loss: Loss,
     *,
     directory: Path,
     budget: Budget,
@@ -94,6 +121,8 @@ def fit(
     seed: int = 0,
     checkpoint_minutes: float = 3.0,
     on_checkpoint: Callable[[nn.Module], None] | None = None,
+    workers: int | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> nn.Module:
     """Train `model` until the budget is used, and return the moving average of its weights.
 
@@ -101,7 +130,7 @@ def fit(
 
     Args:
         model: trained in place, in fp32; the accelerator's autocast lowers the precision of the arithmetic.
-        loss: called with (model, step, randomness), returns a scalar.
+        loss: a `StagedLoss` is prepared ahead, and on a GPU recorded.
         directory: holds `state.safetensors` (weights, average, optimizers' moments) and `log.jsonl`; a run that finds a
             state there continues from it.
         peak_rate: the highest learning rate, see `learning_rate`.
@@ -110,42 +139,48 @@ def fit(
         checkpoint_minutes: time between two checkpoints.
         on_checkpoint: called with the average after each checkpoint, to draw samples or to save weights, and at once
             if the budget was used up before: the last run may have been killed between its state and this.
+        workers: processes that prepare a `StagedLoss`; None takes as many as suit the device, see
+            `genpipe.training.ahead`.
+        stop: asked after each step whether to end early, as after a last checkpoint.
 
     Raises:
         ValueError: a seed out of range, or the state in `directory` is that of another network, damaged, or none of ours.
         FloatingPointError: the loss is not finite; the last checkpoint is intact.
+        Stopped: `stop` said so.
     """
     if not 0 <= seed < 2**31:
         raise ValueError(f"seed {quoted(seed)} is out of range: use 0 to {2**31 - 1}")
     directory.mkdir(parents=True, exist_ok=True)
     model = model.to(accelerator.device)
-    averaged = deepcopy(model).requires_grad_(False).eval()
-    optimizers = _optimizers(model, peak_rate, muon, accelerator)
+    update = Update(model, accelerator, muon=muon)
+    averaged, optimizers = update.averaged, update.optimizers
     state = directory / "state.safetensors"
     step, seconds = restore(state, model, averaged, optimizers)
     if step and budget.fraction(step, seconds) >= 1 and on_checkpoint is not None:
         on_checkpoint(averaged)
-    parameters = list(model.parameters())
     losses = Losses(accelerator.device)
+    workers = workers_beside(accelerator.device) if workers is None else workers
+    prepared = _prepared(loss, seed, step, workers) if isinstance(loss, StagedLoss) else None
     started, saved = time.monotonic() - seconds, time.monotonic()
     with Progress(budget.steps, initial=step, label=directory.name) as progress:
         while (share := budget.fraction(step, seconds)) < 1:
-            rate = learning_rate(share, peak_rate)
-            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-                group["lr"] = rate
-            with accelerator.autocast():
-                value = loss(model, step, Randomness.at(seed, step))
+            rate, follow = learning_rate(share, peak_rate), 1 - min(average, (1 + step) / (10 + step))
+            randomness = Randomness.at(seed, step)
+            if prepared is not None and isinstance(loss, StagedLoss):
+                with record_function("training/prepared"):
+                    made = next(prepared)
+                with record_function("training/admit"), torch.no_grad(), accelerator.autocast():
+                    given = loss.admit(made, step, randomness)
+                    inputs = tuple(each.to(accelerator.device, non_blocking=True) for each in given)
+                value = update(loss.value, inputs, rate=rate, share=follow)
+            else:
+                value = update(_at(loss, step, randomness), rate=rate, share=follow)
             losses.add(value, step)
-            accelerator.backward(value)
-            nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
-            for optimizer in optimizers:
-                optimizer.step()
-            model.zero_grad(set_to_none=True)
-            follow(averaged, model, 1 - min(average, (1 + step) / (10 + step)))
 
             step, seconds = step + 1, time.monotonic() - started
             share = budget.fraction(step, seconds)
-            due = share >= 1 or time.monotonic() - saved > 60 * checkpoint_minutes
+            stopped = stop is not None and stop()
+            due = share >= 1 or stopped or time.monotonic() - saved > 60 * checkpoint_minutes
             if due or step % LOGGED == 0 or losses.old:
                 losses.look()
             progress.update(share=share, note=f"loss {losses.running:.4f}")
@@ -157,51 +192,27 @@ def fit(
                 save(state, model, averaged, optimizers, step, seconds)
                 if on_checkpoint is not None:
                     on_checkpoint(averaged)
+                if stopped and share < 1:
+                    raise Stopped(f"{directory.name} stopped at step {step}: the same command continues it")
                 saved = time.monotonic()
     return averaged
 
 
-class Losses:
-    """The running mean of the losses of the steps, kept on the device, and whether all were finite.
-
-    Attributes:
-        running: the mean at the last look; NaN before the first.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.running = math.nan
-        self._mean: Tensor | None = None
-        self._bad = torch.tensor(-1, device=device)  # the first step whose loss was not finite
-        self._looked = -math.inf
-
-    def add(self, value: Tensor, step: int) -> None:
-        """Take up the loss of a step, without waiting for it."""
-        value = value.detach().float()
-        self._bad = torch.where((self._bad < 0) & ~value.isfinite(), step, self._bad)
-        self._mean = value if self._mean is None else self._mean.lerp(value, 0.02)
-
-    @property
-    def old(self) -> bool:
-        """Whether the last look was a second ago or more."""
-        return time.monotonic() - self._looked >= 1
-
-    def look(self) -> None:
-        """Wait for the losses so far.
-
-        Raises:
-            FloatingPointError: one of them is not finite.
-        """
-        if (bad := int(self._bad)) >= 0:
-            raise FloatingPointError(f"the loss is not finite at step {bad}: lower the learning rate")
-        self.running, self._looked = float(self._mean if self._mean is not None else math.nan), time.monotonic()
+class Stopped(RuntimeError):
+    """A training that was asked to end early, and has saved its state."""
 
 
-@torch.no_grad()
-def follow(averaged: nn.Module, model: nn.Module, share: float) -> None:
-    """Move the averaged weights by a share of the way to those of the model; buffers, averages themselves, are copied."""
-    torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), share)
-    if buffers := list(averaged.buffers()):
-        torch._foreach_copy_(buffers, list(model.buffers()))
+def _prepared(loss: StagedLoss[T], seed: int, first: int, workers: int) -> Iterator[T]:
+    """What the steps from `first` on need, made ahead of them once the first is asked for."""
+
+    def prepare(step: int) -> T:
+        return loss.prepare(step, Randomness.at(seed, step))
+
+    yield from ahead(prepare, itertools.count(first), workers=workers)
+
+
+def _at(loss: Loss, step: int, randomness: Randomness) -> Callable[[nn.Module], Tensor]:
+    return lambda model: loss(model, step, randomness)
 
 
 def choose_accelerator(device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Accelerator:
@@ -229,18 +240,3 @@ def quick_attention(device: torch.device, tokens: int) -> AbstractContextManager
     """Choose plain products for attention where they train faster: on a CPU, with few tokens, by a factor of four."""
     few = device.type == "cpu" and tokens <= 1024
     return sdpa_kernel(SDPBackend.MATH) if few else nullcontext()
-
-
-def _optimizers(model: nn.Module, rate: float, muon: bool, accelerator: Accelerator) -> list[torch.optim.Optimizer]:
-    orthogonal = matrices(model) if muon else []
-    taken = {id(parameter) for parameter in orthogonal}
-    rest = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in taken]
-    # As the accelerator was told by `genpipe.hardware`: bf16 only where it is native.
-    dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-    optimizers: list[torch.optim.Optimizer] = []
-    if orthogonal:
-        optimizers.append(Muon(orthogonal, rate, dtype=dtype))
-    if rest:
-        fused = accelerator.device.type in ("cpu", "cuda")
-        optimizers.append(torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=fused))
-    return optimizers

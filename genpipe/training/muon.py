@@ -28,14 +28,15 @@ def orthogonalise(matrices: Tensor, *, dtype: torch.dtype = torch.float32, itera
         dtype: what they are multiplied in; fast where the device has it natively.
     """
     a, b, c = COEFFICIENTS
-    x = matrices.to(dtype)
+    x = matrices.to(dtype).reshape(-1, *matrices.shape[-2:])
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(iterations):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrices.dtype)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)  # a X + (b G + c G²) X, with G = X Xᵀ
+    return (x.mT if tall else x).reshape(matrices.shape).to(matrices.dtype)
 
 
 def matrices(model: nn.Module) -> list[nn.Parameter]:
@@ -58,7 +59,7 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         parameters: see `matrices`.
-        lr: as for AdamW.
+        lr: as for AdamW; may be a tensor, which a recorded step reads.
         momentum: decay of the gradients' running sum (Nesterov's form).
         weight_decay: decoupled, times `lr` per step.
         dtype: what matrices are multiplied in, see `genpipe.hardware.training_dtype`.
@@ -84,9 +85,12 @@ class Muon(torch.optim.Optimizer):
             if weights:
                 self._step(weights, group["lr"], group["momentum"], group["weight_decay"])
 
-    def _step(self, weights: list[Tensor], lr: float, decay: float, weight_decay: float) -> None:
+    def _step(self, weights: list[Tensor], lr: float | Tensor, decay: float, weight_decay: float) -> None:
         gradients = [weight.grad for weight in weights if weight.grad is not None]
-        momenta = [self.state[weight].setdefault("momentum", torch.zeros_like(weight)) for weight in weights]
+        for weight in weights:
+            if "momentum" not in self.state[weight]:
+                self.state[weight]["momentum"] = torch.zeros_like(weight)
+        momenta = [self.state[weight]["momentum"] for weight in weights]
         torch._foreach_lerp_(momenta, gradients, 1 - decay)
         updates = torch._foreach_lerp(gradients, momenta, decay)
         torch._foreach_mul_(weights, 1 - lr * weight_decay)
@@ -96,8 +100,6 @@ class Muon(torch.optim.Optimizer):
         for shape, members in shapes.items():
             together = torch.stack([updates[index].flatten(1) for index in members])  # (B, N, M)
             chosen = [weights[index] for index in members]
-            steps = [
-                each.view(weight.shape)
-                for each, weight in zip(orthogonalise(together, dtype=self.dtype), chosen, strict=True)
-            ]
-            torch._foreach_add_(chosen, steps, alpha=-lr * ADAMW_RMS * max(shape) ** 0.5)
+            # The learning rate may be a tensor, which `alpha` may not.
+            steps = orthogonalise(together, dtype=self.dtype).mul_(-lr * ADAMW_RMS * max(shape) ** 0.5)
+            torch._foreach_add_(chosen, [each.view(weight.shape) for each, weight in zip(steps, chosen, strict=True)])

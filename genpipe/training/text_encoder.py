@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import record_function
 
 from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.tokenizer import Tokenizer
@@ -17,7 +18,7 @@ from genpipe.scenes.colours import COLOURS
 from genpipe.scenes.concepts import names
 from genpipe.scenes.places import SETTINGS
 from genpipe.scenes.world import RELATIONS, Scene
-from genpipe.training.loop import Randomness, quick_attention
+from genpipe.training.loop import Randomness, StagedLoss, quick_attention
 
 # Each question about a scene and its possible answers; None stands for "there is none".
 QUESTIONS: dict[str, tuple[str | int | None, ...]] = {
@@ -69,7 +70,7 @@ def reading_loss(
     tokenizer: Tokenizer,
     *,
     batch: int = 128,
-) -> Callable[[nn.Module, int, Randomness], Tensor]:
+) -> StagedLoss[tuple[list[list[int]], list[list[int]]]]:
     """Return the cross-entropy of all answers, summed over the questions.
 
     Args:
@@ -77,15 +78,23 @@ def reading_loss(
         word: words one of the scene's captions.
     """
 
-    def loss(model: nn.Module, step: int, randomness: Randomness) -> Tensor:
-        scenes: Sequence[Scene] = [draw_scene(randomness.choices) for _ in range(batch)]
-        ids = torch.tensor(tokenizer([word(scene, randomness.choices) for scene in scenes]).ids)
-        ids = ids[:, : int((ids != tokenizer.eos_id).sum(1).max()) + 1]  # a token sees none after it: padding is idle
-        device = next(model.parameters()).device
-        right = torch.tensor([answers(scene) for scene in scenes], device=device)
-        with quick_attention(device, ids.shape[1]):
-            told = model(ids.to(device))
+    def prepare(step: int, randomness: Randomness) -> tuple[list[list[int]], list[list[int]]]:
+        with record_function("training/captions"):
+            scenes: Sequence[Scene] = [draw_scene(randomness.choices) for _ in range(batch)]
+            ids = tokenizer([word(scene, randomness.choices) for scene in scenes]).ids
+            return ids, [answers(scene) for scene in scenes]
+
+    def admit(
+        prepared: tuple[list[list[int]], list[list[int]]], step: int, randomness: Randomness
+    ) -> tuple[Tensor, ...]:
+        ids, right = (torch.tensor(each) for each in prepared)
+        longest = int((ids != tokenizer.eos_id).sum(1).max()) + 1
+        return ids[:, :longest], right  # a token sees none after it: padding is idle
+
+    def value(model: nn.Module, ids: Tensor, right: Tensor) -> Tensor:
+        with quick_attention(ids.device, ids.shape[1]):
+            told = model(ids)
         parts = [F.cross_entropy(logits.float(), right[:, i]) for i, logits in enumerate(told)]
         return torch.stack(parts).sum()
 
-    return loss
+    return StagedLoss(prepare, admit, value)

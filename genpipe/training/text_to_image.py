@@ -24,15 +24,15 @@ from genpipe.models.vae import VAE, VAEConfig
 from genpipe.pipeline import Pipeline
 from genpipe.request import check_size
 from genpipe.sampling.levels import cumulative_alphas
+from genpipe.training.ahead import workers_beside
 from genpipe.training.autoencoder import autoencoder_loss, growing_loss, grown, psnr, standardise_latents
-from genpipe.training.diffusion import LatentPool, TextToImage, Wording, diffusion_loss
-from genpipe.training.loop import Budget, Randomness, fit
-
-Loss = Callable[[nn.Module, int, Randomness], Tensor]
+from genpipe.training.diffusion import CaptionedSequence, LatentPool, TextToImage, diffusion_loss
+from genpipe.training.loop import Budget, Loss, Randomness, fit
 
 SIZE = 128
 VAE_BATCH, BATCH = 8, 64
 MEASURED = 64  # images of 128 pixels
+ENCODED = 8  # images at once on a CPU: what more take would leave its caches
 # Peak learning rates from fresh weights; those that were trained before continue at half of them.
 VAE_RATE, RATE = 1.2e-3, 2e-3
 VAE_CONFIG = VAEConfig(
@@ -81,8 +81,8 @@ DEFAULTS = {
 }
 
 
-class CaptionedImages(Protocol):
-    """Captioned images of one size; pixels are (n, 3, size, size) in [-1, 1], on the device that trains.
+class CaptionedImages(CaptionedSequence, Protocol):
+    """Captioned images of one size; pixels are (n, 3, size, size) in [-1, 1], on the CPU.
 
     Attributes:
         size: side of the images, in pixels.
@@ -97,10 +97,6 @@ class CaptionedImages(Protocol):
 
     def draw(self, rng: random.Random, count: int) -> Tensor:
         """Return `count` images at random."""
-        ...
-
-    def sequence(self, start: int, stop: int) -> tuple[Tensor, Sequence[Wording]]:
-        """Return images start … stop - 1 of an endless sequence, always the same, and what words their captions."""
         ...
 
 
@@ -192,6 +188,7 @@ def train(
     vae_batch: int = VAE_BATCH,
     measured: int = MEASURED,
     checkpoint_minutes: float = 3.0,
+    stop: Callable[[], bool] | None = None,
 ) -> None:
     """Train the networks of `model`, stage by stage, and save it in `out`/checkpoint as it goes.
 
@@ -209,14 +206,18 @@ def train(
         measured: images that the autoencoder's PSNR is measured on; four times as many set the scale of the latents. Of
             images larger or smaller than 128 pixels as many as have the pixels of these, and at least 12.
         checkpoint_minutes: time between two checkpoints.
+        stop: asked after each step whether to end early, as after a last checkpoint.
 
     Raises:
         ValueError: `out` holds the training of another model.
         FloatingPointError: the loss is not finite; what was saved is intact.
+        Stopped: `stop` said so.
     """
 
+    device = accelerator.device
+
     def train_vae(vae: VAE, stage: str, budget: Budget, peak_rate: float, loss: Loss) -> VAE:
-        shown = images.draw(random.Random("unseen"), _as_many(measured, images.size))
+        shown = images.draw(random.Random("unseen"), _as_many(measured, images.size)).to(device)
 
         def look(model: nn.Module) -> None:
             assert isinstance(model, VAE)
@@ -235,6 +236,7 @@ def train(
             seed=seed,
             checkpoint_minutes=checkpoint_minutes,
             on_checkpoint=look,
+            stop=stop,
         )
         assert isinstance(averaged, VAE)
         return averaged
@@ -242,10 +244,11 @@ def train(
     def drawn(randomness: Randomness) -> Tensor:
         return images.draw(randomness.choices, vae_batch)
 
-    vae = model.vae.to(accelerator.device)
+    vae = model.vae.to(device)
     if autoencoder is not None:
-        vae = train_vae(vae, "vae", autoencoder, VAE_RATE, autoencoder_loss(drawn))
-        standardise_latents(vae, images.draw(random.Random("scale"), _as_many(4 * measured, images.size)))
+        vae = train_vae(vae, "vae", autoencoder, VAE_RATE, autoencoder_loss(drawn, vae.config))
+        drawn_once = images.draw(random.Random("scale"), _as_many(4 * measured, images.size))
+        standardise_latents(vae, drawn_once.to(device))
     if growth is not None:
         loss = growing_loss(drawn, vae.requires_grad_(False))
         vae = train_vae(grown(vae).requires_grad_(True), "growth", growth, VAE_RATE, loss)
@@ -253,30 +256,29 @@ def train(
         vae.requires_grad_(False)
         for part in (vae.decoder, vae.from_latents):
             part.requires_grad_(True)
-        vae = train_vae(vae, "decoder", decoder, VAE_RATE / 2, autoencoder_loss(drawn, decoder_only=True))
+        vae = train_vae(vae, "decoder", decoder, VAE_RATE / 2, autoencoder_loss(drawn, vae.config, decoder_only=True))
     model = replace(model, vae=vae.requires_grad_(False))
     text_encoder = model.text_encoders[0].requires_grad_(not freeze_text)
-    networks = TextToImage(text_encoder, model.unet).to(accelerator.device)
+    networks = TextToImage(text_encoder, model.unet).to(device)
 
     def save(averaged: nn.Module) -> None:
         assert isinstance(averaged, TextToImage)
         made = replace(model, text_encoders=(averaged.text_encoder,), unet=averaged.unet)
-        _save(made, out, prompts, accelerator.device)
+        _save(made, out, prompts, device)
 
     if denoiser is None:
         save(networks)
         return
 
-    @torch.no_grad()
-    def latents(start: int, stop: int) -> tuple[Tensor, Sequence[Wording]]:
-        pixels, captions = images.sequence(start, stop)
-        with accelerator.autocast():
-            return vae.scale(vae.encode(pixels)[0].float()), captions
+    def encode(pixels: Tensor) -> Tensor:
+        parts = pixels.split(ENCODED) if device.type == "cpu" else [pixels.to(device)]
+        with torch.no_grad(), accelerator.autocast():
+            return torch.cat([vae.scale(vae.encode(part)[0].float()) for part in parts])
 
-    pool = LatentPool(latents, period=images.period)
+    pool = LatentPool(images, encode, fresh=max(8, batch // 8), period=images.period, workers=workers_beside(device))
     fit(
         networks,
-        diffusion_loss(pool, model.tokenizers[0], _squared_alphas(model.scheduler_config), batch=batch),
+        diffusion_loss(pool, model.tokenizers[0], squared_alphas(model.scheduler_config), batch=batch),
         directory=out / "denoiser",
         budget=denoiser,
         peak_rate=rate,
@@ -284,6 +286,7 @@ def train(
         seed=seed,
         checkpoint_minutes=checkpoint_minutes,
         on_checkpoint=save,
+        stop=stop,
     )
 
 
@@ -308,8 +311,8 @@ def _as_many(count: int, size: int) -> int:
     return max(12, count * SIZE**2 // size**2)
 
 
-def _squared_alphas(config: Mapping[str, Any]) -> list[float]:
-    """The schedule's squared alphas; where the file is silent, with the defaults of diffusers' schedulers."""
+def squared_alphas(config: Mapping[str, Any]) -> list[float]:
+    """Return the schedule's squared alphas; where the file is silent, with the defaults of diffusers' schedulers."""
     return cumulative_alphas(
         config.get("beta_schedule", "linear"),
         config.get("beta_start", 0.0001),

@@ -5,44 +5,37 @@
     python -m scripts.train.embedded --out runs/further --minutes 120 --init genpipe/embedded --seed 1
     python -m scripts.train.embedded --out runs/decoder --minutes 0 --init genpipe/embedded --decoder-minutes 30
     python -m scripts.train.embedded --out runs/large --minutes 0 --init runs/anew/checkpoint --growth-minutes 90
+    python -m scripts.train.embedded --out runs/gpu --recipe gpu --minutes 9
 
 Killed and started again with the same --out, it continues. Samples to look at appear in --out as it goes, and the
-checkpoint in --out/checkpoint, in the layout of genpipe/embedded.
+checkpoint in --out/checkpoint, in the layout of genpipe/embedded. With --recipe all of it is done within --minutes, images of
+twice the size included, and the judge's figures in --out/log.txt.
 """
 
 import argparse
-import random
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor
 
 from genpipe.checkpoints import load_checkpoint
-from genpipe.models.text_encoder import TextEncoder
-from genpipe.models.tokenizer import Tokenizer
-from genpipe.scenes.captions import Style, caption, corpus
-from genpipe.scenes.compose import Composer
+from genpipe.hardware import choose_device
+from genpipe.scenes.captions import corpus
 from genpipe.scenes.concepts import names
-from genpipe.scenes.world import Scene, sample
-from genpipe.training.diffusion import Wording
-from genpipe.training.loop import Budget, choose_accelerator, fit
-from genpipe.training.text_encoder import Reader, reading_loss
-from genpipe.training.text_to_image import RATE, new_model, train, trained_model
-
-TOKENS = 32
-MORE_PAIRS = 0.4  # with the world's own share, 56 % of the images that the denoiser learns from
-SAMPLES = ("pirate ship", "pirate ship in space", "red car", "cat", "castle in the snow", "пиратский корабль",
-           "a dog and a cat", "two apples", "rocket in space", "blue flower", "tree", "house at night")  # fmt: skip
+from genpipe.training.loop import Budget, choose_accelerator
+from genpipe.training.text_to_image import BATCH, RATE, new_model, train, trained_model
+from scripts.train.recipe import RECIPES, carry_out, without_gpu
+from scripts.train.scenes import GPU_BATCH, SAMPLES, TOKENS, Scenes, teach
 
 
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/embedded"), help="folder of states, samples, checkpoint")
     parser.add_argument("--minutes", type=float, default=120, help="time for the whole training (%(default)s)")
+    parser.add_argument(
+        "--recipe", choices=RECIPES, help="share the minutes among all stages, in batches for this kind of machine"
+    )
     parser.add_argument(
         "--vae-share", type=float, default=0.3, help="without --init: share of it for the autoencoder (%(default)s)"
     )
@@ -78,6 +71,11 @@ def main(given: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the best there is)")
     arguments = parser.parse_args(given)
+    if arguments.recipe is not None:
+        own = ("init", "vae", "vae_share", "text_share", "decoder_minutes", "growth_minutes")
+        for name in own:
+            if getattr(arguments, name) != parser.get_default(name):
+                parser.error(f"--recipe has stages of its own: leave --{name.replace('_', '-')} out")
     if arguments.init is None and (arguments.decoder_minutes or arguments.growth_minutes):
         parser.error("--decoder-minutes and --growth-minutes need --init, the checkpoint whose autoencoder is trained")
     if arguments.init is not None and arguments.vae is not None:
@@ -92,8 +90,16 @@ def main(given: Sequence[str] | None = None) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
-    accelerator = choose_accelerator(arguments.device)
     out, minutes, seed = arguments.out, arguments.minutes, arguments.seed
+    gpu = choose_device(arguments.device).type == "cuda"
+    accelerator = choose_accelerator(arguments.device)
+    if arguments.recipe is not None:
+        recipe = RECIPES[arguments.recipe]
+        if not gpu and arguments.device is None:
+            raise ValueError(without_gpu(arguments.recipe, recipe, minutes, accelerator))
+        carry_out(recipe, out, minutes=minutes, concepts=arguments.concepts, accelerator=accelerator, seed=seed,
+                limit=minutes)  # fmt: skip
+        return
     if arguments.init is None:
         shares = {"autoencoder": arguments.vae_share, "text": arguments.text_share}
         shares["denoiser"] = 1 - sum(shares.values())
@@ -111,7 +117,7 @@ def run(arguments: argparse.Namespace) -> None:
         model = trained_model(out, arguments.init, grow="growth" in budgets)
     train(
         replace(model, defaults={**model.defaults, "prompt": "scenes", "concepts": list(arguments.concepts)}),
-        Scenes(accelerator.device, model.defaults["height"], concepts=arguments.concepts, seed=seed),
+        Scenes(model.defaults["height"], concepts=arguments.concepts, seed=seed),
         out=out,
         accelerator=accelerator,
         autoencoder=budgets.get("autoencoder"),
@@ -122,58 +128,8 @@ def run(arguments: argparse.Namespace) -> None:
         rate=RATE if arguments.init is None else RATE / 2,
         prompts=SAMPLES,
         seed=seed,
+        batch=GPU_BATCH if gpu else BATCH,
     )
-
-
-def teach(
-    encoder: TextEncoder, tokenizer: Tokenizer, directory: Path, budget: Budget, accelerator: Accelerator, seed: int
-) -> TextEncoder:
-    """Train the text encoder to read the captions of the whole world, also of what the denoiser is not to learn yet."""
-
-    averaged = fit(
-        Reader(encoder),
-        reading_loss(partial(draw_scene, more_pairs=0.3), word, tokenizer),
-        directory=directory,
-        budget=budget,
-        peak_rate=RATE,
-        accelerator=accelerator,
-        seed=seed,
-    )
-    assert isinstance(averaged, Reader)
-    return averaged.encoder
-
-
-def draw_scene(rng: random.Random, pool: Sequence[str] | None = None, *, more_pairs: float) -> Scene:
-    """A scene of the world, but so often surely a pair: pairs are the hardest both to read and to draw."""
-    scene, pair = sample(rng, pool), rng.random() < more_pairs
-    while pair and scene.kind != "pair" and (pool is None or len(pool) > 1):
-        scene = sample(rng, pool)
-    return scene
-
-
-class Scenes:
-    """The procedural world as images to train on, drawn on the device that trains."""
-
-    period: int | None = None
-
-    def __init__(self, device: torch.device, size: int, *, concepts: Sequence[str], seed: int) -> None:
-        self.size = size
-        self._composer, self._pool, self._seed = Composer(device, size), concepts, seed
-
-    def draw(self, rng: random.Random, count: int) -> Tensor:
-        return self._composer.render([sample(rng, self._pool) for _ in range(count)])
-
-    def sequence(self, start: int, stop: int) -> tuple[Tensor, Sequence[Wording]]:
-        indices = range(start, stop)
-        scenes = [draw_scene(random.Random(f"{self._seed}/{i}"), self._pool, more_pairs=MORE_PAIRS) for i in indices]
-        return self._composer.render(scenes), [partial(word, scene) for scene in scenes]
-
-
-def word(scene: Scene, rng: random.Random) -> str:
-    """One caption of a scene: two in five English, the rest Russian, in sentences or in the few words people type."""
-    language = "ru" if rng.random() < 0.6 else "en"
-    style: Style = rng.choices(("full", "short", "bare"), (4, 4, 1))[0]
-    return caption(scene, rng, language=language, style=style)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ STEPS_OF_TWO = ["step_ms/1", "step_ms/2", "images_per_s/2"]
         ("forms", ["plain_ms/1", "channels_last_ms/2"]),
         ("kernels", ["total_ms/2"]),
         ("quality", ["first_image_s/warm", "psnr_db/default", "psnr_db/diffusers"]),
-        ("training", ["whole_s/4"]),
+        ("training", ["steps_per_s/4", "ms/4/captions and tokens", "ms/4/forward", "ms/4/backward", "ms/4/average"]),
         ("diffusers", ["eager_step_ms/1", "channels_last_step_ms/2", "decode_ms/8", "images_per_s/2"]),
         ("parity", ["pndm/contrast", "euler_a/latent_difference"]),
         ("render", ["pictures_per_second", "share_of_pipeline", "again_per_second", "seconds/denoise"]),

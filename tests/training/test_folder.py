@@ -43,7 +43,7 @@ def only(folder: Path, size: int = 16) -> Image.Image:
 
 def pairs(images: Folder) -> set[tuple[str, tuple[int, ...]]]:
     """Every caption with the middle pixel of its image."""
-    pixels, captions = images.sequence(0, images.period)
+    pixels, captions = images.pixels(0, images.period), [images.wording(i) for i in range(images.period)]
     middles = [image.getpixel((8, 8)) for image in to_pil(pixels)]
     return {(caption(random.Random()), middle) for caption, middle in zip(captions, middles, strict=True)}  # type: ignore[misc]
 
@@ -262,7 +262,7 @@ def test_pixels_run_from_minus_one_to_one_and_the_sequence_repeats(tmp_path: Pat
     for level in (0, 100, 255):
         captioned(tmp_path, f"{level}.png", solid((level,) * 3), str(level))
     images = read_folder(tmp_path, 16)
-    pixels, captions = images.sequence(0, 6)
+    pixels, captions = images.pixels(0, 6), [images.wording(i) for i in range(6)]
     assert pixels.shape == (6, 3, 16, 16) and pixels.dtype == torch.float32
     assert torch.equal(pixels[:3], pixels[3:])
     for image, caption in zip(pixels, captions, strict=True):

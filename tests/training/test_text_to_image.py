@@ -18,7 +18,7 @@ from genpipe.models.tokenizer import train_tokenizer
 from genpipe.models.unet import UNet
 from genpipe.models.unet_config import UNetConfig
 from genpipe.models.vae import VAE, VAEConfig
-from genpipe.training.diffusion import TextToImage
+from genpipe.training.diffusion import TextToImage, Wording
 from genpipe.training.folder import Folder, read_folder
 from genpipe.training.loop import Budget, choose_accelerator
 from genpipe.training.text_to_image import RATE, SCHEDULER, new_model, train, trained_model
@@ -125,9 +125,12 @@ class Killed:
         self._count()
         return self._images.draw(rng, count)
 
-    def sequence(self, start: int, stop: int) -> Any:
+    def pixels(self, start: int, stop: int) -> Tensor:
         self._count()
-        return self._images.sequence(start, stop)
+        return self._images.pixels(start, stop)
+
+    def wording(self, index: int) -> Wording:
+        return self._images.wording(index)
 
     def _count(self) -> None:
         self._left -= 1
@@ -342,10 +345,10 @@ def test_mistakes_in_training_the_embedded_model(
 
 
 def test_the_embedded_models_images_are_a_function_of_the_seed() -> None:
-    module = importlib.import_module("scripts.train.embedded")
-    scenes = module.Scenes(torch.device("cpu"), 64, concepts=("cat", "pirate ship"), seed=3)
-    pixels, captions = scenes.sequence(5, 7)
+    module = importlib.import_module("scripts.train.scenes")
+    scenes = module.Scenes(64, concepts=("cat", "pirate ship"), seed=3)
+    pixels, captions = scenes.pixels(5, 7), [scenes.wording(index) for index in (5, 6)]
     assert pixels.shape == (2, 3, 64, 64)
-    later, _ = scenes.sequence(6, 8)
+    later = scenes.pixels(6, 8)
     assert torch.equal(pixels[1], later[0]) and not torch.equal(pixels[0], later[0])
     assert all(caption(random.Random(0)) for caption in captions)

@@ -1,0 +1,94 @@
+"""What the embedded model is trained on: scenes of the world with their captions, and captions alone for its text encoder."""
+
+import random
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from genpipe.models.text_encoder import TextEncoder
+from genpipe.models.tokenizer import Tokenizer
+from genpipe.scenes.captions import Style, caption
+from genpipe.scenes.compose import Composer
+from genpipe.scenes.world import Scene, sample
+from genpipe.training.diffusion import Wording
+from genpipe.training.loop import Budget, fit
+from genpipe.training.text_encoder import Reader, reading_loss
+from genpipe.training.text_to_image import RATE
+
+TOKENS = 32  # of a prompt
+GPU_BATCH = 256  # images per step of the denoiser
+KEPT = 40_000  # scenes: as many as `LatentPool` holds, and some
+MORE_PAIRS = 0.4  # with the world's own share, 56 % of the images that the denoiser learns from
+SAMPLES = ("pirate ship", "pirate ship in space", "red car", "cat", "castle in the snow", "пиратский корабль",
+           "a dog and a cat", "two apples", "rocket in space", "blue flower", "tree", "house at night")  # fmt: skip
+
+
+def teach(
+    encoder: TextEncoder,
+    tokenizer: Tokenizer,
+    directory: Path,
+    budget: Budget,
+    accelerator: Accelerator,
+    seed: int,
+    stop: Callable[[], bool] | None = None,
+) -> TextEncoder:
+    """Train the text encoder to read the captions of the whole world, also of what the denoiser is not to learn yet."""
+    averaged = fit(
+        Reader(encoder),
+        reading_loss(partial(draw_scene, more_pairs=0.3), word, tokenizer),
+        directory=directory,
+        budget=budget,
+        peak_rate=RATE,
+        accelerator=accelerator,
+        seed=seed,
+        stop=stop,
+    )
+    assert isinstance(averaged, Reader)
+    return averaged.encoder
+
+
+def draw_scene(rng: random.Random, pool: Sequence[str] | None = None, *, more_pairs: float) -> Scene:
+    """A scene of the world, but so often surely a pair: pairs are the hardest both to read and to draw."""
+    scene, pair = sample(rng, pool), rng.random() < more_pairs
+    while pair and scene.kind != "pair" and (pool is None or len(pool) > 1):
+        scene = sample(rng, pool)
+    return scene
+
+
+class Scenes:
+    """The procedural world as images to train on.
+
+    Args:
+        size: of the images, in pixels.
+        concepts: that they show.
+        seed: of the sequence.
+    """
+
+    period: int | None = None
+
+    def __init__(self, size: int, *, concepts: Sequence[str], seed: int) -> None:
+        self.size = size
+        self._composer, self._pool, self._seed = Composer(size=size), concepts, seed
+        self._scene = lru_cache(KEPT)(self._sampled)
+
+    def draw(self, rng: random.Random, count: int) -> Tensor:
+        return self._composer.render([sample(rng, self._pool) for _ in range(count)])
+
+    def pixels(self, start: int, stop: int) -> Tensor:
+        return self._composer.render([self._scene(index) for index in range(start, stop)])
+
+    def wording(self, index: int) -> Wording:
+        return partial(word, self._scene(index))
+
+    def _sampled(self, index: int) -> Scene:
+        return draw_scene(random.Random(f"{self._seed}/{index}"), self._pool, more_pairs=MORE_PAIRS)
+
+
+def word(scene: Scene, rng: random.Random) -> str:
+    """One caption of a scene: two in five English, the rest Russian, in sentences or in the few words people type."""
+    language = "ru" if rng.random() < 0.6 else "en"
+    style: Style = rng.choices(("full", "short", "bare"), (4, 4, 1))[0]
+    return caption(scene, rng, language=language, style=style)
