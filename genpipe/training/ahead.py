@@ -36,8 +36,16 @@ def ahead(make: Callable[[int], T], numbers: Iterable[int], *, workers: int) -> 
     """
     if not workers:
         return map(make, numbers)
-    loader = DataLoader(_Made(make), sampler=numbers, batch_size=None, num_workers=workers, prefetch_factor=AHEAD,
-                        collate_fn=_as_it_is, multiprocessing_context="fork")  # fmt: skip
+    loader = DataLoader(
+        _Made(make),
+        sampler=numbers,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=AHEAD,
+        collate_fn=_as_it_is,
+        multiprocessing_context="fork",
+        pin_memory=torch.cuda.is_available(),  # arrays stay as they are, but a thread of their own receives them
+    )
     return iter(loader)
 
 

@@ -173,7 +173,7 @@ def diffusion_loss(
     batch: int = 128,
     caption_dropout: float = 0.1,
     gamma: float = 5.0,
-) -> StagedLoss[tuple[Chosen, list[list[int]]]]:
+) -> StagedLoss[tuple[Chosen, np.ndarray]]:
     """Return the loss of the denoiser: mean squared error of the velocity, with less weight on latents of little noise.
 
     v-prediction is "Progressive Distillation for Fast Sampling of Diffusion Models" (2022); the weights
@@ -188,13 +188,13 @@ def diffusion_loss(
     snr = squared / (1 - squared)
     weights = (gamma / (snr + 1)).clamp(max=1.0)
 
-    def prepare(step: int, randomness: Randomness) -> tuple[Chosen, list[list[int]]]:
+    def prepare(step: int, randomness: Randomness) -> tuple[Chosen, np.ndarray]:
         chosen = pool.choose(step, batch, randomness.choices)
         with record_function("training/captions"):
             dropped = ["" if randomness.choices.random() < caption_dropout else caption for caption in chosen.captions]
-            return chosen, tokenizer(dropped).ids
+            return chosen, np.array(tokenizer(dropped).ids)
 
-    def admit(prepared: tuple[Chosen, list[list[int]]], step: int, randomness: Randomness) -> tuple[Tensor, ...]:
+    def admit(prepared: tuple[Chosen, np.ndarray], step: int, randomness: Randomness) -> tuple[Tensor, ...]:
         chosen, ids = prepared
         latents = pool.latents(step, chosen)
         # One timestep in each of `batch` equal stretches: the loss says less by chance.
@@ -203,7 +203,7 @@ def diffusion_loss(
         noise = torch.randn(latents.shape, generator=randomness.noise)
         alpha, weight = squared[timestep].sqrt(), weights[timestep]
         sigma = (1 - squared[timestep]).sqrt()
-        return latents, noise, alpha, sigma, weight, timestep, torch.tensor(ids)
+        return latents, noise, alpha, sigma, weight, timestep, torch.from_numpy(ids)
 
     def value(model: nn.Module, *given: Tensor) -> Tensor:
         latents, noise, alpha, sigma, weight, timestep, ids = given

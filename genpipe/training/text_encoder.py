@@ -7,6 +7,7 @@ the caption leaves the denoiser to learn only what they look like.
 import random
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -70,7 +71,7 @@ def reading_loss(
     tokenizer: Tokenizer,
     *,
     batch: int = 128,
-) -> StagedLoss[tuple[list[list[int]], list[list[int]]]]:
+) -> StagedLoss[tuple[np.ndarray, np.ndarray]]:
     """Return the cross-entropy of all answers, summed over the questions.
 
     Args:
@@ -78,16 +79,14 @@ def reading_loss(
         word: words one of the scene's captions.
     """
 
-    def prepare(step: int, randomness: Randomness) -> tuple[list[list[int]], list[list[int]]]:
+    def prepare(step: int, randomness: Randomness) -> tuple[np.ndarray, np.ndarray]:
         with record_function("training/captions"):
             scenes: Sequence[Scene] = [draw_scene(randomness.choices) for _ in range(batch)]
             ids = tokenizer([word(scene, randomness.choices) for scene in scenes]).ids
-            return ids, [answers(scene) for scene in scenes]
+            return np.array(ids), np.array([answers(scene) for scene in scenes])
 
-    def admit(
-        prepared: tuple[list[list[int]], list[list[int]]], step: int, randomness: Randomness
-    ) -> tuple[Tensor, ...]:
-        ids, right = (torch.tensor(each) for each in prepared)
+    def admit(prepared: tuple[np.ndarray, np.ndarray], step: int, randomness: Randomness) -> tuple[Tensor, ...]:
+        ids, right = (torch.from_numpy(each) for each in prepared)
         longest = int((ids != tokenizer.eos_id).sum(1).max()) + 1
         return ids[:, :longest], right  # a token sees none after it: padding is idle
 

@@ -59,13 +59,15 @@ def error(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return (model(x) - y).square().mean()
 
 
-def updated(capture: Capture | None, rows: list[int]) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor]]:
+def updated(
+    capture: Capture | None, rows: list[int], device: str = "cpu"
+) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor]]:
     """The losses of some updates of so many rows each, and the weights and their average after them."""
-    model, noise = network(), torch.Generator().manual_seed(1)
-    update = Update(model, choose_accelerator("cpu", "fp32"), capture=capture)
+    model, noise = network().to(device), torch.Generator().manual_seed(1)
+    update = Update(model, choose_accelerator(device, "fp32"), capture=capture)
     losses = []
     for step, count in enumerate(rows):
-        x = torch.randn(count, 24, generator=noise)
+        x = torch.randn(count, 24, generator=noise).to(device)
         losses.append(float(update(error, (x, x.flip(1)), rate=1e-2 / (1 + step), share=1 / (2 + step))))
     return losses, model.state_dict(), update.averaged.state_dict()
 
@@ -78,6 +80,16 @@ def test_a_recorded_update_changes_the_weights_as_a_plain_one_does() -> None:
     assert recorded[0] == pytest.approx(plain[0], rel=1e-5) and plain[0][-1] < plain[0][0]
     for expected, found in zip(plain[1:], recorded[1:], strict=True):
         assert all(torch.allclose(found[name], each, atol=1e-6) for name, each in expected.items())
+
+
+@pytest.mark.gpu
+def test_a_cuda_graph_of_an_update_changes_the_weights_as_a_plain_one_does(recwarn: pytest.WarningsRecorder) -> None:
+    rows = [8, 8, 8, 5, 8, 8]
+    plain, recorded = updated(None, rows), updated(None, rows, "cuda")
+    assert not [warning for warning in recwarn if "graphs" in str(warning.message)]
+    assert recorded[0] == pytest.approx(plain[0], rel=1e-3)
+    for expected, found in zip(plain[1:], recorded[1:], strict=True):
+        assert all(torch.allclose(found[name].cpu(), each, atol=1e-3) for name, each in expected.items())
 
 
 def test_where_no_recording_can_be_made_updates_go_on_with_one_warning() -> None:
