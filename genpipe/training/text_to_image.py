@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -27,7 +27,10 @@ from genpipe.sampling.levels import cumulative_alphas
 from genpipe.training.ahead import workers_beside
 from genpipe.training.autoencoder import autoencoder_loss, growing_loss, grown, psnr, standardise_latents
 from genpipe.training.diffusion import CaptionedSequence, LatentPool, TextToImage, diffusion_loss
+from genpipe.training.guidance import distilled, guidance_loss
 from genpipe.training.loop import Budget, Loss, Randomness, fit
+
+N = TypeVar("N", bound=nn.Module)
 
 SIZE = 128
 VAE_BATCH, BATCH = 8, 64
@@ -180,6 +183,7 @@ def train(
     growth: Budget | None = None,
     decoder: Budget | None = None,
     denoiser: Budget | None = None,
+    guidance: Budget | None = None,
     freeze_text: bool = False,
     rate: float = RATE,
     prompts: Sequence[str],
@@ -198,6 +202,7 @@ def train(
         decoder: budget of the decoder alone, for a model trained before: its latents keep their meaning, so the
             denoiser stays valid.
         denoiser: budget of the text encoder and the denoiser. A stage whose budget is None is left out.
+        guidance: budget of a denoiser that learns to give at once what the one before it gives with guidance.
         freeze_text: keep the text encoder as it is, and train the denoiser alone.
         rate: highest learning rate of the denoiser, lower for one that was trained before.
         prompts: what the samples show.
@@ -209,12 +214,31 @@ def train(
         stop: asked after each step whether to end early, as after a last checkpoint.
 
     Raises:
-        ValueError: `out` holds the training of another model.
+        ValueError: `out` holds the training of another model, or the denoiser is one of distilled guidance already.
         FloatingPointError: the loss is not finite; what was saved is intact.
         Stopped: `stop` said so.
     """
-
     device = accelerator.device
+    if model.unet.config.guidance_channels is not None and (denoiser is not None or guidance is not None):
+        raise ValueError("the denoiser takes the guidance scale: train the checkpoint that it was distilled from")
+
+    def stage_of(
+        name: str, network: N, loss: Loss, budget: Budget, peak_rate: float, look: Callable[[nn.Module], None]
+    ) -> N:
+        averaged = fit(
+            network,
+            loss,
+            directory=out / name,
+            budget=budget,
+            peak_rate=peak_rate,
+            accelerator=accelerator,
+            seed=seed,
+            checkpoint_minutes=checkpoint_minutes,
+            on_checkpoint=look,
+            stop=stop,
+        )
+        assert isinstance(averaged, type(network))
+        return averaged
 
     def train_vae(vae: VAE, stage: str, budget: Budget, peak_rate: float, loss: Loss) -> VAE:
         shown = images.draw(random.Random("unseen"), _as_many(measured, images.size)).to(device)
@@ -226,20 +250,7 @@ def train(
             save_image(grid([*to_pil(shown[:12]), *to_pil(decoded)], columns=12), out / stage / "samples.png")
             accelerator.print(f"{stage}: {psnr(model, shown):.2f} dB")
 
-        averaged = fit(
-            vae,
-            loss,
-            directory=out / stage,
-            budget=budget,
-            peak_rate=peak_rate,
-            accelerator=accelerator,
-            seed=seed,
-            checkpoint_minutes=checkpoint_minutes,
-            on_checkpoint=look,
-            stop=stop,
-        )
-        assert isinstance(averaged, VAE)
-        return averaged
+        return stage_of(stage, vae, loss, budget, peak_rate, look)
 
     def drawn(randomness: Randomness) -> Tensor:
         return images.draw(randomness.choices, vae_batch)
@@ -266,7 +277,7 @@ def train(
         made = replace(model, text_encoders=(averaged.text_encoder,), unet=averaged.unet)
         _save(made, out, prompts, device)
 
-    if denoiser is None:
+    if denoiser is None and guidance is None:
         save(networks)
         return
 
@@ -275,19 +286,19 @@ def train(
         with torch.no_grad(), accelerator.autocast():
             return torch.cat([vae.scale(vae.encode(part)[0].float()) for part in parts])
 
-    pool = LatentPool(images, encode, fresh=max(8, batch // 8), period=images.period, workers=workers_beside(device))
-    fit(
-        networks,
-        diffusion_loss(pool, model.tokenizers[0], squared_alphas(model.scheduler_config), batch=batch),
-        directory=out / "denoiser",
-        budget=denoiser,
-        peak_rate=rate,
-        accelerator=accelerator,
-        seed=seed,
-        checkpoint_minutes=checkpoint_minutes,
-        on_checkpoint=save,
-        stop=stop,
-    )
+    def pool() -> LatentPool:
+        fresh, workers = max(8, batch // 8), workers_beside(device)
+        return LatentPool(images, encode, fresh=fresh, period=images.period, workers=workers)
+
+    tokenizer, alphas = model.tokenizers[0], squared_alphas(model.scheduler_config)
+    if denoiser is not None:
+        loss = diffusion_loss(pool(), tokenizer, alphas, batch=batch)
+        networks = stage_of("denoiser", networks, loss, denoiser, rate, save)
+    if guidance is not None:
+        teacher = networks.requires_grad_(False)
+        student = TextToImage(teacher.text_encoder, distilled(teacher.unet)).to(device)
+        loss = guidance_loss(pool(), tokenizer, alphas, teacher.unet, batch=batch)
+        stage_of("guidance", student, loss, guidance, rate, save)
 
 
 def _save(model: Checkpoint, out: Path, prompts: Sequence[str], device: torch.device) -> None:

@@ -5,6 +5,7 @@
     python -m scripts.train.embedded --out runs/further --minutes 120 --init genpipe/embedded --seed 1
     python -m scripts.train.embedded --out runs/decoder --minutes 0 --init genpipe/embedded --decoder-minutes 30
     python -m scripts.train.embedded --out runs/large --minutes 0 --init runs/anew/checkpoint --growth-minutes 90
+    python -m scripts.train.embedded --out runs/quick --minutes 0 --init genpipe/embedded --guidance-minutes 60
     python -m scripts.train.embedded --out runs/gpu --recipe gpu --minutes 9
 
 Killed and started again with the same --out, it continues. Samples to look at appear in --out as it goes, and the
@@ -69,15 +70,23 @@ def main(given: Sequence[str] | None = None) -> None:
         help="with --init: time before that for one more level of the autoencoder, for images of twice the size "
         "(%(default)s)",
     )
+    parser.add_argument(
+        "--guidance-minutes",
+        type=float,
+        default=0.0,
+        help="with --init: time after that for a denoiser that gives at once what it gives with guidance (%(default)s)",
+    )
     parser.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the best there is)")
     arguments = parser.parse_args(given)
     if arguments.recipe is not None:
-        own = ("init", "vae", "vae_share", "text_share", "decoder_minutes", "growth_minutes")
+        own = ("init", "vae", "vae_share", "text_share", "decoder_minutes", "growth_minutes", "guidance_minutes")
         for name in own:
             if getattr(arguments, name) != parser.get_default(name):
                 parser.error(f"--recipe has stages of its own: leave --{name.replace('_', '-')} out")
     if arguments.init is None and (arguments.decoder_minutes or arguments.growth_minutes):
         parser.error("--decoder-minutes and --growth-minutes need --init, the checkpoint whose autoencoder is trained")
+    if arguments.init is None and arguments.guidance_minutes:
+        parser.error("--guidance-minutes needs --init, the checkpoint whose denoiser is distilled")
     if arguments.init is not None and arguments.vae is not None:
         parser.error("--vae goes with a training from fresh weights: leave it or --init out")
     if unknown := [name for name in arguments.concepts if name not in names()]:
@@ -112,7 +121,8 @@ def run(arguments: argparse.Namespace) -> None:
             )
             model = replace(model, text_encoders=(encoder,))
     else:
-        stages = {"growth": arguments.growth_minutes, "decoder": arguments.decoder_minutes, "denoiser": minutes}
+        stages = {"growth": arguments.growth_minutes, "decoder": arguments.decoder_minutes, "denoiser": minutes,
+                  "guidance": arguments.guidance_minutes}  # fmt: skip
         budgets = {stage: Budget(minutes=time) for stage, time in stages.items() if time}
         model = trained_model(out, arguments.init, grow="growth" in budgets)
     train(
@@ -124,6 +134,7 @@ def run(arguments: argparse.Namespace) -> None:
         growth=budgets.get("growth"),
         decoder=budgets.get("decoder"),
         denoiser=budgets.get("denoiser"),
+        guidance=budgets.get("guidance"),
         freeze_text=True,
         rate=RATE if arguments.init is None else RATE / 2,
         prompts=SAMPLES,

@@ -227,6 +227,20 @@ def test_a_grown_model_draws_twice_as_large_from_the_same_latents_and_keeps_its_
     assert pipe("a red square", seed=1, width=SIZE, height=SIZE, progress=False).size == (SIZE, SIZE)
 
 
+def test_a_distilled_denoiser_draws_with_one_evaluation_per_step(tmp_path: Path, folder: Path, trained: Path) -> None:
+    images = read_folder(folder, SIZE)
+    run(tmp_path / "out", trained_model(tmp_path / "out", trained, size=SIZE), images, guidance=3)
+    pipe = Pipeline.from_pretrained(tmp_path / "out" / "checkpoint", device="cpu", dtype="fp32")
+    evaluated: list[int] = []
+    pipe.checkpoint.unet.conv_in.register_forward_pre_hook(lambda _, given: evaluated.append(len(given[0])))
+    low, high = (pipe("a red square", seed=1, guidance_scale=scale, progress=False) for scale in (1.0, 5.0))
+    assert evaluated == [1] * 4  # two steps each, of one image
+    assert low.tobytes() != high.tobytes()
+    again = trained_model(tmp_path / "again", tmp_path / "out" / "checkpoint", size=SIZE)
+    with pytest.raises(ValueError, match="takes the guidance scale: train the checkpoint that it was distilled from"):
+        run(tmp_path / "again", again, images, denoiser=1)
+
+
 def test_a_warm_start_takes_what_it_can_continue(tmp_path: Path, folder: Path, tiny_checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="trained to predict epsilon: --init takes checkpoints of v_prediction only"):
         trained_model(tmp_path, tiny_checkpoint, size=32)
@@ -328,6 +342,7 @@ def test_a_training_of_the_embedded_model_goes_on_from_a_checkpoint(tmp_path: Pa
     [
         (["--decoder-minutes", "3"], "--decoder-minutes and --growth-minutes need --init"),
         (["--growth-minutes", "3"], "--decoder-minutes and --growth-minutes need --init"),
+        (["--guidance-minutes", "3"], "--guidance-minutes needs --init"),
         (["--concepts", "cat,florble"], "--concepts 'florble' is not among the"),
         (["--minutes", "0"], "error: a training budget of 0.0 is out of range: use more"),
     ],
