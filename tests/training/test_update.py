@@ -83,6 +83,7 @@ def test_a_recorded_update_changes_the_weights_as_a_plain_one_does() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_cuda_graph_of_an_update_changes_the_weights_as_a_plain_one_does(recwarn: pytest.WarningsRecorder) -> None:
     rows = [8, 8, 8, 5, 8, 8]
     plain, recorded = updated(None, rows), updated(None, rows, "cuda")
