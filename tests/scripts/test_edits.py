@@ -23,7 +23,7 @@ def test_every_part_gives_its_figures(edits: ModuleType, capsys: pytest.CaptureF
     for part, aims in edits.AIMS.items():
         assert report[part]["images"] == count and all(0 <= report[part][name] <= 1 for name in aims)
     assert report["inpaint"]["untouched"] == 1.0 and 0 < report["inpaint"]["masked"] < 1
-    assert report["upscale"]["size"] == "256x256"
+    assert report["upscale"]["size"] == "512x512"
     distances = list(report["vary"]["mean_distance"].values())
     assert distances[0] < distances[-1]
     text = edits.table(report)
