@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from genpipe.processors import processors
@@ -47,6 +48,13 @@ def ahead(make: Callable[[int], T], numbers: Iterable[int], *, workers: int) -> 
         pin_memory=torch.cuda.is_available(),  # arrays stay as they are, but a thread of their own receives them
     )
     return iter(loader)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on the device, without waiting for what that has still to do: a GPU fetches it from pinned memory."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class _Made(Dataset[T]):

@@ -15,7 +15,7 @@ from genpipe.models.attention import SpatialTransformer
 from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.tokenizer import Tokenizer
 from genpipe.models.unet import UNet
-from genpipe.training.ahead import ahead
+from genpipe.training.ahead import ahead, sent
 from genpipe.training.loop import Randomness, StagedLoss, quick_attention
 
 
@@ -144,7 +144,7 @@ class LatentPool:
             self._put(before, chosen.pixels)
         self._held = wanted
         assert self._latents is not None
-        return self._latents[torch.from_numpy(chosen.slots).to(self._latents.device)].float()
+        return self._latents[sent(torch.from_numpy(chosen.slots), self._latents.device)].float()
 
     def _stop(self, step: int) -> int:
         """Where the window ends at a step."""
@@ -162,7 +162,7 @@ class LatentPool:
             if self._latents is None:
                 self._latents = latents.new_empty(self._slots, *latents.shape[1:], dtype=torch.float16)
             slots = torch.arange(start, start + len(latents)) % self._slots
-            self._latents[slots.to(latents.device)] = latents.half()
+            self._latents[sent(slots, latents.device)] = latents.half()
 
 
 def diffusion_loss(

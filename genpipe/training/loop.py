@@ -25,7 +25,7 @@ from torch.profiler import record_function
 from genpipe.hardware import choose_device, choose_dtype, training_dtype
 from genpipe.messages import quoted
 from genpipe.progress import Progress
-from genpipe.training.ahead import ahead, workers_beside
+from genpipe.training.ahead import ahead, sent, workers_beside
 from genpipe.training.state import restore, save
 from genpipe.training.update import Losses, Update
 
@@ -171,7 +171,7 @@ def fit(
                     made = next(prepared)
                 with record_function("training/admit"), torch.no_grad(), accelerator.autocast():
                     given = loss.admit(made, step, randomness)
-                    inputs = tuple(each.to(accelerator.device, non_blocking=True) for each in given)
+                    inputs = tuple(sent(each, accelerator.device) for each in given)
                 value = update(loss.value, inputs, rate=rate, share=follow)
             else:
                 value = update(_at(loss, step, randomness), rate=rate, share=follow)

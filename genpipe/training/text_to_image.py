@@ -24,7 +24,7 @@ from genpipe.models.vae import VAE, VAEConfig
 from genpipe.pipeline import Pipeline
 from genpipe.request import check_size
 from genpipe.sampling.levels import cumulative_alphas
-from genpipe.training.ahead import workers_beside
+from genpipe.training.ahead import sent, workers_beside
 from genpipe.training.autoencoder import autoencoder_loss, growing_loss, grown, psnr, standardise_latents
 from genpipe.training.diffusion import CaptionedSequence, LatentPool, TextToImage, diffusion_loss
 from genpipe.training.guidance import distilled, guidance_loss
@@ -282,7 +282,7 @@ def train(
         return
 
     def encode(pixels: Tensor) -> Tensor:
-        parts = pixels.split(ENCODED) if device.type == "cpu" else [pixels.to(device)]
+        parts = pixels.split(ENCODED) if device.type == "cpu" else [sent(pixels, device)]
         with torch.no_grad(), accelerator.autocast():
             return torch.cat([vae.scale(vae.encode(part)[0].float()) for part in parts])
 
