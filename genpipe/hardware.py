@@ -157,6 +157,12 @@ def keep_freed_memory(*, large: bool = True) -> None:
         mallopt(option, value)
 
 
+def release_freed_memory() -> None:
+    """Hand what `keep_freed_memory` has kept back to the system, before sizes are allocated that would not fit into it."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def device_name(device: torch.device) -> str:
     """Name a device for people: the GPU, or the processor and how many of them this process may use."""
     if device.type == "cuda":

@@ -3,11 +3,13 @@
 import importlib
 import json
 import math
+import mmap
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -42,6 +44,8 @@ _OTHERS = {
     b"<": "it is a web page, not weights: download it again",
     b'{"': "it is JSON text, not weights: download it again",
 }
+# What tensors are mapped from, by the address of their first byte.
+_MAPPED: WeakValueDictionary[int, np.memmap] = WeakValueDictionary()
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,9 @@ class Safetensors:
             return torch.empty(shape, dtype=dtype)
         # Written to only in memory: "c" is a private mapping. By a text, as numpy would resolve a `Path` each time.
         offset = self._start + start
-        tensor = torch.from_numpy(np.memmap(str(self.path), np.uint8, "c", offset=offset, shape=(end - start,)))
+        mapped = np.memmap(str(self.path), np.uint8, "c", offset=offset, shape=(end - start,))
+        tensor = torch.from_numpy(mapped)
+        _MAPPED[tensor.data_ptr()] = mapped
         tensor = tensor.clone() if offset % dtype.itemsize else tensor  # where a writer has not aligned it
         return tensor.view(dtype).reshape(shape)
 
@@ -210,9 +216,9 @@ class Gguf:
 def _unpickled(path: Path) -> Any:
     """What a pickle file holds. Files from before torch 1.6 cannot be mapped, and are read whole."""
     reason: Exception | None = None
-    for mmap in (True, False):
+    for lazily in (True, False):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
         except FileNotFoundError as error:
             raise CheckpointError(f"{path} does not exist") from error
         except Exception as error:  # noqa: BLE001 - of a malformed pickle, anything
@@ -264,6 +270,21 @@ def open_tensors(path: Path, *, allow_pickle: bool = False) -> TensorFile:
             "(--allow-pickle) to read its tensors alone, or save it as safetensors"
         )
     return Pickled(path)
+
+
+def release_pages(tensors: Iterable[Tensor]) -> None:
+    """Take the pages of tensors that are mapped from safetensors files out of this process's memory.
+
+    The system keeps them in its cache of files while it has memory to spare, and maps them again when they are used. What
+    was written to such a tensor is lost; other tensors are left as they are.
+    """
+    for tensor in tensors:
+        if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+            continue
+        mapped = _MAPPED.get(tensor.untyped_storage().data_ptr())
+        pages = getattr(mapped, "_mmap", None)
+        if pages is not None and hasattr(pages, "madvise"):
+            pages.madvise(mmap.MADV_DONTNEED)
 
 
 def shapes_of(file: TensorFile) -> dict[str, tuple[int, ...]]:

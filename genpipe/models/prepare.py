@@ -68,7 +68,7 @@ def prepare(
         cuda, forms = forms, PLAIN
     sides = {id(module): side for module, side in _sides(network)}
     if isinstance(network, VAE):
-        forms = replace(forms, winograd_from=forms.winograd_from_in_vae, winograd4_side=forms.winograd4_side_in_vae)
+        forms = replace(forms, winograd_from=forms.winograd_from_in_vae)
     _prepare(network.eval().requires_grad_(False), _Target(device, dtype, forms, sides, fill), USUAL_SIDE)
     if cuda is not None and cuda.channels_last:
         _channels_last(network)
@@ -156,7 +156,7 @@ def _prepare(module: nn.Module, target: _Target, side: int) -> nn.Module:
             forms.winograd4 is not None
             and dtype == torch.float32
             and side >= forms.winograd4_side
-            and suits_winograd4(module, forms.winograd4)
+            and suits_winograd4(module, side, forms.winograd4)
         ):
             return Winograd4Conv(cast(nn.Conv2d, module))
         if forms.winograd and can_pack(dtype) and suits_winograd(module, side, forms.winograd_from):

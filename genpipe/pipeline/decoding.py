@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genpipe.hardware import free_memory
+from genpipe.hardware import free_memory, release_freed_memory
 from genpipe.models.finite import NonFiniteError, float32_copy
 from genpipe.models.vae import VAE, VAEConfig
 
@@ -74,6 +74,9 @@ def decode(vae: VAE, latents: Tensor, tile: int | None, *, model: str, joins: bo
             return decode_joined(partial(vae.decode, tile=tile), latents).float()
         return vae.decode(latents, tile=tile).float()
 
+    large = latents.shape[-2:].numel() >= TILE**2
+    if large and latents.device.type == "cpu" and vae.decoder.norm_out.weight.dtype == torch.float32:
+        release_freed_memory()  # what denoising has freed is in pieces that are too small for large maps
     pixels = decoded(vae)
     if not bool(torch.isfinite(pixels).all()):
         pixels = decoded(float32_copy(vae))

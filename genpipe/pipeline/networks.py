@@ -13,6 +13,7 @@ from torch import nn
 from genpipe.blocks import Network
 from genpipe.checkpoints import Checkpoint
 from genpipe.checkpoints.checkpoint import Fill
+from genpipe.checkpoints.tensors import release_pages
 from genpipe.files import cache_folder
 from genpipe.fit import Traits
 from genpipe.hardware import (
@@ -31,6 +32,7 @@ from genpipe.models.cuda.fp8 import Fp8Linear, check_fp8
 from genpipe.models.denoiser import Evaluate, evaluate
 from genpipe.models.prepare import prepare
 from genpipe.models.stored import StoredLayer
+from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.unet import UNet
 from genpipe.models.vae import VAE
 from genpipe.spec import DTYPES, WEIGHTS, ModelSpec
@@ -107,14 +109,23 @@ class Networks:
         """Put one network into the form in which it runs; `fill` reads what has no weights yet."""
         dtype = self.vae_dtype if isinstance(network, VAE) else self.dtype
         forms = self._forms
-        if isinstance(forms, Forms) and forms.int8 and not isinstance(network, UNet):
+        if isinstance(forms, Forms) and not isinstance(network, UNet):
             forms = replace(forms, int8=False)
+        if isinstance(forms, Forms) and forms.winograd4 is not None and isinstance(network, TextEncoder):
+            forms = PLAIN  # it runs once per prompt: its weights, of fp32, stay in their file
         return prepare(network, device=self.device, dtype=dtype, forms=forms, fill=fill)
 
     @contextmanager
     def in_memory(self, network: Network) -> Iterator[Network]:
-        """Lend a text encoder or the autoencoder, ready to run; with low_memory it is read from its files for this."""
-        yield self.checkpoint.read_again(network, self.prepare) if self._low_memory else network
+        """Lend a text encoder or the autoencoder, ready to run; with low_memory it is read from its files for this.
+
+        What runs as it lies in its files leaves this process's memory when it is given back.
+        """
+        if self._low_memory:
+            yield self.checkpoint.read_again(network, self.prepare)
+            return
+        yield network
+        release_pages(network.parameters())
 
 
 def weight_bytes(networks: Sequence[nn.Module], dtype: torch.dtype) -> int:

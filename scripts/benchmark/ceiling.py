@@ -24,7 +24,7 @@ from genpipe.models.unet_config import UNetConfig
 # A kind and its numbers: ("linear", rows, in, out), ("convolution", batch, in, out, kernel, stride, height, width),
 # ("upsampling", batch, channels, height, width before it), ("attention", batch · heads, queries, keys, head width).
 Operation = tuple[Any, ...]
-FEWEST = 64  # channels of a `Winograd4Conv` that is measured
+FEWEST = 64  # channels of a `WinogradConv` or `Winograd4Conv` that is measured in fp32
 # Convolutions of decoders, which have fewer channels than those of a U-Net, and how often they come.
 _DECODER: dict[Operation, int] = {
     ("convolution", 1, width, width, 3, 1, side, side): 1 for width, side in ((64, 256), (128, 256), (256, 128))
@@ -124,11 +124,12 @@ def forms_of(operation: Operation, dtype: torch.dtype) -> Iterator[tuple[str, Ca
         layer = nn.Conv2d(width, out, kernel, stride=stride, padding=kernel // 2)
         x = torch.randn(batch, width, height, across).contiguous(memory_format=torch.channels_last)
     layer, x = layer.to(dtype), x.to(dtype)
-    if can_pack(dtype) and suits_winograd(layer, x.shape[-1], PLAIN.winograd_from):
+    fewest = FEWEST if dtype == torch.float32 else PLAIN.winograd_from  # rounding counts in 16 bits alone
+    if can_pack(dtype) and suits_winograd(layer, x.shape[-1], fewest):
         fast = WinogradConv(cast(nn.Conv2d, layer), dtype, x.shape[-1])
         yield "winograd", lambda: fast(x)
     large = x.shape[-1] >= PLAIN.winograd4_side
-    if dtype == torch.float32 and large and suits_winograd4(layer, FEWEST):
+    if dtype == torch.float32 and large and suits_winograd4(layer, x.shape[-1], FEWEST):
         tiled = Winograd4Conv(cast(nn.Conv2d, layer))
         yield "winograd4", lambda: tiled(x)
     if kind == "convolution":
@@ -176,17 +177,22 @@ def tune(instruction_set: str, dtypes: list[torch.dtype], processor: str) -> dic
     table = json.loads(TABLE.read_text(encoding="utf-8"))
     for dtype in dtypes:
         spent: dict[str, Counter[str]] = {}
-        saved: Counter[int] = Counter()  # seconds that `Winograd4Conv` saves, by the fewest channels
-        faster = 0.0  # seconds that `WinogradConv` and `DifferenceUpsample` save
+        # Seconds that `WinogradConv` and `Winograd4Conv` save, by the fewest channels; and `DifferenceUpsample` with the first.
+        saved2: Counter[int] = Counter()
+        saved4: Counter[int] = Counter()
+        faster = 0.0
         for operation, count in {**step_operations(512, 1), **_DECODER}.items():
             kind = operation[0] if operation[0] != "convolution" else f"convolution {operation[4]}x{operation[4]}"
             if kind == "attention":
                 continue
             times = {form: count * best_seconds(run, budget=0.15) for form, run in forms_of(operation, dtype)}
-            if (fast := times.pop("winograd4", None)) is not None:
-                saved[min(operation[2:4])] += min(times.values()) - fast  # type: ignore[assignment]
-            if (fast := times.pop("winograd", None)) is not None:
-                faster += min(times.values()) - fast
+            fast4, fast2 = (times.pop(form, None) for form in ("winograd4", "winograd"))
+            if fast4 is not None:
+                saved4[min(operation[2:4])] += min(times.values()) - fast4  # type: ignore[assignment]
+            elif fast2 is not None:
+                faster += min(times.values()) - fast2
+                if kind != "upsampling":
+                    saved2[min(operation[2:4])] += min(times.values()) - fast2  # type: ignore[assignment]
             spent.setdefault(kind, Counter()).update(times)  # type: ignore[arg-type]
         packed = [kind for kind in spent if spent[kind].get("packed", float("inf")) < spent[kind]["plain"]]
         phases = spent["upsampling"]["phases"] < spent["upsampling"]["plain"]
@@ -201,7 +207,9 @@ def tune(instruction_set: str, dtypes: list[torch.dtype], processor: str) -> dic
                     break
                 blocked[str(width)] = keys
         row = {"packed": [*packed, *(["upsampling"] if phases and can_pack(dtype) else [])], "phases": phases}
-        row |= {"winograd": faster > 0, "winograd4": _fewest(saved), "blocked": blocked, "measured": processor}
+        row |= {"winograd": faster > 0, "winograd4": _fewest(saved4), "blocked": blocked, "measured": processor}
+        if dtype == torch.float32 and (least := _fewest(saved2)) is not None:
+            row["winograd_from"] = least
         table.setdefault(instruction_set, {})[str(dtype).removeprefix("torch.")] = row
     TABLE.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     return table[instruction_set]

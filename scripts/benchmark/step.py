@@ -131,14 +131,19 @@ def psnr(result: np.ndarray, reference: np.ndarray) -> float:
 
 
 def cold_start(runs: int) -> dict[str, float]:
-    """Median seconds of each command over `runs` interleaved runs, after one that warms the file cache."""
+    """Median seconds of each command over `runs` interleaved runs, after one that warms the file cache.
+
+    Python finds the bytecode of what it imports, as where packages are installed, whatever this environment says.
+    """
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as bytecode:
+        environment = {**os.environ, "PYTHONPYCACHEPREFIX": bytecode}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         for run in range(runs + 1):
             for name, command in COMMANDS.items():
                 flags = ["--device", "cpu"] if name == "genpipe" else []
                 started = time.perf_counter()
-                subprocess.run([*command, *flags], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+                subprocess.run([*command, *flags], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
                 if run:
                     times[name].append(time.perf_counter() - started)
         drawn = len(list(Path(folder).glob("*.png")))

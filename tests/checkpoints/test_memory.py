@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from genpipe.checkpoints import save_checkpoint
+from genpipe.checkpoints.tensors import Safetensors, release_pages
 from genpipe.checkpoints.weights import skeleton
 from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
 from genpipe.models.tokenizer import train_tokenizer
@@ -120,3 +121,19 @@ def test_weights_kept_in_fewer_bits_are_never_in_memory_in_more(
     numbers = sum(tensor.numel() for tensor in load_file(path).values())
     assert sizes[1] < 1.05 * numbers  # a byte each, where fp16 takes two
     assert growth <= sum(sizes) + 0.5 * numbers  # for the layer that is being read
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
+def test_pages_of_mapped_tensors_are_let_go_and_read_again(disk: Path) -> None:
+    def held() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssFile:"))
+
+    path, numbers = disk / "numbers.safetensors", torch.arange(2.0**24)  # 64 MB
+    save_file({"a": numbers, "b": torch.ones(8)}, path)
+    file = Safetensors(path)
+    mapped = [file.tensor("a"), file.tensor("b")]
+    total, full = mapped[0].sum(), held()
+    release_pages([*mapped, numbers, mapped[0].to_mkldnn(), numbers.to("meta")])
+    assert full - held() > 60e6
+    assert mapped[0].sum() == total and torch.equal(mapped[0].view(-1, 64)[-1], numbers[-64:])

@@ -28,10 +28,9 @@ class Forms:
         blocked: from how many keys on self-attention is blocked, by the widest head for which that is so.
         int8: whether wide layers are quantised. Not of the table: it changes images, and is for the caller to say.
         winograd_from, winograd_from_in_vae: the fewest channels, in and out, of a `WinogradConv` in a U-Net and in an
-            autoencoder. With fewer it saves less than its rounding is worth, and the rounding of an autoencoder goes
-            into the pixels once, of a U-Net into the latents at every step.
-        winograd4_side, winograd4_side_in_vae: the smallest maps, by their side, that are worth the memory of its weights:
-            four times a plain convolution's. A U-Net runs at every step, an autoencoder once.
+            autoencoder. With fewer it saves less than its rounding is worth in bf16, and the rounding of an autoencoder
+            goes into the pixels once, of a U-Net into the latents at every step.
+        winograd4_side: the smallest maps, by their side, of a `Winograd4Conv`, which transforms its weights at every call.
         differences_from: the fewest channels of a `DifferenceUpsample`; with fewer, adding takes as long as multiplying
             saves.
         int8_from: the fewest channels, in and out, that int8 pays for: of Stable Diffusion's layers all but the first and
@@ -47,7 +46,6 @@ class Forms:
     winograd_from: int = 512
     winograd_from_in_vae: int = 256
     winograd4_side: int = 32
-    winograd4_side_in_vae: int = 128
     differences_from: int = 256
     int8_from: int = 320
 

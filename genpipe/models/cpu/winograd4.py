@@ -3,7 +3,9 @@
 Sixteen neighbouring results take 144 products one by one, and 36 in F(4×4, 3×3) of "Fast Algorithms for Convolutional Neural
 Networks" (2016). The transforms before and after are products too, by small constant matrices, so that each strip of an
 image takes eight operations. They are torch's own: no weight is in an order that suits one size or number of threads. The
-rounding error is five times that of a direct convolution: nothing in fp32, and too much for 16 bits.
+weights of the products, four times as many as a plain convolution has, are computed at every call, which takes little
+beside the products of large maps, and are not kept. The rounding error is five times that of a direct convolution: nothing
+in fp32, and too much for 16 bits.
 """
 
 from functools import cache
@@ -12,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genpipe.models.cpu.winograd import SMALLEST_SIDE, suits_winograd
+from genpipe.models.cpu.winograd import suits_winograd
 
-# The most weights of a plain convolution, in · out channels, that are worth four times as many.
-MOST_CHANNELS = 640 * 1920
+# The most in · out channels per pixel of a map: with more, transforming the weights takes too much beside the products.
+MOST_CHANNELS = 300
 # Numbers that are transformed at once, so that they are multiplied while still in caches.
 STRIP = 2**20
 # Where the polynomials are evaluated, beside infinity. They round half as much as the usual 0, ±1 and ±2, and are exact in
@@ -25,12 +27,12 @@ _TILE, _TAPS = 4, 3
 _SIZE = _TILE + _TAPS - 1
 
 
-def suits_winograd4(layer: nn.Module, fewest: int) -> bool:
-    """Whether a layer is a plain 3×3 convolution of `fewest` channels or more, with few enough weights."""
-    if not suits_winograd(layer, SMALLEST_SIDE, fewest):
+def suits_winograd4(layer: nn.Module, side: int, fewest: int) -> bool:
+    """Whether a layer is a plain 3×3 convolution of `fewest` channels or more, with few weights for maps of this side."""
+    if not suits_winograd(layer, side, fewest):
         return False
     assert isinstance(layer, nn.Conv2d)
-    return layer.in_channels * layer.out_channels <= MOST_CHANNELS
+    return layer.in_channels * layer.out_channels <= MOST_CHANNELS * side**2
 
 
 @cache
@@ -58,13 +60,14 @@ class Winograd4Conv(nn.Module):
     """An `nn.Conv2d` that `suits_winograd4`, in fp32. Works in channels_last, and returns it.
 
     Args:
-        layer: with its weights best in the file's own dtype, since the sums of them are then rounded only once.
+        layer: with its weights.
         strip: how many numbers are transformed at once.
     """
 
     adds = True
-    weight: Tensor  # (36, C_in, C_out)
+    weight: Tensor  # (9, C_in, C_out)
     bias: Tensor | None
+    taps: Tensor
     before: Tensor
     after: Tensor
 
@@ -73,10 +76,9 @@ class Winograd4Conv(nn.Module):
         self._numbers = strip
         self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
         after, taps, before = _matrices()
-        weight = layer.weight.detach().double().flatten(2).permute(2, 1, 0)  # (9, C_in, C_out)
-        sums = torch.kron(taps, taps) @ weight.flatten(1)
-        self.register_buffer("weight", sums.float().view(-1, *weight.shape[1:]))
+        self.register_buffer("weight", layer.weight.detach().float().flatten(2).permute(2, 1, 0).contiguous())
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().float())
+        self.register_buffer("taps", torch.kron(taps, taps).float(), persistent=False)  # (36, 9)
         self.register_buffer("before", before.float(), persistent=False)
         self.register_buffer("after", after.float(), persistent=False)
 
@@ -92,32 +94,31 @@ class Winograd4Conv(nn.Module):
         result = x.new_empty(len(x), down, _TILE, across, _TILE, self.out_channels)
         added = None if plus is None else plus.movedim(1, -1).unflatten(2, (across, _TILE)).unflatten(1, (down, _TILE))
         bias = shift if self.bias is None else self.bias if shift is None else self.bias + shift
+        weight = torch.mm(self.taps, self.weight.flatten(1)).view(-1, self.in_channels, self.out_channels)
         widest = max(self.in_channels, self.out_channels)
         strip = max(1, self._numbers // (len(x) * across * _SIZE**2 * widest))
         padded = x.new_zeros(len(x), min(strip, down) * _TILE + 2, width + 2, self.in_channels)
         for top in range(0, down, strip):
             part = slice(top, min(top + strip, down))
-            tiles = self._products(_tiles(_rows(x, part, padded), across))  # (4, 4, B, n, W / 4, C_out)
+            tiles = self._products(_tiles(_rows(x, part, padded), across), weight)  # (4, 4, B, n, W / 4, C_out)
             if added is None:
                 _sum(tiles, bias, result[:, part])
             else:
                 _sum(tiles if bias is None else tiles.add_(bias), added[:, part], result[:, part])
         return result.view(len(x), height, width, -1).movedim(-1, 1)
 
-    def _products(self, tiles: Tensor) -> Tensor:
-        """Map tiles (6, 6, B, n, W / 4, C_in) to the results of each, (4, 4, B, n, W / 4, C_out)."""
+    def _products(self, tiles: Tensor, weight: Tensor) -> Tensor:
+        """Map tiles (6, 6, B, n, W / 4, C_in) to the results of each, (4, 4, B, n, W / 4, C_out); weights (36, C_in, C_out)."""
         transformed = _both_axes(self.before, tiles).view(_SIZE**2, -1, self.in_channels)
-        results = _both_axes(self.after, torch.bmm(transformed, self.weight))
+        results = _both_axes(self.after, torch.bmm(transformed, weight))
         return results.view(_TILE, _TILE, *tiles.shape[2:-1], self.out_channels)
 
     def unpacked(self) -> nn.Conv2d:
-        """Build the plain convolution; its weights are those that it was made of, up to rounding."""
+        """Build the plain convolution that it was made of."""
         with torch.device("meta"):
             layer = nn.Conv2d(self.in_channels, self.out_channels, 3, padding=1, bias=self.bias is not None)
-        _, taps, _ = _matrices()
-        weight = torch.kron(taps, taps).pinverse() @ self.weight.double().flatten(1)  # (9, C_in · C_out)
-        weight = weight.view(_TAPS, _TAPS, self.in_channels, self.out_channels).permute(3, 2, 0, 1)
-        layer.weight = nn.Parameter(weight.float().contiguous(), requires_grad=False)
+        weight = self.weight.view(_TAPS, _TAPS, self.in_channels, self.out_channels).permute(3, 2, 0, 1)
+        layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
         if self.bias is not None:
             layer.bias = nn.Parameter(self.bias.clone(), requires_grad=False)
         return layer
