@@ -88,7 +88,10 @@ def ignored(requests: Sequence[Request], traits: Traits) -> list[str]:
     if traits.takes is not None:
         idle = [name for name in ("prompt", "negative_prompt") if name not in traits.takes]
         idle = [name for name in idle if any(getattr(request, name) for request in requests)]
-        return [f"{name} has no effect (this model takes none): leave it out" for name in idle]
+        lines = [f"{name} has no effect (this model takes none): leave it out" for name in idle]
+        if traits.controls and not all(request.control for request in requests):
+            lines.append("control_model has no effect without control: give an image for it, or leave it out")
+        return lines
     lines, distilled = {}, traits.distilled
     unread = {6: (), 5: ("target_size",)}.get(traits.sizes, ("original_size", "crop", "target_size"))
     for request in requests:

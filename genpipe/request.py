@@ -83,7 +83,8 @@ class Request:
         guidance_rescale: 0 … 1 (arXiv 2305.08891, section 3.4).
         sampler: canonical name, or None for the checkpoint's own.
         clip_skip: last layers of the text encoder to leave out, 0 or more.
-        speed: "exact", or "balanced" and "draft", which evaluate less (`sampling.speed`).
+        speed: "exact", or "balanced" and "draft", which evaluate less (`sampling.speed`; of models that diffusers draws
+            `adapters.skipping`, where their pipeline can).
         original_size, target_size: height and width that SDXL is told the training image had, and this one is to have;
             None is the image's own size.
         crop: how far from top and left SDXL is told that the training image was cropped; None is (0, 0).

@@ -13,10 +13,21 @@ if TYPE_CHECKING:
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 # What the denoiser's weights may be kept in, and torch's name of it.
 WEIGHTS = {"fp8": "float8_e4m3fn", "int8": "int8", "bf16": "bfloat16"}
+NF4 = "nf4"  # of models that diffusers draws alone
 
 
 # Fields of `ModelSpec` that name files or folders beside the model's own.
-FILES = ("vae", "text_encoder", "tiny_vae", "refiner", "control_model", "ip_adapter", "image_encoder", "embeddings")
+FILES = (
+    "base",
+    "vae",
+    "text_encoder",
+    "tiny_vae",
+    "refiner",
+    "control_model",
+    "ip_adapter",
+    "image_encoder",
+    "embeddings",
+)
 
 
 @dataclass(frozen=True)
@@ -66,9 +77,12 @@ class ModelSpec:
         revision: branch, tag or commit on the hub; None is its main one.
         variant: "fp16" reads the files of that name.
         file: the one that the model is in, of a hub repository or a folder that holds several.
+        base: of a single file whose model diffusers draws, the folder in the diffusers layout, or the hub id, that has the
+            other parts of it.
         vae, text_encoder: parts in place of the checkpoint's, or where a single file has none: a file, a folder or a hub
             id; for SDXL's two text encoders, two with a comma between them.
-        tiny_vae: folder of a tiny autoencoder (TAESD) for these latents, which then makes previews and drafts.
+        tiny_vae: folder of a tiny autoencoder (TAESD) for these latents, which then makes previews and drafts; of a model
+            that diffusers draws, previews alone.
         device: "cuda", "cuda:1", "mps" or "cpu"; None takes the best there is.
         dtype: "fp32", "bf16" or "fp16"; None takes what is fast on the device.
         low_memory: hold the text encoder and the autoencoder in memory only while they run, reading them from their files
@@ -77,7 +91,8 @@ class ModelSpec:
             minute or so the first time, and is kept on the disk. On an H100 the kernels are faster.
         int8: multiply the wide layers of the denoiser in int8 (on a CPU, in bf16): faster, and not quite the same images.
         weights: keep the denoiser's weights in memory as "fp8", "int8" or "bf16", and widen them layer by layer as they
-            run: less memory, slower, and not quite the same images. Not to be mixed up with `int8`, which multiplies in it.
+            run: less memory, slower, and not quite the same images. Of models that diffusers draws also as "nf4", which like
+            "int8" there takes a package (`genpipe[nf4]`, `genpipe[int8]`). Not to be mixed up with `int8`, which multiplies in it.
         fp8: multiply layers of the denoiser's transformers in fp8 (on an NVIDIA GPU from Ada or Hopper on, in bf16): not
             quite the same images.
         refiner: SDXL's refiner, a file or a folder, which draws the last part of the schedule (`Request.refiner_start`).
@@ -116,6 +131,12 @@ class ModelSpec:
     file: str | None = setting(
         _Named("NAME", empty=False),
         "the model's file, of a hub repository or a folder that holds several",
+        default=None,
+    )
+    base: str | None = setting(
+        _Named("NAME", empty=False),
+        "models that diffusers draws, where --model is a file of the denoiser alone (FLUX, SD 3, .gguf, ...): the folder or "
+        "hub id with the other parts",
         default=None,
     )
     vae: str | None = setting(
@@ -159,9 +180,9 @@ class ModelSpec:
         default=False,
     )
     weights: str | None = setting(
-        Choice(tuple(WEIGHTS)),
-        "keep the denoiser's weights in memory as fp8, int8 or bf16, widened layer by layer: less memory, not quite the "
-        "same image (default: in the dtype)",
+        Choice((*WEIGHTS, NF4)),
+        "keep the denoiser's weights in memory as fp8, int8 or bf16, widened layer by layer, or as nf4 (models that diffusers "
+        "draws): less memory, not quite the same image (default: in the dtype)",
         default=None,
     )
     refiner: str | None = setting(
@@ -251,6 +272,7 @@ class PortableOptions(TypedDict, total=False):
     revision: str | None
     variant: str | None
     file: str | None
+    base: "str | Path | None"
     vae: "str | Path | None"
     text_encoder: "str | Path | None"
     tiny_vae: "str | Path | None"

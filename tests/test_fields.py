@@ -73,6 +73,7 @@ MODEL_TEXTS = {
     "revision": "main",
     "variant": "fp16",
     "file": "model.safetensors",
+    "base": "flux",
     "vae": "vae.safetensors",
     "text_encoder": "clip.safetensors",
     "tiny_vae": "taesd",

@@ -1,18 +1,24 @@
 """A loaded pipeline of diffusers, and how batches of requests are drawn with it."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from genpipe.adapters.controls import told_of
 from genpipe.adapters.forms import Form, form_for, forms_of, taken_by
 from genpipe.adapters.pixels import pictures_of, pixels_of
 from genpipe.adapters.sizes import default_size, size_factor
+from genpipe.adapters.skipping import skipping
 from genpipe.adapters.stepping import Step, steps_of
+from genpipe.adapters.texts import Texts
 from genpipe.fit import Traits
+from genpipe.inputs import Control
 from genpipe.messages import listed
 from genpipe.request import Request
 
@@ -24,6 +30,8 @@ class Adapted:
         pipe: the loaded pipeline.
         device: that its networks are on.
         name: what messages call it.
+        controls: control networks beside it.
+        read_control: gives a control image of a request as its network is to see it.
 
     Attributes:
         forms: the pipelines that share its networks, by what they draw.
@@ -31,14 +39,26 @@ class Adapted:
         traits: which requests it draws.
     """
 
-    def __init__(self, pipe: Any, *, device: torch.device, name: str) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        *,
+        device: torch.device,
+        name: str,
+        controls: Sequence[Any] = (),
+        read_control: Callable[[Control, Request], Image.Image] | None = None,
+    ) -> None:
         self.pipe, self.device, self.name = pipe, device, name
-        self.forms = forms_of(pipe)
-        self.signature = (self.forms.get("text") or self.forms["image"]).signature
+        self.forms = forms_of(pipe, controls)
+        self._read_control, self._texts = read_control, Texts()
+        draws = next(name for name in ("text", "image", "mask") if name in self.forms)
+        self.signature = self.forms[draws].signature
         self.size = default_size(pipe, self.signature)
-        factor, shown = size_factor(pipe, self.size), None if "text" in self.forms else "image"
+        factor, shown = size_factor(pipe, self.size), None if draws == "text" else draws
         takes = taken_by(self.forms)
-        self.traits = Traits(factor=factor, tile_factor=factor, layers=0, shown=shown, takes=takes)
+        self.traits = Traits(
+            factor=factor, tile_factor=factor, layers=0, shown=shown, takes=takes, controls=len(controls)
+        )
         self._drawing = Lock()
 
     def defaults(self) -> dict[str, Any]:
@@ -97,7 +117,8 @@ class Adapted:
 
     def parts(self, requests: Sequence[Request], form: Form) -> list[list[int]]:
         """Say which requests of a batch one call of a form draws: those that agree in all that a call has but once."""
-        if form.draws != "text" or not form.signature.batches:
+        # What is skipped at a lower speed depends on all images of a call.
+        if form.draws != "text" or not form.signature.batches or requests[0].speed != "exact":
             return [[index] for index in range(len(requests))]
         parts: dict[Any, list[int]] = {}
         for index, request in enumerate(requests):
@@ -113,6 +134,9 @@ class Adapted:
         """Draw requests by one call, as uint8 (B, 3, H, W)."""
         first, parameters = requests[0], form.signature.parameters
         keywords = form.signature.keywords(first) | pictures_of(first)
+        if first.control and self._read_control is not None:
+            images = [self._read_control(control, first) for control in first.control]
+            keywords |= told_of(first.control, images, parameters)
         prompts = [request.prompt for request in requests]
         negative = [request.negative_prompt for request in requests]
         generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
@@ -126,17 +150,28 @@ class Adapted:
             # A watermark is put on PIL images alone.
             keywords["output_type"] = "pil" if getattr(self.pipe, "watermarker", None) is not None else "np"
         try:
-            result = form.pipe(**keywords)
+            with self._texts.kept(form.pipe), skipping(self.pipe, first.speed), self._seeded(form, first.seed):
+                result = form.pipe(**keywords)
         except (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError) as error:
             raise RuntimeError(f"{form.kind.__name__} failed: {type(error).__name__}: {error}") from error
         drawn = next((one for name in ("images", "image") if (one := getattr(result, name, None)) is not None), None)
         if drawn is None:
             raise ValueError(f"{form.kind.__name__} gives no images: it is a part of another pipeline")
-        images = pixels_of(drawn, self.name)
-        self._check(images, result, requests)
+        pixels = pixels_of(drawn, self.name)
+        self._check(pixels, result, requests)
         if first.negative_prompt and (scale := _unguided(form, keywords)) is not None:
             warnings.warn(f"negative_prompt has no effect with this {scale}: raise it, or leave it out", stacklevel=2)
-        return images
+        return pixels
+
+    @contextmanager
+    def _seeded(self, form: Form, seed: int) -> Iterator[None]:
+        """Seed torch's own generator for a call that encodes control images: that of some families draws from it."""
+        if form.draws != "control":
+            yield
+            return
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
 
     def _check(self, images: Tensor, result: Any, requests: Sequence[Request]) -> None:
         first, (height, width) = requests[0], images.shape[-2:]

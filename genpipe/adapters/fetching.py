@@ -13,19 +13,21 @@ _SMALL = (".json", ".txt", ".model", ".jinja")
 _WEIGHTS = re.compile(r"[^.]+?(\.(?P<variant>[^.]+?))?(-\d+-of-\d+)?\.(?P<kind>safetensors|bin)")
 
 
-def fetched(source: Repository, wanted: Foreign, spec: ModelSpec) -> Folder:
+def fetched(source: Repository, wanted: Foreign, spec: ModelSpec, *, without: Sequence[str] = ()) -> Folder:
     """Fetch the files of a pipeline, and give the folder that they are in.
 
     Args:
         wanted: what its index says.
         spec: variant, allow_pickle and trust_remote_code say which files are wanted.
+        without: parts of which configs alone are wanted, and no weights.
 
     Raises:
         CheckpointError: a file cannot be fetched.
     """
     for part in wanted.parts:
         names = source.listing(part)
-        for name in [*(name for name in names if name.endswith(_SMALL)), *chosen_weights(names, spec)]:
+        weights = [] if part in without else chosen_weights(names, spec)
+        for name in [*(name for name in names if name.endswith(_SMALL)), *weights]:
             if source.find(f"{part}/{name}") is None:
                 raise CheckpointError(source.lacks(f"{part}/{name}"))
     for name in ("README.md", *(wanted.code if spec.trust_remote_code else ())):  # the page names a prior's repository

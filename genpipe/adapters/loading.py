@@ -2,11 +2,10 @@
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,6 +13,8 @@ import torch
 from genpipe.adapters.classes import find_class, is_stray, missing_of, own_part, pip_line, refuse_others
 from genpipe.adapters.fetching import fetched
 from genpipe.adapters.placing import check_placing, place, warn_of_memory
+from genpipe.adapters.single import SingleFile
+from genpipe.adapters.storing import denoisers_in, quantisation
 from genpipe.checkpoints.errors import CheckpointError
 from genpipe.checkpoints.foreign import INDEX, Foreign
 from genpipe.checkpoints.hub import Repository
@@ -23,7 +24,6 @@ from genpipe.hardware import choose_dtype
 from genpipe.messages import listed, one_line
 from genpipe.spec import ModelSpec
 
-_NONE: Mapping[str, Any] = MappingProxyType({})
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
@@ -36,40 +36,59 @@ def usual_dtype(name: str | None, device: torch.device) -> torch.dtype:
     return torch.float32 if name is None and dtype == torch.float16 else dtype
 
 
-def load_pipeline(source: Source, wanted: Foreign, spec: ModelSpec, *, device: torch.device, dtype: torch.dtype) -> Any:
+def load_pipeline(
+    source: Source,
+    wanted: Foreign,
+    spec: ModelSpec,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    file: Path | None = None,
+) -> Any:
     """Load a pipeline, its networks in their place.
 
     Args:
         source: where its files are; of a repository those that diffusers wants are fetched.
         wanted: what its index says.
         spec: variant, trust_remote_code, allow_pickle, offload and weights count.
+        file: of weights that are read in place of the pipeline's own.
 
     Raises:
         CheckpointError: it is none of text to images, not whole, or wants a package that is not installed.
         ValueError: it cannot be placed so on this device.
     """
-    check_placing(spec, device)
+    check_placing(spec, device, dtype)
     with _quiet():
-        return _load(source, wanted, spec, device, dtype)
+        return _load(source, wanted, spec, device, dtype, file)
 
 
-def _load(source: Source, wanted: Foreign, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Any:
+def _load(
+    source: Source, wanted: Foreign, spec: ModelSpec, device: torch.device, dtype: torch.dtype, file: Path | None
+) -> Any:
     kind = find_class(wanted, str(source), trusted=spec.trust_remote_code)
-    if not spec.allow_pickle and (pickles := _pickles_alone(source, wanted)):
+    allowed = spec.allow_pickle
+    single = None if file is None else SingleFile(file, wanted.parts, base=str(source), allow_pickle=allowed)
+    if single is not None and single.packed and spec.weights is not None:
+        raise ValueError(f"weights {spec.weights!r} is not for a .gguf, which keeps its own: leave it out")
+    own = {name: part for name, part in wanted.parts.items() if single is None or name not in single.replaced}
+    if not allowed and (pickles := _pickles_alone(source, own)):
         raise CheckpointError(
             f"{source} has its {listed(pickles)} in pickle files alone, which can run code: "
             "if you trust them, give allow_pickle (--allow-pickle)"
         )
     reachable = isinstance(source, Repository) and source.reachable
-    found = fetched(source, wanted, spec) if isinstance(source, Repository) else source
+    replaced = () if single is None else single.replaced
+    found = fetched(source, wanted, spec, without=replaced) if isinstance(source, Repository) else source
     assert isinstance(found, Folder)
-    warn_of_memory(found.root, wanted.parts, spec, device=device, dtype=dtype)
+    warn_of_memory(found.root, own, spec, device=device, dtype=dtype, single=single)
+    read = {} if single is None else single.load(found.root, dtype, quantisation(spec, dtype))
     strays = {} if kind is None else _strays(found.root, kind, wanted, spec, dtype)
+    given, denoisers = {**strays, **read}, denoisers_in(own)
     if strays:
         with _without(found.root, strays) as folder:
-            pipe = _loaded(folder, str(source), spec, dtype, reachable, strays)
+            pipe = _loaded(folder, str(source), spec, dtype, reachable, given, denoisers)
     else:
-        pipe = _loaded(found.root, str(source), spec, dtype, reachable)
+        pipe = _loaded(found.root, str(source), spec, dtype, reachable, given, denoisers)
     if kind is None:
         refuse_others(type(pipe), str(source))
     pipe.set_progress_bar_config(disable=True)
@@ -95,7 +114,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _loaded(
-    folder: Path, shown: str, spec: ModelSpec, dtype: torch.dtype, reachable: bool, parts: Mapping[str, Any] = _NONE
+    folder: Path,
+    shown: str,
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    reachable: bool,
+    parts: Mapping[str, Any],
+    denoisers: Sequence[str],
 ) -> Any:
     """Load a folder by diffusers; where the hub is reachable, a prior that its page names is fetched from there."""
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -109,12 +134,24 @@ def _loaded(
             trust_remote_code=spec.trust_remote_code,
             load_connected_pipeline=True,  # two stages where it is one of them
             local_files_only=not reachable,
+            **_quantised(denoisers, spec, dtype),
             **parts,
         )
     except (OSError, ValueError, ImportError, RuntimeError, AttributeError, KeyError, TypeError) as error:
         if missing := missing_of(error):
             raise CheckpointError(f"{shown} needs {listed(missing)}: {pip_line(missing)}") from error
         raise CheckpointError(f"{shown} cannot be loaded: {one_line(str(error), 300)}") from error
+
+
+def _quantised(denoisers: Sequence[str], spec: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
+    """How diffusers is to quantise the denoisers as it reads them, as an argument."""
+    how = quantisation(spec, dtype)
+    if how is None or not denoisers:
+        return {}
+    from diffusers.quantizers.pipe_quant_config import PipelineQuantizationConfig
+
+    mapping: dict[str, Any] = dict.fromkeys(denoisers, how)
+    return {"quantization_config": PipelineQuantizationConfig(quant_mapping=mapping)}
 
 
 def _strays(folder: Path, kind: type, wanted: Foreign, spec: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
@@ -141,10 +178,10 @@ def _without(folder: Path, parts: Iterable[str]) -> Iterator[Path]:
         yield Path(name)
 
 
-def _pickles_alone(source: Source, wanted: Foreign) -> list[str]:
+def _pickles_alone(source: Source, parts: Iterable[str]) -> list[str]:
     """The parts whose weights are in pickle files alone."""
     found = []
-    for part in wanted.parts:
+    for part in parts:
         names = source.listing(part)
         safe = any(name.endswith((".safetensors", ".gguf")) for name in names)
         if not safe and any(name.endswith(_PICKLES) for name in names):

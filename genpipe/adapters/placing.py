@@ -1,56 +1,59 @@
 """Where a pipeline of diffusers keeps its weights, and in what; and whether there is room for them."""
 
+import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from genpipe.adapters.sizes import decoder_of
+from genpipe.adapters.single import SingleFile
+from genpipe.adapters.storing import bytes_per_number, check_stored, denoisers_in, store
 from genpipe.checkpoints.tensors import open_tensors
 from genpipe.hardware import free_memory
-from genpipe.messages import one_line
-from genpipe.spec import WEIGHTS, ModelSpec
-
-# What weights can be kept in, to be widened layer by layer as they run.
-_STORED = ("fp8", "bf16")
+from genpipe.messages import listed, one_line
+from genpipe.spec import ModelSpec
 
 
-def check_placing(spec: ModelSpec, device: torch.device) -> None:
+def check_placing(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> None:
     """Raise ValueError unless a pipeline can be placed as a spec says.
 
     Args:
         spec: its `offload` and `weights` count.
-        device: that it computes on.
+        device, dtype: that it computes on, and in.
     """
+    check_stored(spec, device, dtype)
     if spec.offload in ("model", "sequential") and device.type == "cpu":
         raise ValueError(f"offload {spec.offload!r} keeps weights off a GPU until they run, and the device is a CPU")
-    if spec.weights is not None and spec.weights not in _STORED:
-        raise ValueError(
-            f"weights {spec.weights!r} are not for models that diffusers draws: use {' or '.join(_STORED)}"
-        )
 
 
 def warn_of_memory(
     folder: Path,
-    parts: Iterable[str],
+    parts: Mapping[str, tuple[str, str]],
     spec: ModelSpec,
     *,
     device: torch.device,
     dtype: torch.dtype,
+    single: SingleFile | None = None,
     free: int | None = None,
 ) -> None:
     """Warn, before a pipeline is loaded, where there is less memory than its weights take.
 
     Args:
         folder: of its files.
-        parts: their folders.
+        parts: (library, class) of each, by its folder.
         spec: with `offload`, the device holds the largest part alone, and the machine all.
         device, dtype: where and in what it is to run.
+        single: a file that further parts are read from.
         free: bytes of the device; None looks.
     """
-    sizes = [_bytes_of(folder / part, spec, dtype) for part in parts]
+    denoisers, stored = denoisers_in(parts), bytes_per_number(spec, dtype)
+    sizes = [
+        _numbers_in(folder / part, spec.variant) * (stored if part in denoisers else dtype.itemsize) for part in parts
+    ]
+    if single is not None:
+        sizes.append(single.memory(stored))
     needed = max(sizes, default=0) if spec.offload else sum(sizes)
     free = free_memory(device) if free is None else free
     if free is not None and needed > free:
@@ -66,44 +69,61 @@ def warn_of_memory(
 
 def place(pipe: Any, spec: ModelSpec, *, device: torch.device, dtype: torch.dtype) -> Any:
     """Bring a loaded pipeline into the place and the form in which it runs."""
-    if spec.weights is not None:
-        stored: torch.dtype = getattr(torch, WEIGHTS[spec.weights])
-        for part in _denoisers(pipe):
-            part.enable_layerwise_casting(storage_dtype=stored, compute_dtype=dtype)
+    store(pipe, spec, dtype)
     if spec.offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif spec.offload == "sequential":
         pipe.enable_sequential_cpu_offload(device=device)
     elif spec.offload == "group":
+        whole = [
+            name for name, part in pipe.components.items() if not getattr(part, "_supports_group_offloading", True)
+        ]
+        if whole:
+            warnings.warn(
+                f"offload 'group' keeps {listed(whole)} on the device: diffusers does not part it", stacklevel=2
+            )
         try:
-            pipe.enable_group_offload(onload_device=device, offload_type="leaf_level", use_stream=device.type == "cuda")
+            pipe.enable_group_offload(
+                onload_device=device,
+                offload_type="leaf_level",
+                use_stream=device.type == "cuda",
+                exclude_modules=whole,
+            )
         except ValueError as error:
             reason = one_line(str(error).partition(".")[0], 120)
             raise ValueError(f"offload 'group' is not for {type(pipe).__name__}: {reason}; use model") from error
     else:
         pipe.to(device)
+    if spec.compile:
+        compile_blocks(pipe)
     return pipe
 
 
-def _denoisers(pipe: Any) -> list[Any]:
-    """The networks of diffusers' own, without the one that makes pixels of latents."""
-    parts = {id(part): part for part in pipe.components.values() if hasattr(part, "enable_layerwise_casting")}
-    parts.pop(id(decoder_of(pipe)), None)
-    return list(parts.values())
+def compile_blocks(pipe: Any, backend: str = "inductor") -> None:
+    """Let torch compile the blocks that the denoisers of a pipeline repeat, one compilation for all of a kind.
+
+    Args:
+        pipe: the pipeline.
+        backend: of `torch.compile`.
+
+    Raises:
+        ValueError: diffusers knows of no such blocks in it.
+    """
+    networks = []
+    for part in pipe.components.values():
+        kinds = getattr(part, "_repeated_blocks", ())
+        if kinds and any(type(module).__name__ in kinds for module in part.modules()):
+            networks.append(part)
+    if not networks:
+        raise ValueError(
+            f"compile is not for {type(pipe).__name__}: diffusers names no blocks to compile; leave it out"
+        )
+    for network in networks:
+        network.compile_repeated_blocks(backend=backend)
 
 
-def _bytes_of(folder: Path, spec: ModelSpec, dtype: torch.dtype) -> int:
-    """What the weights in a part's folder take in memory."""
-    total = 0
+def _numbers_in(folder: Path, variant: str | None) -> int:
+    """How many numbers the weights in a part's folder are."""
     files = list(folder.glob("*.safetensors"))
-    own = [file for file in files if f".{spec.variant}" in file.name]  # a part may have none of a variant
-    files = own or files
-    for file in files:
-        for entry in open_tensors(file).entries.values():
-            count = 1
-            for side in entry.shape:
-                count *= side
-            total += count
-    denoises = not folder.name.startswith("text_encoder")
-    itemsize = getattr(torch, WEIGHTS[spec.weights]).itemsize if spec.weights and denoises else dtype.itemsize
-    return total * itemsize
+    own = [file for file in files if f".{variant}" in file.name]  # a part may have none of a variant
+    return sum(math.prod(entry.shape) for file in own or files for entry in open_tensors(file).entries.values())

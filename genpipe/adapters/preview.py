@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genpipe.adapters.sizes import decoder_of
+from genpipe.adapters.sizes import channels_of, decoder_of
 from genpipe.images import Picture, to_pil
 from genpipe.models.latent_map import colours, fit_map
+from genpipe.models.tiny_vae import TinyVAE
 
 _SMALL = 8  # pixels of an image a side to one of its preview
 
@@ -18,14 +19,15 @@ class Preview:
 
     Args:
         pipe: the pipeline.
+        tiny: a tiny autoencoder for its latents, which then shows them.
 
     Attributes:
         size: height and width of the images that are drawn now, in pixels.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, tiny: TinyVAE | None = None) -> None:
         self.size: tuple[int, int] = (_SMALL, _SMALL)
-        self._pipe, self._map = pipe, None
+        self._pipe, self._tiny, self._map = pipe, tiny, None
 
     @torch.inference_mode()
     def __call__(self, latents: Tensor) -> list[Picture]:
@@ -46,8 +48,10 @@ class Preview:
         if latents.shape[1] == 3 and latents.shape[2:] == self.size:
             return self._smaller(latents.float())
         decoder = decoder_of(self._pipe)
-        if decoder is None or latents.shape[1] != _channels(decoder.config):
+        if decoder is None or latents.shape[1] != channels_of(decoder):
             return None
+        if self._tiny is not None:
+            return self._tiny.decode(latents.float())
         if self._map is None:
             self._map = fit_map(self._decode, latents.shape[1], latents.device)
         return colours(latents, self._map)
@@ -74,8 +78,3 @@ class Preview:
     def _smaller(self, pixels: Tensor) -> Tensor:
         small = [max(1, side // _SMALL) for side in pixels.shape[-2:]]
         return F.interpolate(pixels, small, mode="area")
-
-
-def _channels(config: Any) -> int | None:
-    """How many channels the latents of an autoencoder have."""
-    return getattr(config, "latent_channels", getattr(config, "z_dim", None))

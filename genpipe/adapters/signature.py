@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from genpipe.adapters.controls import END, SCALE, START
 from genpipe.fields import defaults_of
 from genpipe.inputs import Argument
 from genpipe.messages import listed, quoted
@@ -26,6 +27,7 @@ _GUIDANCE = (
 _SAME = ("negative_prompt", "height", "width", "guidance_rescale", "clip_skip", "strength")
 # What genpipe gives itself, or what is no number or text.
 _OURS = {"prompt", "generator", "output_type", "return_dict", "num_images_per_prompt", "latents", *_SAME}
+_OURS |= {SCALE, START, END}
 _KINDS = (bool, int, float, str)
 
 

@@ -40,6 +40,16 @@ def decoder_of(pipe: Any) -> Any:
     return next((part for name in _DECODERS if (part := getattr(pipe, name, None)) is not None), None)
 
 
+def channels_of(decoder: Any) -> int | None:
+    """How many channels the latents of an autoencoder have."""
+    return getattr(decoder.config, "latent_channels", getattr(decoder.config, "z_dim", None))
+
+
+def is_decoder(part: str) -> bool:
+    """Whether a part of a pipeline, by its name, makes pixels of latents."""
+    return part in _DECODERS
+
+
 def size_factor(pipe: Any, size: tuple[int, int]) -> int:
     """What sides have to be multiples of; at most what divides the default size, which the pipeline draws in any case."""
     patch = getattr(getattr(getattr(pipe, "transformer", None), "config", None), "patch_size", 1)

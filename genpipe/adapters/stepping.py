@@ -8,12 +8,14 @@ step is asked for.
 import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+
+from genpipe.adapters.instead import instead
 
 T = TypeVar("T")
 
@@ -84,7 +86,7 @@ def steps_of(call: Callable[[], T], schedulers: Sequence[Any], device: torch.dev
         try:
             with torch.cuda.stream(stream) if stream is not None else nullcontext(), ExitStack() as hooks:
                 for scheduler in schedulers:
-                    hooks.enter_context(_instead(scheduler, "step", stepped(scheduler.step)))
+                    hooks.enter_context(instead(scheduler, "step", stepped(scheduler.step)))
                 said.append(Returned(call()))
         except BaseException as error:  # noqa: BLE001 - it is raised where the steps are asked for
             said.append(error)
@@ -106,13 +108,3 @@ def steps_of(call: Callable[[], T], schedulers: Sequence[Any], device: torch.dev
         stopped = True
         turn.release()
         thread.join()
-
-
-@contextmanager
-def _instead(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Let an object have another method for a while."""
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        delattr(owner, name)

@@ -36,9 +36,11 @@ def checkpoint_files(
         (f"{part}/{each.name}", each)
         for part, paths in (parts or {}).items()
         for path in (paths or "").split(",")
-        if path
+        if path and part != "base"
         for each in _files_of(_path_of(part, path, model_dir))
     ]
+    if base := (parts or {}).get("base"):
+        beside += [(f"base/{name}", path) for name, path in checkpoint_files(base, None, model_dir=model_dir)]
     path_or_id = located(path_or_id, model_dir)
     path = Path(os.path.expanduser(str(path_or_id)))
     if path.is_file():

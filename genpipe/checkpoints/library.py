@@ -17,6 +17,7 @@ MODEL, LORA, EMBEDDING, VAE, TEXT_ENCODER = "model", "lora", "embedding", "vae",
 CONTROL, IP_ADAPTER, IMAGE_ENCODER = "control model", "ip-adapter", "image encoder"
 # The options that are found by their names too, and what they are there.
 NAMED = {
+    "base": MODEL,
     "vae": VAE,
     "text_encoder": TEXT_ENCODER,
     "refiner": MODEL,

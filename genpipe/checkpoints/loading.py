@@ -81,7 +81,7 @@ def load_checkpoint(
             parts = folder_parts(source, variant=variant)
         else:
             _refuse(source.single, variant=variant)
-            parts = replace(file_parts(_single(source), allow_pickle=allow_pickle), source=str(source))
+            parts = replace(file_parts(single_path(source), allow_pickle=allow_pickle), source=str(source))
     if vae is not None:
         vae = located(vae, model_dir, library.VAE)
         parts = replace(parts, vae=find_vae(vae, parts.family, allow_pickle=allow_pickle))
@@ -120,7 +120,7 @@ def find_vae(path: PathLike, family: Family, *, allow_pickle: bool = False) -> P
         if source.single is None:
             alone = source.find("config.json", optional=True) is not None
             return vae_in(Inner(source, layout.VAE.folder) if alone else source, layout.VAE.folder)
-        file = _single(source)
+        file = single_path(source)
     held, size = open_tensors(file, allow_pickle=allow_pickle), 8 * family.sample_size
     try:
         return vae_part(held, family, size=size, allow_pickle=allow_pickle)
@@ -146,7 +146,7 @@ def find_texts(paths: Sequence[PathLike], family: Family, *, allow_pickle: bool 
         elif not file.is_file():
             source = open_source(path)
             if source.single is not None:
-                file = _single(source)
+                file = single_path(source)
             else:
                 folders = [name for name in TEXT_ENCODERS if source.find(f"{name}/config.json") is not None]
         if folders is None:
@@ -186,7 +186,7 @@ def _refuse(path: str, **options: str | None) -> None:
             raise CheckpointError(f"{name} {value!r} goes with a hub id or a folder, not with the file {path}")
 
 
-def _single(source: Source) -> Path:
+def single_path(source: Source) -> Path:
     """The path of the single file that a source is."""
     assert source.single is not None
     path = source.find(source.single)

@@ -4,6 +4,7 @@ import re
 
 from genpipe.checkpoints.shapes import Shapes
 
+FLUX, SD3, OTHER = "model of the FLUX family", "model of Stable Diffusion 3", "model of a family that diffusers draws"
 CHECKPOINT, UNET, VAE, TEXT_ENCODER, LORA, EMBEDDING, CONTROLNET, T2I_ADAPTER, IP_ADAPTER, IMAGE_ENCODER = (
     "checkpoint",
     "U-Net",
@@ -29,12 +30,10 @@ _FORMS: tuple[tuple[str, str], ...] = (
     ("AnimateDiff motion module", r".*motion_modules\..*"),
     (CONTROLNET, r"(input_hint_block|controlnet_cond_embedding|zero_convs)\..*"),
     (T2I_ADAPTER, r"(adapter\.)?body\.\d+\.(resnets|block1|in_conv)\..*"),
-    ("model of the FLUX family", r"(.*\.)?(double_blocks|single_transformer_blocks)\..*"),
-    ("model of Stable Diffusion 3", r"(.*\.)?joint_blocks\..*"),
-    (
-        "model of a family that genpipe does not run",
-        r"(model\.diffusion_model|net|model)\.(\w+_)?(layers|blocks|embed\w*)\..*",
-    ),
+    (FLUX, r"(.*\.)?(double_blocks|single_transformer_blocks)\..*"),
+    (SD3, r"(.*\.)?joint_blocks\..*"),
+    (OTHER, r"(model\.diffusion_model|net|model)\.(\w+_)?(layers|blocks|embed\w*)\..*"),
+    (OTHER, r"transformer_blocks\..*"),
     (UNET, r"(unet\.)?(down_blocks\.\d+\.(resnets|attentions)|conv_in|input_blocks)\..*"),
     (IMAGE_ENCODER, r"(.*\.)?(vision_model|visual)\..*"),
     (TEXT_ENCODER, r"(.*\.)?(text_model\.encoder\.layers|transformer\.resblocks|encoder\.layers\.\d+\.self_attn)\..*"),

@@ -21,9 +21,12 @@ from genpipe.checkpoints.recognition import (
     CHECKPOINT,
     CONTROLNET,
     EMBEDDING,
+    FLUX,
     IMAGE_ENCODER,
     IP_ADAPTER,
     LORA,
+    OTHER,
+    SD3,
     T2I_ADAPTER,
     TEXT_ENCODER,
     UNET,
@@ -52,6 +55,12 @@ _HINTS = {
     TEXT_ENCODER: "give it with text_encoder= (--text-encoder), beside a model",
     EMBEDDING: "give it with embeddings= (--embeddings), beside a model",
 }
+# Kinds that diffusers draws, and what has the other parts of them.
+_BASES = {
+    FLUX: "black-forest-labs/FLUX.1-dev",
+    SD3: "stabilityai/stable-diffusion-3.5-large",
+    OTHER: "FOLDER_OR_HUB_ID",
+}
 # A mean spread of this bias above which a U-Net of Stable Diffusion 2 predicts the velocity (ComfyUI's rule).
 _SPREAD = 0.09
 _V768 = 96  # the latent size that Stable Diffusion 2 was trained at for the velocity
@@ -70,6 +79,11 @@ def file_parts(path: Path, *, allow_pickle: bool = False) -> Parts:
     file = open_tensors(path, allow_pickle=allow_pickle)
     shapes = shapes_of(file)
     kind = kind_of(shapes)
+    if kind in _BASES:
+        raise CheckpointError(
+            f"{path} is {describe(kind)}: give the folder or hub id that has its other parts with base= "
+            f"(--base {_BASES[kind]})"
+        )
     if kind not in (CHECKPOINT, UNET):
         hint = f": {_HINTS[kind]}" if kind in _HINTS else ""
         raise CheckpointError(f"{path} is {describe(kind)}, not a model{hint}")

@@ -192,6 +192,8 @@ def stored_dtype(weights: str | None, dtype: torch.dtype, *, int8: bool) -> torc
             f"int8 multiplies in int8, and weights {weights} only keeps what is widened again: leave out one of them "
             "(--no-int8, or no --weights)"
         )
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights {weights} is for models that diffusers draws: use {', '.join(WEIGHTS)}")
     stored: torch.dtype = getattr(torch, WEIGHTS[weights])
     if stored.itemsize >= dtype.itemsize:
         name = DTYPES[str(dtype).removeprefix("torch.")]

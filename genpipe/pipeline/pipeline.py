@@ -71,6 +71,8 @@ class Pipeline:
         else:
             spec = ModelSpec.from_dict({"model": path_or_id, **options})
         source = opened(spec)
+        if spec.base is not None:
+            return cls(WrappedDrawer.over_base(spec, source))
         wanted = foreign_in(source)
         if source is None or wanted is None:
             return cls(OwnDrawer.load(spec, source))

@@ -1,18 +1,23 @@
 """What draws with a pipeline of diffusers; genpipe does all around it."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from genpipe.adapters.adapted import Adapted
+from genpipe.adapters.controls import CONFIG, load_control
 from genpipe.adapters.loading import load_pipeline, usual_dtype
 from genpipe.adapters.preview import Preview
+from genpipe.adapters.sizes import channels_of, decoder_of, scale
+from genpipe.checkpoints import library, load_tiny_vae
+from genpipe.checkpoints.errors import CheckpointError
 from genpipe.checkpoints.foreign import Foreign, foreign
 from genpipe.checkpoints.hub import open_source
 from genpipe.checkpoints.library import located
-from genpipe.checkpoints.loading import expanded
+from genpipe.checkpoints.loading import expanded, single_path
 from genpipe.checkpoints.source import Source, read_json
 from genpipe.fields import defaults_of
 from genpipe.fit import Traits
@@ -20,8 +25,11 @@ from genpipe.hardware import choose_device
 from genpipe.images import Picture
 from genpipe.messages import listed
 from genpipe.metadata import annotate
+from genpipe.models.tiny_vae import TinyVAE
+from genpipe.pipeline.control import control_image
 from genpipe.pipeline.denoising import is_guided
 from genpipe.pipeline.loaded import name_of, recorded_options
+from genpipe.pipeline.networks import prepare_process
 from genpipe.pipeline.progress import Progress
 from genpipe.pipeline.run import Run
 from genpipe.request import Request
@@ -32,6 +40,8 @@ DEFAULTS = "genpipe.json"
 TAKEN = (
     "model",
     "model_dir",
+    "base",
+    "file",
     "revision",
     "variant",
     "device",
@@ -39,8 +49,11 @@ TAKEN = (
     "allow_pickle",
     "trust_remote_code",
     "lora_dir",
+    "tiny_vae",
+    "control_model",
     "offload",
     "weights",
+    "compile",
 )
 
 
@@ -52,25 +65,33 @@ class WrappedDrawer:
         spec: what it was loaded by.
         dtype: of its networks.
         usual: how the model likes to be run, where that is not what its class does: its folder's `genpipe.json`.
+        tiny_vae: makes previews.
     """
 
     def __init__(
-        self, adapted: Adapted, *, spec: ModelSpec, dtype: torch.dtype, usual: Mapping[str, Any] | None = None
+        self,
+        adapted: Adapted,
+        *,
+        spec: ModelSpec,
+        dtype: torch.dtype,
+        usual: Mapping[str, Any] | None = None,
+        tiny_vae: TinyVAE | None = None,
     ) -> None:
         self.adapted, self.spec, self.dtype = adapted, spec, dtype
         self._usual = dict(usual or {})
         self.name, self.device = adapted.name, adapted.device
         self.text_seconds = 0.0  # diffusers encodes and denoises in one call
         self._recorded = recorded_options(spec)
-        self.preview = Preview(adapted.pipe)
+        self.preview = Preview(adapted.pipe, tiny_vae)
 
     @classmethod
-    def load(cls, spec: ModelSpec, source: Source, wanted: Foreign) -> "WrappedDrawer":
+    def load(cls, spec: ModelSpec, source: Source, wanted: Foreign, *, file: Path | None = None) -> "WrappedDrawer":
         """Load the pipeline of a spec.
 
         Args:
             spec: what is loaded.
             source, wanted: where it is, and what its index says.
+            file: of weights that are read in place of the pipeline's own.
 
         Raises:
             CheckpointError: it is not whole, or draws no images from text.
@@ -81,9 +102,32 @@ class WrappedDrawer:
             raise ValueError(f"{wanted.name} is drawn by diffusers, which takes no {listed(idle)}: leave it out")
         device = choose_device(spec.device)
         dtype = usual_dtype(spec.dtype, device)
+        prepare_process(spec, device, dtype)
         usual = read_json(source, DEFAULTS, dict) if source.find(DEFAULTS, optional=True) is not None else None
-        pipe = load_pipeline(source, wanted, spec, device=device, dtype=dtype)
-        return cls(Adapted(pipe, device=device, name=name_of(str(source))), spec=spec, dtype=dtype, usual=usual)
+        pipe = load_pipeline(source, wanted, spec, device=device, dtype=dtype, file=file)
+        name, controls = name_of(str(source if file is None else file)), []
+        for each in spec.control_model:
+            control = open_source(located(each, spec.model_dir, library.CONTROL), indexes=(CONFIG,))
+            controls.append(load_control(control, spec, device=device, dtype=dtype))
+        adapted = Adapted(pipe, device=device, name=name, controls=controls, read_control=control_image)
+        return cls(adapted, spec=spec, dtype=dtype, usual=usual, tiny_vae=_tiny_vae(spec, pipe, device))
+
+    @classmethod
+    def over_base(cls, spec: ModelSpec, source: Source | None) -> "WrappedDrawer":
+        """Load a single file with the other parts of its base; for errors see `load`.
+
+        Args:
+            spec: what is loaded.
+            source: where its model is, None for a file.
+        """
+        if spec.base is None or spec.model is None or (source is not None and source.single is None):
+            raise ValueError("base is for a model in a single file, which this one is not: leave it out")
+        base = open_source(located(spec.base, spec.model_dir))
+        wanted = foreign(base)
+        if wanted is None:
+            raise CheckpointError(f"{base} is drawn by genpipe's own networks, whose files need no base: leave it out")
+        file = expanded(located(spec.model, spec.model_dir)) if source is None else single_path(source)
+        return cls.load(spec, base, wanted, file=file)
 
     @property
     def traits(self) -> Traits:
@@ -118,6 +162,17 @@ class WrappedDrawer:
         for image, request in zip(images, requests, strict=True):
             annotate(image, request, made_by)
         return images
+
+
+def _tiny_vae(spec: ModelSpec, pipe: Any, device: torch.device) -> TinyVAE | None:
+    """Load the tiny autoencoder of a spec, for the latents of a pipeline."""
+    if spec.tiny_vae is None:
+        return None
+    channels = channels_of(decoder) if (decoder := decoder_of(pipe)) is not None else None
+    if channels is None:
+        raise ValueError("tiny_vae is not for this model, which has no autoencoder of images: leave it out")
+    tiny = load_tiny_vae(spec.tiny_vae, latent_channels=channels, factor=scale(pipe))
+    return tiny.to(device=device, dtype=torch.float32).eval()
 
 
 def opened(spec: ModelSpec) -> Source | None:

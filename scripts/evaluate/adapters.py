@@ -1,4 +1,4 @@
-"""What works with which family of diffusers' pipelines: the table in the README, found by drawing.
+"""What works with which family of diffusers' pipelines: the tables in the README, found by drawing.
 
     python -m scripts.evaluate.adapters               # all families; prints markdown
     python -m scripts.evaluate.adapters "FLUX.1 dev"
@@ -8,6 +8,11 @@ Each family's pipeline, tiny and of random weights, is saved, loaded by genpipe 
 text, image and mask are pixel for pixel what diffusers draws by hand; batch seeds are drawn together, or in turn where the
 pipeline takes one generator alone; offload is that by groups of layers, as other kinds want a GPU, and draws the same image;
 fp8 keeps the denoiser's weights so.
+
+The second table is of what saves memory or time, and of control: int8 weights are those of torchao, nf4 those of bitsandbytes
+(on a GPU); a prompt is kept where the second image of it runs no text encoder, and is what diffusers draws by hand; speed is
+that of diffusers' First Block Cache, pixel for pixel; blocks are those that diffusers lets torch compile; control is what
+diffusers draws with a control network.
 """
 
 import argparse
@@ -24,13 +29,19 @@ import torch
 from PIL import Image
 
 from genpipe import Pipeline
+from genpipe.adapters.placing import compile_blocks
+from genpipe.adapters.skipping import skipping
 from genpipe.pipeline.progress import Progress
 from genpipe.pipeline.wrapped import WrappedDrawer
-from tests.adapters.conftest import families
+from tests.adapters.conftest import encoded_by, families
+from tests.adapters.control_networks import NETWORKS, network
+from tests.adapters.control_networks import by_hand as controlled_by_hand
 from tests.adapters.tiny import Family
 
 COLUMNS = ("text", "image", "mask", "negative", "batch seeds", "preview", "offload", "fp8 weights")
+SAVING = ("int8 weights", "prompt kept", "speed", "compiled blocks", "control")
 YES, NO = "yes", "–"
+Find = Callable[[Family, Path, str], dict[str, str]]
 PROMPT, SEED = "a red cat", 3
 STRENGTH, STEPS = 0.75, 4  # of images that are drawn over
 
@@ -79,6 +90,58 @@ def row(family: Family, folder: Path, device: str = "cpu") -> dict[str, str]:
     return {name: _told(works[name]) for name in COLUMNS}
 
 
+def saving(family: Family, folder: Path, device: str = "cpu") -> dict[str, str]:
+    """Find what saves memory or time with a family, and whether it can be controlled, by column."""
+    family.build().save_pretrained(folder / "model")
+
+    def load(**options: Any) -> Pipeline:
+        return Pipeline.from_pretrained(folder / "model", device=device, dtype="fp32", **options)
+
+    def draw(pipeline: Pipeline, **more: Any) -> np.ndarray:
+        settings: Any = {"seed": SEED, **family.settings, **more}
+        return np.asarray(pipeline(PROMPT, progress=False, **settings))
+
+    pipeline = load()
+    pipe = _drawer(pipeline).adapted.pipe
+
+    def kept() -> bool:
+        draw(pipeline, seed=SEED + 1)
+        with encoded_by(pipeline) as ran:
+            drawn = draw(pipeline)
+        return not ran and np.array_equal(drawn, by_hand(pipeline, family))
+
+    def skips() -> bool:
+        if "speed" not in (pipeline.traits.takes or ()):
+            return False
+        drawn = draw(pipeline, speed="draft")
+        with skipping(pipe, "draft"):
+            return np.array_equal(drawn, by_hand(pipeline, family))
+
+    def compiled() -> bool:
+        other = load()
+        compile_blocks(_drawer(other).adapted.pipe, backend="eager")
+        return np.array_equal(draw(other), draw(pipeline))
+
+    def controlled() -> bool:
+        if family.name not in NETWORKS:
+            return False
+        made, shown = network(family.name, pipe), Image.linear_gradient("L").resize((32, 32)).convert("RGB")
+        made.save_pretrained(folder / "control")
+        drawn = draw(load(control_model=folder / "control"), control=[shown], height=32, width=32)
+        return np.array_equal(drawn, controlled_by_hand(pipeline, family.name, [made], control_image=shown))
+
+    works: dict[str, Callable[[], str | bool]] = {
+        "int8 weights": lambda: bool(draw(load(weights="int8")).std() > 0),
+        "prompt kept": kept,
+        "speed": skips,
+        "compiled blocks": compiled,
+        "control": controlled,
+    }
+    if device != "cpu":
+        works["nf4 weights"] = lambda: bool(draw(load(weights="nf4")).std() > 0)
+    return {name: _told(one) for name, one in works.items()}
+
+
 def _told(works: Callable[[], str | bool]) -> str:
     """Whether something works; what the pipeline or one of its networks refuses does not."""
     try:
@@ -115,18 +178,19 @@ def _drawer(pipeline: Pipeline) -> WrappedDrawer:
 
 def table(rows: dict[str, dict[str, str]]) -> str:
     """Write rows, by the names of their families, as markdown."""
-    lines = [["family", *COLUMNS], ["---"] * (1 + len(COLUMNS))]
-    lines += [[name, *(found[column] for column in COLUMNS)] for name, found in rows.items()]
+    columns = list(next(iter(rows.values())))
+    lines = [["family", *columns], ["---"] * (1 + len(columns))]
+    lines += [[name, *found.values()] for name, found in rows.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def rows_of(chosen: Sequence[Family], device: str = "cpu") -> dict[str, dict[str, str]]:
-    """Find the rows of some families, by their names."""
+def rows_of(chosen: Sequence[Family], device: str = "cpu", find: Find = row) -> dict[str, dict[str, str]]:
+    """Find the rows of some families, by their names: `row` or `saving`."""
     found = {}
     for family in sorted(chosen, key=lambda one: one.name.lower()):
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found[family.name] = row(family, Path(folder), device)
+            found[family.name] = find(family, Path(folder), device)
     return found
 
 
@@ -141,6 +205,8 @@ def main() -> None:
         parser.error(f"there is no such family: there are {', '.join(one.name for one in families())}")
     torch.set_num_threads(1)
     print(table(rows_of(chosen, arguments.device)))
+    print()
+    print(table(rows_of(chosen, arguments.device, saving)))
 
 
 if __name__ == "__main__":

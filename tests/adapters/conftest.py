@@ -2,14 +2,17 @@
 
 import importlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from genpipe.pipeline import Pipeline
+from genpipe.pipeline.wrapped import WrappedDrawer
 from tests.adapters.tiny import Family
 
 PLACES = Path(__file__).parent / "families"
@@ -27,6 +30,20 @@ def families() -> list[Family]:
 def family_named(name: str) -> Family:
     """The family of this name."""
     return next(one for one in families() if one.name == name)
+
+
+@contextmanager
+def encoded_by(pipeline: Pipeline) -> Iterator[list[str]]:
+    """The names of the text encoders that ran."""
+    assert isinstance(pipeline.drawer, WrappedDrawer)
+    parts, ran = pipeline.drawer.adapted.pipe.components.items(), []
+    networks = [(name, part) for name, part in parts if "text_encoder" in name and isinstance(part, nn.Module)]
+    hooks = [
+        part.register_forward_pre_hook(lambda _module, _given, name=name: ran.append(name)) for name, part in networks
+    ]
+    yield ran
+    for hook in hooks:
+        hook.remove()
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from genpipe.adapters.classes import missing_packages, pip_line
 from genpipe.checkpoints.errors import CheckpointError
+from genpipe.cli import main
 from genpipe.models.finite import NonFiniteError
 from genpipe.pipeline import Pipeline
 from genpipe.pipeline.wrapped import WrappedDrawer
@@ -127,9 +128,7 @@ def test_weights_in_pickles_are_read_only_where_that_is_allowed(copied: Path):
     assert allowed("a red cat", seed=1, steps=2, progress=False).size == (32, 32)
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("int8", True), ("refiner", "x"), ("vae_tiling", "on"), ("tiny_vae", "x")]
-)
+@pytest.mark.parametrize(("option", "value"), [("int8", True), ("refiner", "x"), ("vae_tiling", "on"), ("vae", "x")])
 def test_an_option_that_diffusers_does_not_take_is_named(option: str, value: Any, folder_of: Save):
     with pytest.raises(ValueError, match=f"StableDiffusion3Pipeline is drawn by diffusers, which takes no {option}"):
         Pipeline.from_pretrained(folder_of(family_named("Stable Diffusion 3")), device="cpu", **{option: value})
@@ -217,3 +216,44 @@ def test_an_image_that_the_safety_checker_blacks_out_is_reported(folder_of: Save
     with pytest.warns(UserWarning, match=r"safety checker of .* has blacked out the image of seed 4"):
         image = pipeline("a red cat", seed=4, progress=False, **family.settings)
     assert np.asarray(image).max() == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"_class_name": "Flux9Pipeline", "_diffusers_version": "99.1.0"}, "pip install -U 'diffusers>=99.1.0'"),
+        ({"_class_name": "WanPipeline"}, "makes videos"),
+        ({"_class_name": "StableAudioPipeline"}, "makes sound"),
+        ({"_class_name": ["pipeline", "Mine"]}, "--trust-remote-code"),
+    ],
+)
+def test_the_command_ends_in_one_line(
+    content: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = index(tmp_path / "m", **content, other=["diffusers", "Other"])
+    assert main(["a red cat", "-m", str(folder), "--device", "cpu", "-o", str(tmp_path / "x.png")]) == 2
+    said = capsys.readouterr().err.strip()
+    assert message in said and "\n" not in said and not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--height", "33"], "height must be a multiple of 2"),
+        (["--steps", "0"], "steps must be"),
+        (["--sampler", "ddim"], "sampler is not for this model"),
+        (["--speed", "draft"], "speed is not for this model"),
+        (["--argument", "max_sequence_length=x"], "max_sequence_length must be a number"),
+        (["--offload", "model"], "the device is a CPU"),
+        (["--weights", "nf4"], "the device is cpu"),
+        (["--compile"], "compile is for CUDA alone"),
+        (["--base", "x"], "base is for a model in a single file"),
+    ],
+)
+def test_a_setting_out_of_range_ends_the_command_in_one_line(
+    options: list[str], message: str, folder_of: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    model = ["-m", str(folder_of(family_named("Stable Diffusion 3"))), "--device", "cpu", "--dtype", "fp32"]
+    assert main(["a red cat", *model, "-s", "1", *options, "-o", str(tmp_path / "x.png")]) == 2
+    said = capsys.readouterr().err.strip()
+    assert message in said and "\n" not in said and not (tmp_path / "x.png").exists()

@@ -32,6 +32,9 @@ def hub(folder_of: Callable[[Family], Path], tmp_path: Path, monkeypatch: pytest
     made.close()
 
 
+PRIOR = "owner/prior"
+
+
 def draw(family: Family) -> np.ndarray:
     pipeline = Pipeline.from_pretrained(ID, device="cpu", dtype="fp32")
     return np.asarray(pipeline("a red cat", seed=3, progress=False, **family.settings))
@@ -55,6 +58,44 @@ def test_a_commit_that_the_hub_does_not_have_is_named(hub: Hub):
     with pytest.raises(CheckpointError, match="no revision 'nowhere'"):
         Pipeline.from_pretrained(ID, device="cpu", revision="nowhere")
     assert Pipeline.from_pretrained(ID, device="cpu", dtype="fp32", revision=COMMIT).name == ID
+
+
+def test_a_prior_in_another_repository_is_fetched_from_there(
+    loaded: Callable[[Family], Pipeline], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    family = family_named("Kandinsky 2.2")
+    pipe = family.build()
+    pipe.decoder_pipe.save_pretrained(tmp_path / "decoder")
+    pipe.prior_pipe.save_pretrained(tmp_path / "prior")
+    (tmp_path / "decoder" / "README.md").write_text(f"---\nprior:\n- {PRIOR}\n---\n")
+    hub = Hub(tmp_path / "decoder", **{PRIOR: tmp_path / "prior"})
+    point_at(hub.address, tmp_path / "cache", monkeypatch)
+    monkeypatch.setattr(hf_api.api, "endpoint", hub.address)
+    expected = np.asarray(loaded(family)("a red cat", seed=3, progress=False, **family.settings))
+    assert np.array_equal(draw(family), expected)
+    assert {"prior/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors"} <= set(hub.sent)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert np.array_equal(draw(family), expected)
+    hub.close()
+
+
+def test_a_single_file_takes_its_other_parts_from_the_hub(
+    folder_of: Callable[[Family], Path], loaded: Callable[[Family], Pipeline], hub: Hub, tmp_path: Path
+):
+    family = family_named("Stable Diffusion 3")
+    for path in hub.root.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.copytree(folder_of(family), hub.root, dirs_exist_ok=True)
+    file = Path(
+        shutil.move(hub.root / "transformer" / "diffusion_pytorch_model.safetensors", tmp_path / "mine.safetensors")
+    )
+    (hub.root / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"never fetched")
+    pipeline = Pipeline.from_pretrained(file, base=ID, device="cpu", dtype="fp32")
+    drawn = pipeline("a red cat", seed=3, progress=False, **family.settings)
+    expected = loaded(family)("a red cat", seed=3, progress=False, **family.settings)
+    assert np.array_equal(np.asarray(drawn), np.asarray(expected))
+    assert "transformer/config.json" in hub.sent and "vae/diffusion_pytorch_model.safetensors" in hub.sent
+    assert "transformer/diffusion_pytorch_model.safetensors" not in hub.sent
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from genpipe.metadata import read_made
 from genpipe.pipeline import Pipeline
 from genpipe.pipeline.wrapped import WrappedDrawer
 from tests.adapters.conftest import families, family_named
+from tests.adapters.families.kandinsky import build_22
 from tests.adapters.families.unclip import build_variations
 from tests.adapters.tiny import Family
 
@@ -89,6 +90,19 @@ def test_a_part_of_an_image_is_drawn_over_as_diffusers_does(name: str, loaded: L
     pipeline = loaded(family)
     drawn = pipeline("a red cat", image=image, mask=mask, **asked(family))
     assert np.array_equal(np.asarray(drawn), by_hand(pipeline, family, image=image, mask_image=mask))
+
+
+def test_a_part_of_an_image_is_drawn_over_by_the_inpainting_network_of_kandinsky(loaded: Load, tmp_path: Path):
+    family, image, mask = family_named("Kandinsky 2.2"), picture((32, 32)), part((32, 32))
+    with pytest.raises(ValueError, match="mask is not for this model"):
+        loaded(family)("a red cat", image=image, mask=mask, **asked(family))
+    build_22(in_channels=9).save_pretrained(tmp_path)
+    pipeline = Pipeline.from_pretrained(tmp_path, device="cpu", dtype="fp32")
+    given = {name: value for name, value in asked(family).items() if name != "strength"}  # it takes none
+    drawn = pipeline("a red cat", image=image, mask=mask, **given)
+    assert np.array_equal(np.asarray(drawn), by_hand(pipeline, family, image=image, mask_image=mask))
+    with pytest.raises(ValueError, match=r"this model draws over a part of an image: give both \(--image, --mask\)"):
+        pipeline("a red cat", **given)
 
 
 def test_an_image_of_another_size_is_scaled_and_says_the_size(loaded: Load):

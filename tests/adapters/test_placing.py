@@ -2,14 +2,20 @@
 
 import warnings
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from genpipe.adapters import placing
+from genpipe.adapters.storing import check_stored
+from genpipe.checkpoints.foreign import foreign
+from genpipe.checkpoints.source import Folder
 from genpipe.pipeline import Pipeline
 from genpipe.pipeline.wrapped import WrappedDrawer
 from genpipe.spec import ModelSpec
@@ -59,9 +65,77 @@ def test_what_needs_a_gpu_is_refused_on_a_cpu(offload: str, folder_of: Save):
         Pipeline.from_pretrained(folder_of(family_named(FLUX)), device="cpu", offload=offload)
 
 
-def test_int8_is_refused_by_name(folder_of: Save):
-    with pytest.raises(ValueError, match="weights 'int8' are not for models that diffusers draws: use fp8 or bf16"):
-        Pipeline.from_pretrained(folder_of(family_named(FLUX)), device="cpu", weights="int8")
+@pytest.mark.parametrize("name", ["Kandinsky 2.2", "Stable Cascade", "DeepFloyd IF"])
+def test_families_of_other_networks_are_kept_in_fp8(name: str, folder_of: Save, loaded: Load):
+    family = family_named(name)
+    given: Any = {"seed": 3, "progress": False, **family.settings}
+    pipeline = Pipeline.from_pretrained(folder_of(family), device="cpu", dtype="fp32", weights="fp8")
+    image, plain = (np.asarray(each("a red cat", **given)).astype(int) for each in (pipeline, loaded(family)))
+    assert 0 < np.abs(image - plain).mean() < 40
+    network = parts_of(pipeline)["decoder" if name == "Stable Cascade" else "unet"]
+    stored = sum(one.numel() for one in network.parameters() if one.dtype == torch.float8_e4m3fn)
+    assert stored > 0.5 * sum(one.numel() for one in network.parameters())
+
+
+@pytest.mark.parametrize(("name", "whole"), [("Kandinsky 2.2", "movq"), ("HunyuanDiT", "transformer")])
+def test_a_part_that_is_fetched_whole_is_named(name: str, whole: str, folder_of: Save, loaded: Load):
+    family = family_named(name)
+    given: Any = {"seed": 3, "progress": False, **family.settings}
+    with pytest.warns(UserWarning, match=f"offload 'group' keeps {whole} on the device"):
+        pipeline = Pipeline.from_pretrained(folder_of(family), device="cpu", dtype="fp32", offload="group")
+    assert np.array_equal(np.asarray(pipeline("a red cat", **given)), np.asarray(loaded(family)("a red cat", **given)))
+
+
+@pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
+def test_the_denoisers_weights_are_kept_in_int8_as_diffusers_does(folder_of: Save, loaded: Load):
+    diffusers: Any = import_module("diffusers")
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    folder, family = folder_of(family_named(FLUX)), family_named(FLUX)
+    pipeline = Pipeline.from_pretrained(folder, device="cpu", dtype="bf16", weights="int8")
+    mapping: Any = {"transformer": diffusers.TorchAoConfig(Int8WeightOnlyConfig())}
+    config = diffusers.PipelineQuantizationConfig(quant_mapping=mapping)
+    pipe: Any = diffusers.FluxPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16, quantization_config=config)
+    made = pipe("a red cat", generator=torch.Generator().manual_seed(3), **family.by_hand).images[0]
+    assert np.array_equal(drawn(pipeline), np.asarray(made).astype(int))
+    plain = Pipeline.from_pretrained(folder, device="cpu", dtype="bf16")
+    assert 0 < np.abs(drawn(pipeline) - drawn(plain)).mean() < 10
+    assert {type(one).__name__ for one in parts_of(pipeline)["transformer"].parameters()} >= {"Int8Tensor"}
+    assert {type(one).__name__ for one in parts_of(pipeline)["text_encoder_2"].parameters()} == {"Parameter"}
+
+
+def test_blocks_are_compiled_and_draw_the_same_image(folder_of: Save, loaded: Load):
+    pipeline = Pipeline.from_pretrained(folder_of(family_named(FLUX)), device="cpu", dtype="fp32")
+    transformer = parts_of(pipeline)["transformer"]
+    placing.compile_blocks(pipeline.drawer.adapted.pipe, backend="eager")  # type: ignore[attr-defined]
+    compiled = [part for part in transformer.modules() if part._compiled_call_impl is not None]
+    assert len(compiled) == 2 and transformer._compiled_call_impl is None
+    assert np.array_equal(drawn(pipeline), drawn(loaded(family_named(FLUX))))
+
+
+def test_what_cannot_be_compiled_is_refused(folder_of: Save):
+    with pytest.raises(ValueError, match="compile is for CUDA alone, not for cpu"):
+        Pipeline.from_pretrained(folder_of(family_named(FLUX)), device="cpu", compile=True)
+    with pytest.raises(ValueError, match="compile is not for UnCLIPPipeline: diffusers names no blocks"):
+        placing.compile_blocks(family_named("unCLIP").build())
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+def test_what_quantises_is_asked_for(folder_of: Save):
+    with pytest.raises(ValueError, match=r"takes bitsandbytes: pip install 'genpipe\[nf4\]'"):
+        check_stored(ModelSpec("m", weights="nf4"), torch.device("cuda"), torch.bfloat16)
+
+
+def test_what_saves_nothing_or_wants_a_gpu_is_refused(folder_of: Save, tiny_checkpoint: Path):
+    folder = folder_of(family_named(FLUX))
+    with pytest.raises(
+        ValueError, match="'nf4' is made by bitsandbytes on a GPU, and the device is cpu: use int8 or fp8"
+    ):
+        Pipeline.from_pretrained(folder, device="cpu", weights="nf4")
+    with pytest.raises(ValueError, match="weights 'bf16' would save nothing"):
+        Pipeline.from_pretrained(folder, device="cpu", dtype="bf16", weights="bf16")
+    with pytest.raises(ValueError, match="weights nf4 is for models that diffusers draws: use fp8, int8, bf16"):
+        Pipeline.from_pretrained(tiny_checkpoint, device="cpu", weights="nf4")
 
 
 def test_offload_is_not_for_genpipes_own_networks(tiny_checkpoint: Path):
@@ -69,34 +143,44 @@ def test_offload_is_not_for_genpipes_own_networks(tiny_checkpoint: Path):
         Pipeline.from_pretrained(tiny_checkpoint, device="cpu", offload="group")
 
 
+def weights_of(folder: Path, part: str) -> int:
+    """Bytes of a part's weights, which are fp32."""
+    files = (folder / part).glob("*.safetensors")
+    return sum(tensor.nbytes for file in files for tensor in load_file(file).values())
+
+
 @pytest.mark.parametrize(
-    ("options", "factor", "fixes"),
-    [({}, 1.0, "try --offload model or --weights fp8"), ({"weights": "fp8"}, 0.5, "try --offload model")],
-)
-def test_memory_that_is_short_is_told_before_loading(options: Any, factor: float, fixes: str, folder_of: Save):
+    ("weights", "share", "fixes"),
+    [(None, 1.0, "try --offload model or --weights fp8"), ("fp8", 1 / 4, "try --offload model"),
+     ("int8", 1 / 4, "try --offload model"), ("nf4", 4.5 / 32, "try --offload model")],
+)  # fmt: skip
+def test_memory_that_is_short_is_told_before_loading(weights: str | None, share: float, fixes: str, folder_of: Save):
     folder = folder_of(family_named(FLUX))
-    parts = ["transformer", "vae", "text_encoder", "text_encoder_2"]
-    weights = sum(path.stat().st_size for part in parts for path in (folder / part).glob("*.safetensors"))
-    spec, device = ModelSpec(str(folder), **options), torch.device("cpu")
+    wanted = foreign(Folder(folder))
+    assert wanted is not None
+    others = sum(weights_of(folder, part) for part in ("vae", "text_encoder", "text_encoder_2"))
+    needed = others + share * weights_of(folder, "transformer")
+    spec, device = ModelSpec(str(folder), weights=weights), torch.device("cpu")
 
     def warn(free: int) -> None:
-        placing.warn_of_memory(folder, parts, spec, device=device, dtype=torch.float32, free=free)
+        placing.warn_of_memory(folder, wanted.parts, spec, device=device, dtype=torch.float32, free=free)
 
     with pytest.warns(UserWarning, match=rf"the weights take about .* GB, and .* GB are free on cpu: {fixes}$"):
-        warn(int(weights * factor * 0.5))
+        warn(int(needed) - 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn(2 * weights)
+        warn(int(needed) + 1)
 
 
 def test_a_model_that_is_offloaded_needs_room_for_its_largest_part(folder_of: Save):
     folder = folder_of(family_named(FLUX))
-    parts = ["transformer", "vae", "text_encoder", "text_encoder_2"]
-    sizes = [sum(path.stat().st_size for path in (folder / part).glob("*.safetensors")) for part in parts]
+    wanted = foreign(Folder(folder))
+    assert wanted is not None
+    largest = max(weights_of(folder, part) for part in ("transformer", "vae", "text_encoder", "text_encoder_2"))
     spec = ModelSpec(str(folder), offload="model")
     given: Any = {"device": torch.device("cpu"), "dtype": torch.float32}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        placing.warn_of_memory(folder, parts, spec, free=max(sizes), **given)
+        placing.warn_of_memory(folder, wanted.parts, spec, free=largest, **given)
     with pytest.warns(UserWarning, match="try --weights fp8$"):
-        placing.warn_of_memory(folder, parts, spec, free=max(sizes) // 2, **given)
+        placing.warn_of_memory(folder, wanted.parts, spec, free=largest - 1, **given)

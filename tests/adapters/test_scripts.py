@@ -1,6 +1,7 @@
 """The table of families and what the adapter costs, on one family."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.adapters.tiny import Family
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ROOT = Path(__file__).parents[2]
+INT8 = "–" if find_spec("torchao") is None else "yes"
 DRAWN = ("FLUX.1 dev", "PixArt-Σ", "Stable unCLIP")
 
 
@@ -24,6 +26,12 @@ def test_a_row_says_what_was_done(tmp_path: Path) -> None:
     assert (
         first.startswith("| family | text | image |") and second.startswith("| --- |") and line.startswith("| PixArt")
     )
+
+
+def test_a_row_says_what_saves_and_what_does_not(tmp_path: Path) -> None:
+    rows = evaluate.rows_of([family_named("PixArt-Σ"), family_named("Qwen-Image")], find=evaluate.saving)
+    assert rows["PixArt-Σ"] == {**dict.fromkeys(evaluate.SAVING, "–"), "prompt kept": "yes", "int8 weights": INT8}
+    assert rows["Qwen-Image"] == {**dict.fromkeys(evaluate.SAVING, "yes"), "int8 weights": INT8}
 
 
 def test_the_readmes_table_is_what_works(loaded: Callable[[Family], Pipeline]) -> None:

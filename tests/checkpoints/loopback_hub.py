@@ -1,4 +1,4 @@
-"""A hub on this machine, with one repository."""
+"""A hub on this machine, with one repository or several."""
 
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,10 +13,16 @@ ID, COMMIT = "owner/tiny", "0" * 39 + "1"
 
 
 class Hub:
-    """A hub with one repository; `sent` lists the files that were fetched, `asked` counts all requests."""
+    """A hub with one repository; `sent` lists the files that were fetched, `asked` counts all requests.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: of the repository's files.
+        others: roots of further ones, by their ids.
+    """
+
+    def __init__(self, root: Path, **others: Path) -> None:
         self.root, self.sent, self.asked = root, [], 0
+        self.roots = {ID: root, **others}
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -28,22 +34,27 @@ class Hub:
 
             def answer(self, *, body: bool) -> None:
                 hub.asked += 1
-                if self.path.startswith("/api/models/") and "/tree/" not in self.path:
-                    return self.reply(hub.info())
-                if self.path.startswith("/api/models/"):
-                    _, _, folder = self.path.partition("?")[0].partition("/tree/")[2].partition("/")
-                    return self.reply(hub.tree(folder))
+                path, _, query = self.path.partition("?")
+                if path.startswith("/api/models/"):
+                    about = path.removeprefix("/api/models/")
+                    named = "/".join(about.split("/")[:2])
+                    if (root := hub.roots.get(named)) is None:
+                        return self.reply(error="RepoNotFound")
+                    if "/tree/" not in path:
+                        return self.reply(hub.info(named, root))
+                    _, _, folder = about.partition("/tree/")[2].partition("/")
+                    return self.reply(hub.tree(root, folder, whole="recursive=true" in query.lower()))
                 repository, _, rest = self.path[1:].partition("/resolve/")
                 revision, _, name = rest.partition("/")
-                if repository != ID:
+                if (root := hub.roots.get(repository)) is None:
                     return self.reply(error="RepoNotFound")
                 if revision not in ("main", COMMIT):
                     return self.reply(error="RevisionNotFound")
-                if not (hub.root / name).is_file():
+                if not (root / name).is_file():
                     return self.reply(error="EntryNotFound")
                 if body:
                     hub.sent.append(name)
-                self.reply((hub.root / name).read_bytes(), body=body)
+                self.reply((root / name).read_bytes(), body=body)
 
             def reply(self, content: bytes = b"", *, body: bool = True, error: str | None = None) -> None:
                 self.send_response(404 if error else 200)
@@ -61,13 +72,14 @@ class Hub:
         self.address = f"http://127.0.0.1:{self.server.server_port}"
         Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
-    def tree(self, folder: str) -> bytes:
-        files = [path.relative_to(self.root) for path in sorted((self.root / folder).iterdir()) if path.is_file()]
+    def tree(self, root: Path, folder: str, *, whole: bool) -> bytes:
+        inside = (root / folder).rglob("*") if whole else (root / folder).iterdir()
+        files = [path.relative_to(root) for path in sorted(inside) if path.is_file()]
         return json.dumps([{"type": "file", "path": str(each), "size": 1, "oid": "0"} for each in files]).encode()
 
-    def info(self) -> bytes:
-        files = sorted(path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
-        return json.dumps({"id": ID, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]}).encode()
+    def info(self, name: str, root: Path) -> bytes:
+        files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+        return json.dumps({"id": name, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]}).encode()
 
     def close(self) -> None:
         self.server.shutdown()

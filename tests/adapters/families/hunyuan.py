@@ -20,7 +20,7 @@ def build() -> Any:
     transformer = seeded(
         lambda: diffusers.HunyuanDiT2DModel(
             sample_size=16,
-            num_layers=2,
+            num_layers=4,
             patch_size=2,
             attention_head_dim=8,
             num_attention_heads=3,

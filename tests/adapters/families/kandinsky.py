@@ -95,12 +95,12 @@ def build_21() -> Any:
     )
 
 
-def build_22() -> Any:
+def build_22(in_channels: int = 4) -> Any:
     diffusers: Any = import_module("diffusers")
 
     return diffusers.KandinskyV22CombinedPipeline(
         unet=simple_attention_unet(
-            in_channels=4,
+            in_channels=in_channels,
             out_channels=8,
             encoder_hid_dim=WIDTH,
             cross_attention_dim=WIDTH,
