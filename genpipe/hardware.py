@@ -5,12 +5,12 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import torch
 
-from genpipe.messages import quoted
+from genpipe.messages import one_line, quoted
 from genpipe.processors import memory_left, processors
 
 # Of malloc.h.
@@ -40,8 +40,24 @@ DTYPES = {
 }
 
 
-def choose_device(name: str | torch.device | None = None) -> torch.device:
+def cuda_cards() -> tuple[int, str]:
+    """Count the GPUs that torch can use through CUDA, and say why there is none."""
+    if not torch.backends.cuda.is_built():
+        return 0, "this torch is built without CUDA"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if torch.cuda.is_available():  # a driver that is too old counts its cards all the same
+            return torch.cuda.device_count(), ""
+    reason = one_line(str(said[0].message).partition(". ")[0], 120) if said else "torch sees no card"
+    return 0, f"{reason}; install a driver for CUDA {torch.version.cuda}, or show a card by CUDA_VISIBLE_DEVICES"
+
+
+def choose_device(
+    name: str | torch.device | None = None, *, cards: Callable[[], tuple[int, str]] = cuda_cards
+) -> torch.device:
     """Find the named device, or the best there is: cuda, then mps, then cpu.
+
+    `cards` counts the GPUs, and says why there is none.
 
     Raises:
         ValueError: the name is no device, or that device is not available.
@@ -57,9 +73,11 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
         device = None
     if device is None or device.type not in ("cuda", "mps", "cpu"):
         raise ValueError(f"device {shown} is unknown: use cuda, cuda:0, mps or cpu")
-    cards = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= cards:
-        raise ValueError(f"device {shown} is not available: torch sees {cards} CUDA devices; use cpu")
+    if device.type == "cuda":
+        count, why = cards()
+        if (device.index or 0) >= count:
+            why = why or f"torch sees {count} CUDA device{'s' * (count > 1)}, counted from 0"
+            raise ValueError(f"device {shown} is not available: {why}; use cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device {shown} is not available: torch sees no Apple GPU; use cpu")
     return torch.device("cpu") if device.type == "cpu" else device  # tensors on "cpu:3" say that they are on "cpu"

@@ -1,12 +1,21 @@
 import platform
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 
 from genpipe import hardware
-from genpipe.hardware import choose_device, choose_dtype, device_name, instruction_set, obey_quota, one_thread
+from genpipe.hardware import (
+    choose_device,
+    choose_dtype,
+    cuda_cards,
+    device_name,
+    instruction_set,
+    obey_quota,
+    one_thread,
+)
 
 CPU = torch.device("cpu")
 
@@ -86,6 +95,36 @@ def test_what_is_no_device_is_refused_in_one_short_line(name) -> None:
     with pytest.raises(ValueError, match=r"device .* (is unknown: use cuda|is not available: .*; use cpu)") as caught:
         choose_device(name)
     assert len(str(caught.value)) < 200 and str(caught.value).isprintable()
+
+
+def test_a_card_that_is_not_there_or_has_too_old_a_driver_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> tuple[int, str]:
+        return 0, "The NVIDIA driver on your system is too old (found version 11040)"
+
+    with pytest.raises(
+        ValueError, match=r"^device 'cuda' is not available: The NVIDIA driver .* \(found .*\); use cpu$"
+    ):
+        choose_device("cuda", cards=none)
+    with pytest.raises(
+        ValueError, match=r"^device 'cuda:2' is not available: torch sees 2 CUDA devices, counted from 0;"
+    ):
+        choose_device("cuda:2", cards=lambda: (2, ""))
+    assert choose_device("cuda:1", cards=lambda: (2, "")) == torch.device("cuda:1")
+
+    def too_old() -> bool:  # as torch says it, while NVML goes on counting cards
+        text = "CUDA initialization: The driver is too old (found version 11040). Please update\nit. (Triggered internally)"
+        warnings.warn(text, stacklevel=2)
+        return False
+
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", too_old)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        count, why = cuda_cards()
+    assert count == 0 and why.startswith("CUDA initialization: The driver is too old (found version 11040); install")
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    assert cuda_cards() == (0, "this torch is built without CUDA")
 
 
 @pytest.mark.parametrize("name", ["int8", "", "x" * 5000, 5, [], {}, torch.int8, torch.device("cpu"), "fp16"])
