@@ -15,7 +15,7 @@ from scripts.benchmark.gpu import networks
 from scripts.benchmark.gpu.__main__ import Run, main
 from scripts.benchmark.gpu.sections import SECTIONS, Plan
 from scripts.benchmark.gpu.suite import Recorder
-from scripts.benchmark.gpu.summary import LONGEST, failures, summary
+from scripts.benchmark.gpu.summary import ASKED, LONGEST, failures, summary
 
 FILES = ["errors.txt", "failing_tests.txt", "results.json", "summary.txt"]
 
@@ -79,13 +79,15 @@ def test_sections_run_one_after_the_other_in_processes(tmp_path: Path, capfd: py
     assert list(sections) == ["card", "sd15"] and sorted(path.name for path in tmp_path.iterdir()) == FILES
     assert sections["sd15"]["figures"]["step_ms/2"] > 0 and sections["sd15"]["state"] == "done"
     printed = capfd.readouterr().out
-    assert printed == (tmp_path / "summary.txt").read_text() + "\n" and len(printed) <= LONGEST + 1
+    first, _, rest = printed.partition("\n\n")
+    assert first == "seconds on an H100: card 24, sd15 52; 76 in all, of which 300 hold the first 2"
+    assert rest == (tmp_path / "summary.txt").read_text() + "\n" and len(rest) <= LONGEST + 1
 
 
 def test_a_section_that_fails_or_has_no_time_takes_none_with_it(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    sections = {**SECTIONS, "training": replace(SECTIONS["training"], seconds=0.2)}
+    sections = {**SECTIONS, "training": replace(SECTIONS["training"], seconds=0.07)}
     run = Run(out, 2, toy=True, sections=sections)
     run.run(["sd15", "training", "suite"], tmp_path)  # without the checkpoints that the card's section makes
     found = measured(out)
@@ -97,6 +99,22 @@ def test_a_section_that_fails_or_has_no_time_takes_none_with_it(tmp_path: Path) 
     late.run(["sd15", "sdxl"], tmp_path)
     late.stop()
     assert {section["state"] for section in measured(out).values()} == {"no time was left"}
+
+
+def test_what_is_asked_for_comes_first_and_fits_nine_minutes() -> None:
+    names = list(SECTIONS)
+    asked = names[: max(names.index(name) for name in ASKED) + 1]
+    assert set(asked) == {*ASKED, "card"} and asked[:4] == ["card", "sd15", "render", "embedded"]
+    assert sum(SECTIONS[name].seconds for name in asked) < 9 * 60
+
+
+@pytest.mark.parametrize(
+    ("option", "says"), [("compiled", "compile is for CUDA alone"), ("fp8", "fp8 runs on NVIDIA's")]
+)
+def test_an_option_that_does_not_go_here_is_named(made: tuple[Plan, dict[str, Any]], option: str, says: str) -> None:
+    plan, figures = made[0], {}
+    getattr(networks, option)(plan, figures.__setitem__)
+    assert list(figures) == [option.removesuffix("d")] and says in figures[option.removesuffix("d")]
 
 
 def test_tests_that_fail_are_kept_as_they_fail() -> None:

@@ -23,7 +23,7 @@ class Section:
 
     Attributes:
         module: of `scripts.benchmark.gpu`; its function has the section's name.
-        seconds: the longest that it may take where there are 4.5 minutes in all; more where there are more.
+        seconds: that it takes on an H100, loading among them; those of sections that have not run there to their end are guessed.
         about: what it measures, for help.
         checkpoint: that it loads.
         beside: whether others may be measured at the same time.
@@ -70,18 +70,19 @@ class Plan:
 
 
 SECTIONS = {
-    "card": Section("networks", 60, "the card, its GEMM ceiling; makes the checkpoints of the others"),
-    "sd15": Section("networks", 80, "Stable Diffusion 1.5: first image, steps, decode, text, whole images", "sd15"),
-    "kernels": Section("networks", 25, "the kernels of a step by their time", "sd15"),
-    "render": Section("rendering", 60, "genpipe render of 256 prompts, Stable Diffusion 1.5, 20 steps", "sd15"),
-    "forms": Section("networks", 40, "the step in each form that the denoiser has on a GPU", "sd15"),
-    "embedded": Section("rendering", 60, "the embedded model: Pipeline alone, genpipe render of 4,096 prompts"),
-    "sdxl": Section("networks", 70, "SDXL 1024²: steps, decode, whole images", "sdxl"),
+    "card": Section("networks", 24, "the card, its GEMM ceiling; makes the checkpoints of the others"),
+    "sd15": Section("networks", 52, "Stable Diffusion 1.5: first image, steps, decode, text, whole images", "sd15"),
+    "render": Section("rendering", 40, "genpipe render of 256 prompts, Stable Diffusion 1.5, 20 steps", "sd15"),
+    "embedded": Section("rendering", 29, "the embedded model: Pipeline alone, genpipe render of 4,096 prompts"),
+    "quality": Section("peers", 45, "PSNR of the default against fp32; the first image with a warm cache", "sd15"),
+    "render_sdxl": Section("rendering", 58, "genpipe render of 64 prompts, SDXL, 20 steps", "sdxl"),
+    "compiled": Section("networks", 110, "the step with torch.compile", "sd15"),
+    "fp8": Section("networks", 25, "the step in fp8, and how far its images are from those of the default", "sd15"),
     "gpu_tests": Section("suite", 90, "the tests that need a GPU"),
-    "quality": Section("peers", 50, "PSNR of the default against fp32; the first image with a warm cache", "sd15"),
-    "render_sdxl": Section("rendering", 90, "genpipe render of 64 prompts, SDXL, 20 steps", "sdxl"),
+    "kernels": Section("networks", 13, "the kernels of a step by their time", "sd15"),
+    "sdxl": Section("networks", 41, "SDXL 1024²: steps, decode, whole images", "sdxl"),
     "diffusers": Section("peers", 40, "diffusers in bf16, eager and channels_last", "sd15"),
-    "compiled": Section("networks", 90, "the step with torch.compile, and in fp8", "sd15"),
+    "forms": Section("networks", 17, "the step in each form that the denoiser has on a GPU", "sd15"),
     "training": Section("training", 40, "training steps of the embedded model's denoiser"),
     "diffusers_compiled": Section("peers", 75, "diffusers in bf16, channels_last, compiled", "sd15"),
     "parity": Section("peers", 60, "Stable Diffusion 1.5 in fp32 without TF32 against diffusers"),

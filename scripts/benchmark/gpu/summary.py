@@ -17,6 +17,8 @@ WANTED = (
     ("first image, cold, s", "sd15", "first_image_s/cold", "most", 20.0, 20.0),
     ("first image, warm, s", "quality", "first_image_s/warm", "most", 3.0, 3.0),
 )
+# Sections that give them.
+ASKED = {section for _, section, *_ in WANTED}
 
 
 def summary(results: Mapping[str, Any]) -> str:
