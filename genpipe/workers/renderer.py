@@ -150,9 +150,8 @@ class Renderer:
     def _encode_ahead(self, begun: BatchInProgress) -> None:
         """Encode the prompts, which the pipeline's encoder keeps until they are wanted."""
         started = time.perf_counter()
-        try:
-            with self._busy:
-                self.pipeline.encode(begun.candidates)
+        try:  # most of it is reading, which gives the device no work
+            self.pipeline.encode(begun.candidates)
         except Exception as error:
             if is_lost(error):
                 raise
