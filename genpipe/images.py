@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -32,6 +33,8 @@ FORMATS: dict[str, dict[str, Any]] = {
 Sign = Callable[[bytes, str, Mapping[Any, Any]], bytes]
 # What images are read from. Pillow knows more formats, among them PostScript, which it hands to a program that runs it.
 READ_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+# Attributes in which versions of Pillow keep an image's pixels; one thread at a time makes them.
+_PILLOWS, _MAKING = ("_im", "im"), Lock()
 
 
 def open_image(source: str | Path | BinaryIO) -> Image.Image:
@@ -122,12 +125,35 @@ def _too_large(name: str) -> ValueError:
 class Picture(Image.Image):
     """A PIL image that writes into its files, by `save` too, what its `info` says of how it was made."""
 
+    _levels: "ndarray | None" = None
+
     @classmethod
     def of_levels(cls, levels: "ndarray") -> "Picture":
-        """Make an RGB image of 8-bit levels (H, W, 3)."""
+        """Make an RGB image of 8-bit levels (H, W, 3), which belong to it from now on."""
         picture, (height, width, _) = cls(), levels.shape
-        picture.__setstate__([{}, "RGB", (width, height), None, levels.tobytes()])
+        picture._mode, picture._size, picture._levels = "RGB", (width, height), levels
+        for name in _PILLOWS:
+            vars(picture).pop(name, None)
         return picture
+
+    @property
+    def levels(self) -> "ndarray":
+        """The levels (H, W, 3) of an RGB image, 8 bits, to be read only."""
+        import numpy as np
+
+        levels = self._levels
+        return np.asarray(self) if levels is None else levels
+
+    def __getattr__(self, name: str) -> Any:
+        """Make Pillow's own pixels when they are first asked for: what is only written needs none, which takes a while."""
+        if name in _PILLOWS:
+            with _MAKING:
+                levels, self._levels = self._levels, None  # Pillow's may be changed from now on
+                if levels is not None:
+                    self.im = Image.fromarray(levels).im
+            if name in vars(self):
+                return vars(self)[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     @classmethod
     def of(cls, image: Image.Image) -> "Picture":
@@ -150,7 +176,7 @@ def to_pil(pixels: "Tensor") -> list[Picture]:
     levels = levels.permute(0, 2, 3, 1).contiguous()  # (B, H, W, 3)
     if levels.device.type == "cuda":
         levels = _copied_from_gpu(levels)
-    return [Picture.of_levels(array) for array in levels.cpu().numpy()]
+    return [Picture.of_levels(array.copy()) for array in levels.cpu().numpy()]  # one is not to hold the memory of all
 
 
 def _copied_from_gpu(tensor: "Tensor") -> "Tensor":
@@ -227,20 +253,15 @@ def save_image(image: Image.Image, path: str | Path, *, sign: Sign | None = None
         part.write_bytes(data)
 
 
-def encode_image(
-    image: Image.Image, suffix: str, *, sign: Sign | None = None, levels: "ndarray | None" = None
-) -> bytes:
-    """Give the bytes of an image's file, in the format of a suffix in `FORMATS`; they say what made it, and may be signed.
-
-    `levels` are the image's (H, W, 3), 8 bits, where they are at hand.
-    """
+def encode_image(image: Image.Image, suffix: str, *, sign: Sign | None = None) -> bytes:
+    """Give the bytes of an image's file, in the format of a suffix in `FORMATS`; they say what made it, and may be signed."""
     params = FORMATS[suffix.lower()]
     if params["format"] == "PNG" and image.mode == "RGB":
         import numpy as np
 
         from genpipe.png import encode_png
 
-        data = encode_png(np.asarray(image) if levels is None else levels, png_texts(image.info))
+        data = encode_png(image.levels if isinstance(image, Picture) else np.asarray(image), png_texts(image.info))
     else:
         file = io.BytesIO()
         Image.Image.save(image, file, **{**saving_options(image.info, params["format"]), **params})

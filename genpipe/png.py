@@ -53,15 +53,19 @@ def _filtered(levels: Levels) -> Levels:
     number = min(_PREDICTIONS, key=lambda each: _entropy(_residual(padded, _PREDICTIONS[each], sample)))
     rows = np.empty((height, 1 + 3 * width), np.uint8)
     rows[:, 0] = number
-    rows[:, 1:] = _residual(padded, _PREDICTIONS[number], slice(None))
+    _residual(padded, _PREDICTIONS[number], slice(None), rows[:, 1:])
     return rows
 
 
-def _residual(padded: Levels, predict: Callable[[Levels, Levels, Levels], Levels], chosen: slice) -> Levels:
+def _residual(
+    padded: Levels,
+    predict: Callable[[Levels, Levels, Levels], Levels],
+    chosen: slice,
+    out: Levels | None = None,
+) -> Levels:
     """What a prediction leaves of the chosen rows."""
     rows, above = padded[1:][chosen], padded[:-1][chosen]
-    predicted = predict(rows[:, :-3], above[:, 3:], above[:, :-3])
-    return np.subtract(rows[:, 3:], predicted, out=predicted)
+    return np.subtract(rows[:, 3:], predict(rows[:, :-3], above[:, 3:], above[:, :-3]), out=out)
 
 
 def _entropy(levels: Levels) -> float:
@@ -103,8 +107,11 @@ def _deflating() -> tuple[Callable[[memoryview], bytes], Callable[..., int]]:
         from isal import igzip_lib, isal_zlib  # pyright: ignore[reportMissingImports]
     except ImportError:
         return _zlib_deflate, zlib.crc32
-    # Looking back no further than 2⁹ bytes is faster, and of photographs smaller: what repeats further away does so by chance.
-    deflate = partial(igzip_lib.compress, level=1, flag=igzip_lib.COMP_ZLIB, hist_bits=9)
+    # Looking back no further than 2³ bytes is faster, and smaller: in photographs what repeats further away does so by
+    # chance, and rows of drawings are further apart than any of these windows.
+    deflate = partial(
+        igzip_lib.compress, level=1, flag=igzip_lib.COMP_ZLIB, hist_bits=3, mem_level=igzip_lib.MEM_LEVEL_EXTRA_LARGE
+    )
     return deflate, isal_zlib.crc32
 
 

@@ -7,8 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from genpipe.images import Sign, encode_image
@@ -33,7 +31,6 @@ def write_image(
     image: Image.Image,
     sign: Sign | None = None,
     *,
-    levels: NDArray[np.uint8] | None = None,
     turn: AbstractContextManager[Any] | None = None,
 ) -> Written:
     """Encode an image and write it.
@@ -42,7 +39,6 @@ def write_image(
         identifier: by which its small copy is named.
         path: below the storage's root.
         sign: signs the file, see `genpipe.signing.Signer`.
-        levels: the image's (H, W, 3), where they are at hand.
         turn: held while it is encoded.
 
     Raises:
@@ -50,9 +46,9 @@ def write_image(
     """
     with turn or nullcontext():
         started = time.perf_counter()
-        data = encode_image(image, Path(path).suffix, sign=sign, levels=levels)
-        small = _small_copy(image) if max(image.size) > THUMBNAIL else None
+        data = encode_image(image, Path(path).suffix, sign=sign)
         digest = hashlib.sha256(data).hexdigest()
+        small = _small_copy(image) if max(image.size) > THUMBNAIL else None
         encoded = time.perf_counter()
     if small is not None:  # first: what is left of it by a kill belongs to an image that is drawn again
         storage.write(thumbnail_path(identifier), small, durable=False)

@@ -6,10 +6,14 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
 from genpipe.messages import one_line
+
+# A file to write that was not there; O_BINARY is Windows's.
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
 
 class Storage(Protocol):
@@ -42,10 +46,11 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._parts = root / ".genpipe" / "parts"
+        self._own, self._count = secrets.token_hex(8), count()  # no other writer has this name
 
     def write(self, path: str, data: bytes, *, durable: bool = True) -> None:
         put, target = _put_durably if durable else _put, f"{self.root}/{path}"
-        part = f"{self._parts}/{secrets.token_hex(8)}" if durable else target
+        part = f"{self._parts}/{self._own}-{next(self._count)}" if durable else target
         with suppress(FileNotFoundError, NotADirectoryError):  # folders are made when one is missing
             put(target, part, data)
             return
@@ -117,25 +122,36 @@ class Remote:
 def _put(target: str, part: str, data: bytes) -> None:
     """Write a file in its place."""
     with _errors_of(target):
-        with suppress(FileNotFoundError):
+        try:
+            file = os.open(part, _NEW, 0o666)
+        except FileExistsError:
             os.unlink(part)  # it may be a link
-        with open(part, "xb") as file:
-            file.write(data)
+            file = os.open(part, _NEW, 0o666)
+        _fill(file, data, durable=False)
 
 
 def _put_durably(target: str, part: str, data: bytes) -> None:
     """Write a file and move it to its place: `genpipe.files.atomic_write` in half as many calls of the system."""
     with _errors_of(target):
         try:
-            with open(part, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())  # disks that are written late report that they are full only here
+            _fill(os.open(part, _NEW, 0o666), data, durable=True)
             os.replace(part, target)
         except BaseException:
             with suppress(OSError):
                 os.unlink(part)
             raise
+
+
+def _fill(file: int, data: bytes, *, durable: bool) -> None:
+    """Write all of a new file, and close it. After each call of the system a thread waits for the interpreter."""
+    try:
+        written = os.write(file, data)
+        while written < len(data):
+            written += os.write(file, memoryview(data)[written:])
+        if durable:
+            os.fsync(file)  # disks that are written late report that they are full only here
+    finally:
+        os.close(file)
 
 
 @contextmanager

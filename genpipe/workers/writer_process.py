@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from genpipe.images import Sign
+from genpipe.images import Picture, Sign
 from genpipe.workers.image_files import Written, write_image
 from genpipe.workers.storage import open_storage
 
@@ -64,8 +64,8 @@ class WriterProcess:
         """
         info = {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
         described = {"id": identifier, "path": path, "width": image.width, "height": image.height, "info": info}
-        pixels = image.tobytes()
-        described["shared"] = self._memory is not None and len(pixels) <= SHARED
+        levels = np.ascontiguousarray(image.levels if isinstance(image, Picture) else image)
+        described["shared"] = self._memory is not None and levels.nbytes <= SHARED
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             if self._opening is not None:
@@ -73,9 +73,9 @@ class WriterProcess:
                 self._opening = None
             self._process.stdin.write(json.dumps(described).encode() + b"\n")
             if self._memory is not None and described["shared"]:
-                self._memory[: len(pixels)] = pixels
+                self._memory[: levels.nbytes] = levels.data.cast("B")
             else:
-                self._process.stdin.write(pixels)
+                self._process.stdin.write(levels.data)
             self._process.stdin.flush()
             answer = json.loads(self._process.stdout.readline())
         except (BrokenPipeError, ValueError) as error:
@@ -130,10 +130,10 @@ def main() -> None:
         if len(pixels) < 3 * width * height:
             return
         levels = np.frombuffer(pixels, np.uint8, 3 * width * height).reshape(height, width, 3)
-        image = Image.fromarray(levels)
+        image = Picture.of_levels(levels)
         image.info |= described["info"]
         try:
-            written = write_image(storage, described["id"], described["path"], image, sign, levels=levels)
+            written = write_image(storage, described["id"], described["path"], image, sign)
             answer: dict[str, Any] = {"written": written}
         except OSError as error:
             answer = {"failed": [error.errno, error.strerror or str(error), error.filename]}

@@ -86,7 +86,7 @@ def work(milliseconds: float, side: int, writers: int | None) -> None:
 
         def decode(latents: Any, requests: Sequence[Request]) -> list[Picture]:
             made_by = pipeline.made_by
-            made = [Picture.of_levels(images[request.seed % KEPT_IMAGES]) for request in requests]
+            made = [Picture.of_levels(images[request.seed % KEPT_IMAGES].copy()) for request in requests]
             for image, request in zip(made, requests, strict=True):
                 annotate(image, request, made_by, sampler="ddim")
             return made
