@@ -104,6 +104,12 @@ class PromptEncoder:
                 self.seconds += time.perf_counter() - started
         with self._lock:
             self._keep(encoded)
+        if self._device.type == "cuda":
+            # They may have been made in another stream, which must not take their memory while this one reads it.
+            stream = torch.cuda.current_stream(self._device)
+            for tensor in (tensor for row in encoded.values() for tensor in (row.context, row.pooled)):
+                if tensor is not None:
+                    tensor.record_stream(stream)
         return Conditioning.join([encoded[key] for key in keys])
 
     def lengths(self, prompts: Sequence[str], *, syntax: str = "a1111") -> list[int]:

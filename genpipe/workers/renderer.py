@@ -90,13 +90,20 @@ class Renderer:
             writers = writer_processes(processors()) if self._beside else 0
         self._writer = Writer(job.out, sign=sign, signs_with=job.sign, processes=writers)
         self._pixels = GPU_PIXELS if self._beside else None
-        # One for all batches: torch keeps memory by stream.
+        # One each for all batches: torch keeps memory by stream.
         self._stream = torch.cuda.Stream(self.pipeline.device) if self._cuda else None
+        self._text_stream = torch.cuda.Stream(self.pipeline.device) if self._cuda else None
+        if self._text_stream is not None:  # the weights come first
+            self._text_stream.wait_stream(torch.cuda.current_stream(self.pipeline.device))
         self._decoding, self._busy = Lock(), Busy()
         self._fits: dict[str, int] = {}
         self._chunk_fits: dict[str, int] = {}
         self._peak = 0
+        # Prompts are encoded ahead unless that changes networks that are running, as other LoRAs do.
+        self._ahead = self._beside and not self.pipeline.is_wrapped and not job.spec.low_memory
+        # Those that are in the networks for certain, and those of the batch that was prepared last.
         self._loras: tuple[Any, ...] | None = None
+        self._prepared: tuple[Any, ...] | None = None
         self._fingerprint: str | None = None
 
     def model(self) -> Model:
@@ -141,21 +148,28 @@ class Renderer:
             else [one for _, request in requests for one in candidates(request, n)]
         )
         begun = BatchInProgress([task for task, _ in requests], drawn, result=Result(failed=refused))
-        # Other LoRAs would change the networks that are running.
-        ahead = self._beside and not self.pipeline.is_wrapped and not self.job.spec.low_memory
-        if ahead and drawn and drawn[0].loras == self._loras:
-            self._encode_ahead(begun)
+        if self._ahead and drawn:
+            before, self._prepared = self._prepared, drawn[0].loras
+            if before == self._prepared == self._loras:
+                # In the stream of the steps it would wait for all that are launched, and the next batch for it.
+                self._encode(begun, self._text_stream)
         return begun
 
-    def _encode_ahead(self, begun: BatchInProgress) -> None:
-        """Encode the prompts, which the pipeline's encoder keeps until they are wanted."""
+    def _encode(self, begun: BatchInProgress, stream: torch.cuda.Stream | None) -> bool:
+        """Encode the prompts, which the pipeline's encoder keeps until they are wanted; False where that cannot be."""
         started = time.perf_counter()
         try:  # most of it is reading, which gives the device no work
-            self.pipeline.encode(begun.candidates)
+            with torch.cuda.stream(stream):
+                self.pipeline.encode(begun.candidates)
+            if stream is not None:
+                stream.synchronize()  # whichever stream reads it
+            return True
         except Exception as error:
             if is_lost(error):
                 raise
-        begun.result.seconds["text"] = time.perf_counter() - started
+            return False
+        finally:
+            begun.result.seconds["text"] = time.perf_counter() - started
 
     def begin(
         self, begun: BatchInProgress, shape: str = "", waiting: int = 0, launched: Callable[[], None] = lambda: None
@@ -171,8 +185,11 @@ class Renderer:
         """
         begun.shape, drawn, result = shape, begun.candidates, begun.result
         with one_thread(self.job.deterministic), self._busy:
-            if drawn:
-                self._loras = drawn[0].loras
+            if self._ahead and drawn and drawn[0].loras != self._loras:
+                steps = torch.cuda.current_stream(self.pipeline.device) if self._cuda else None
+                self._loras = None
+                if self._encode(begun, steps):  # which puts them in
+                    self._loras = drawn[0].loras
             watch = Watch(self.pipeline.device) if waiting and not self.job.deterministic else None
             fits, encoded, started = self._fits.get(shape), self.pipeline.text_seconds, time.perf_counter()
             begun.latents = self._denoised(drawn, shape, launched, watch)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from genpipe import Pipeline, Request
+from genpipe.prompts.encoder import PromptEncoder
 from genpipe.sampling.noise import ImageNoise
 from genpipe.spec import ModelSpec
 from genpipe.workers.kept_sizes import KeptSizes
@@ -80,3 +81,22 @@ def test_noise_on_a_gpu_is_that_of_the_cpu():
     there, here = (ImageNoise(seeds, shape, torch.device(kind)) for kind in ("cuda", "cpu"))
     for _ in range(50):
         assert torch.equal(there().cpu(), here())
+
+
+def test_what_another_stream_encoded_is_kept_until_it_is_read(tiny_checkpoint: Path):
+    own = Pipeline.from_pretrained(tiny_checkpoint, device="cuda", dtype="fp32").own.prompt_encoder
+    prompts = [f"a red cat {number}" for number in range(40)]
+    expected = PromptEncoder(own.parts, device=torch.device("cuda"), model="tiny")(prompts[:4])
+    encoder = PromptEncoder(own.parts, device=torch.device("cuda"), model="tiny", kept_bytes=expected.nbytes)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        encoder(prompts[:4])
+    side.synchronize()
+    torch.cuda._sleep(10**8)  # as steps would that are launched and not done
+    read = encoder(prompts[:4])
+    with torch.cuda.stream(side):
+        for start in range(4, 40, 4):  # each takes the place of those before
+            encoder(prompts[start : start + 4])
+    side.synchronize()
+    torch.testing.assert_close(read.context, expected.context, rtol=0, atol=1e-3)
