@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import record_function
 
-from genpipe.hardware import choose_device, choose_dtype, training_dtype
+from genpipe.hardware import choose_device, choose_dtype, keep_freed_memory, training_dtype, use_huge_pages
 from genpipe.messages import quoted
 from genpipe.progress import Progress
 from genpipe.training.ahead import ahead, sent, workers_beside
@@ -231,6 +231,9 @@ def choose_accelerator(device: str | torch.device | None = None, dtype: str | to
         raise ValueError("dtype fp16 is not supported in training, it loses small gradients: use bf16 or fp32")
     if chosen.type == "cuda" and chosen.index is not None:
         torch.cuda.set_device(chosen)
+    if chosen.type == "cpu":  # else a tenth of a step's time goes into new pages for what the last one freed
+        use_huge_pages()
+        keep_freed_memory(large=multiplied != torch.float32)
     # accelerate has one state per process, and refuses a second training on another device or in another dtype.
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(mixed_precision="bf16" if multiplied == torch.bfloat16 else "no", cpu=chosen.type == "cpu")

@@ -3,7 +3,7 @@
     python -m scripts.benchmark.training
     python -m scripts.benchmark.training --device cuda --batch 256 --steps 200
 
-It trains as `scripts.train.embedded --init` does, from the shipped weights on scenes that it draws: first steps that are only
+It trains as `scripts.train.embedded --init` does, from the shipped weights on scenes that it draws in their size: first steps that are only
 timed, then steps under torch's profiler. Filling the pool of latents comes before both and is not counted. Where an update
 is recorded as a CUDA graph, its forward pass, backward pass, optimizer and average are one row, the time that starting it
 takes; what the GPU then works is in "wait for the device", which is looked at once per second. The last line is JSON.
@@ -81,10 +81,13 @@ class Watched(Budget):
         return super().fraction(step, seconds)
 
 
-def measure(device: str | None, batch: int, steps: int, *, period: int | None = None) -> Figures:
+def measure(
+    device: str | None, batch: int, steps: int, *, init: str | Path = EMBEDDED, period: int | None = None
+) -> Figures:
     """Train for a while.
 
     Args:
+        init: the checkpoint whose denoiser is trained.
         device: "cuda", "cuda:1", "mps" or "cpu"; None takes the best there is.
         batch: images per step.
         steps: that are timed, and then as many, at most 20, that are profiled.
@@ -96,7 +99,7 @@ def measure(device: str | None, batch: int, steps: int, *, period: int | None = 
     budget = Watched(last, {first: watching.start, last: watching.stop})
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        model = trained_model(out, EMBEDDED)
+        model = trained_model(out, init)
         scenes = Scenes(model.defaults["height"], concepts=names(core=True), seed=0)
         scenes.period = period
         train(model, scenes, out=out, accelerator=accelerator, denoiser=budget, batch=batch, freeze_text=True,
@@ -134,6 +137,9 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the best there is)")
     parser.add_argument("--batch", type=int, help=f"images per step (default: {BATCH}; on a GPU {GPU_BATCH})")
     parser.add_argument("--steps", type=int, help="that are timed (default: 20; on a GPU 200)")
+    parser.add_argument(
+        "--init", metavar="CHECKPOINT", default=EMBEDDED, help="start from it (default: the embedded model)"
+    )
     arguments = parser.parse_args(given)
     for name in ("batch", "steps"):
         if (value := getattr(arguments, name)) is not None and value < 1:
@@ -142,11 +148,11 @@ def main(given: Sequence[str] | None = None) -> int:
         gpu = choose_device(arguments.device).type == "cuda"
     except ValueError as error:
         parser.error(str(error))
-    figures = measure(
-        arguments.device,
-        arguments.batch or (GPU_BATCH if gpu else BATCH),
-        arguments.steps or (200 if gpu else 20),
-    )
+    batch, steps = arguments.batch or (GPU_BATCH if gpu else BATCH), arguments.steps or (200 if gpu else 20)
+    try:
+        figures = measure(arguments.device, batch, steps, init=arguments.init)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
     print(table(figures))
     print(json.dumps(asdict(figures)))
     return 0
