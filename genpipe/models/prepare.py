@@ -145,7 +145,7 @@ def _prepare(module: nn.Module, target: _Target, side: int) -> nn.Module:
     elif isinstance(module, GatedFeedForward) and forms.int8 and worth_quantising(module.out, forms.int8_from):
         return QuantisedGatedFeedForward(module, side)
     elif isinstance(module, GatedFeedForward) and can_pack(dtype) and "linear" in forms.packed:
-        return PackedGatedFeedForward(module.to(device=device, dtype=dtype), side)
+        return PackedGatedFeedForward(module.to(device=device, dtype=dtype), side, fused=forms.fused_gelu)
     children = dict(module.named_children())
     if not children:
         if isinstance(module, nn.Embedding) and device.type == "cpu":

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from genpipe.blocks import PhaseUpsample, Upsample
 from genpipe.checkpoints.weights import skeleton
-from genpipe.models.attention import Attention
+from genpipe.models.attention import Attention, GatedFeedForward
 from genpipe.models.cpu.attention import blocked_attention
 from genpipe.models.cpu.forms import PLAIN, TABLE
-from genpipe.models.cpu.packed import can_pack, pack
+from genpipe.models.cpu.packed import PackedGatedFeedForward, can_pack, pack
 from genpipe.models.cpu.winograd import DifferenceUpsample, WinogradConv, suits_difference, suits_winograd
 from genpipe.models.cpu.winograd4 import Winograd4Conv, suits_winograd4
 from genpipe.models.unet import UNet
@@ -208,11 +208,21 @@ def tune(instruction_set: str, dtypes: list[torch.dtype], processor: str) -> dic
                 blocked[str(width)] = keys
         row = {"packed": [*packed, *(["upsampling"] if phases and can_pack(dtype) else [])], "phases": phases}
         row |= {"winograd": faster > 0, "winograd4": _fewest(saved4), "blocked": blocked, "measured": processor}
+        if dtype == torch.float32 and can_pack(dtype):
+            row["fused_gelu"] = _fused_gelu()
         if dtype == torch.float32 and (least := _fewest(saved2)) is not None:
             row["winograd_from"] = least
         table.setdefault(instruction_set, {})[str(dtype).removeprefix("torch.")] = row
     TABLE.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     return table[instruction_set]
+
+
+def _fused_gelu() -> bool:
+    """Whether GELU inside a product takes less than after it, in fp32."""
+    layer, x = GatedFeedForward(320), torch.randn(8192, 320)
+    forms = {fused: PackedGatedFeedForward(layer, fused=fused) for fused in (True, False)}
+    times = {fused: best_seconds(lambda form=form: form(x)) for fused, form in forms.items()}
+    return times[True] <= times[False]
 
 
 def _fewest(saved: Mapping[int, float]) -> int | None:

@@ -44,9 +44,10 @@ def shared_out(seconds: list[float], first: float) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def count(task: Task) -> dict[str, float]:
-    """Evaluate one step, and count the work of each of torch's threads."""
-    run, threads = genpipe(task), torch.get_num_threads()
+def count(task: Task, threads: int) -> dict[str, float]:
+    """Evaluate one step on so many threads, and count the work of each."""
+    run = genpipe(task)
+    torch.set_num_threads(threads)  # what the environment says beyond the processors is cut by MKL
     run()
     before = worked()
     run()
@@ -62,22 +63,22 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[2, 16], metavar="N", help="(default: 2 16)")
     parser.add_argument("--size", type=int, default=512, help="in pixels (%(default)s)")
     parser.add_argument("--checkpoint", type=Path, help="of Stable Diffusion 1.5's shape; made if it is missing")
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)  # a process that it has started
+    parser.add_argument("--inside", type=int, help=argparse.SUPPRESS)  # of a process that it has started: its threads
     arguments = parser.parse_args(given)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = arguments.checkpoint or Path(folder)
         if not (checkpoint / "model_index.json").is_file():
             make_checkpoint(FAMILIES["sd15"], checkpoint)
-        if arguments.inside:
-            print(json.dumps(count(Task("step", str(checkpoint), arguments.size, 1, 1))))
+        if arguments.inside is not None:
+            print(json.dumps(count(Task("step", str(checkpoint), arguments.size, 1, 1), arguments.inside)))
             return
         found: dict[str, Any] = {}
         for threads in arguments.threads:
-            environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
-            command = [sys.executable, "-m", "scripts.benchmark.threads", "--inside", "--size", str(arguments.size)]
-            done = subprocess.run(
-                [*command, "--checkpoint", str(checkpoint)], env=environment, stdout=subprocess.PIPE, check=True
-            )
+            environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "MKL_DYNAMIC": "FALSE"}
+            environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+            command = [sys.executable, "-m", "scripts.benchmark.threads", "--inside", str(threads)]
+            command += ["--size", str(arguments.size), "--checkpoint", str(checkpoint)]
+            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
             row = found[str(threads)] = json.loads(done.stdout.splitlines()[-1])
             print(
                 f"{threads:>3} threads: {row['work_s']:.1f} s of work, {row['serial']:.1%} serial, "

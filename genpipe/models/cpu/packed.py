@@ -140,19 +140,28 @@ class PackedConv1x1(PackedLinear):
 
 
 class PackedGatedFeedForward(nn.Module):
-    """A packed `GatedFeedForward`: value and gate are two products, into which oneDNN fuses GELU and the multiplication."""
+    """A packed `GatedFeedForward`: value and gate are two products, into which oneDNN fuses GELU and the multiplication.
+
+    Args:
+        layer: what to compute.
+        side: as of `pack`.
+        fused: whether oneDNN computes GELU; else torch does, after the product.
+    """
 
     linear: Callable[[nn.Linear, int], PackedLayer] = PackedLinear
 
-    def __init__(self, layer: GatedFeedForward, side: int = USUAL_SIDE) -> None:
+    def __init__(self, layer: GatedFeedForward, side: int = USUAL_SIDE, *, fused: bool = True) -> None:
         super().__init__()
+        self.fused = fused
         self.value, self.gate = (self.linear(half, side) for half in _halves(layer.project))
         self.out = self.linear(layer.out, side)
 
     def forward(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
         """Map (B, N, C) to (B, N, C), with `plus` added."""
         product = torch.ops.mkldnn._linear_pointwise
-        gate = product(x, self.gate.weight, self.gate.bias, "gelu", [], "none")
+        gate = product(x, self.gate.weight, self.gate.bias, "gelu" if self.fused else "none", [], "none")
+        if not self.fused:
+            torch.ops.aten.gelu_(gate)
         h = product.binary(x, gate, self.value.weight, self.value.bias, "mul")
         return layer_plus(self.out, h, plus)
 

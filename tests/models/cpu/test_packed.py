@@ -106,10 +106,11 @@ def test_weights_that_are_not_finite_are_named_in_their_packing() -> None:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", BOTH)
-def test_a_packed_feed_forward_computes_what_the_plain_one_computes(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_packed_feed_forward_computes_what_the_plain_one_computes(dtype: torch.dtype, fused: bool) -> None:
     torch.manual_seed(0)
     layer, x = GatedFeedForward(24).to(dtype), torch.randn(2, 9, 24).to(dtype)
-    small = PackedGatedFeedForward(layer)
+    small = PackedGatedFeedForward(layer, fused=fused)
     expected = copy.deepcopy(layer).double()(x.double())
     assert float(expected.std()) > 0.05
     assert (small(x) - expected).abs().max() <= (1e-6 if dtype == torch.float32 else 5e-3)
