@@ -5,8 +5,9 @@
     python -m scripts.benchmark.adapters "FLUX.1 dev"
 
 Each family's pipeline, of random weights and so small that next to nothing else is left, draws one image by hand and one
-through genpipe, in turn; counted are the shortest times. Through genpipe an image carries what made it, and every
-step is handed from the thread that draws to the caller. Preview and files are not covered. The last line is one JSON object.
+through genpipe, in turn, each of another prompt, as what was made of a prompt is kept; counted are the shortest times. Through
+genpipe an image carries what made it, and every step is handed from the thread that draws to the caller. Preview and files are
+not covered. The last line is one JSON object.
 """
 
 import argparse
@@ -43,10 +44,12 @@ def measure(family: Family, folder: Path, *, runs: int, steps: int) -> dict[str,
 
     def by_hand(seed: int) -> None:
         generator = torch.Generator("cpu").manual_seed(seed)
-        adapted.pipe(prompt="a red cat", generator=generator, **{**family.by_hand, name: steps})
+        adapted.pipe(prompt=f"a red cat {seed}", generator=generator, **{**family.by_hand, name: steps})
 
     def through(seed: int) -> None:
-        pipeline("a red cat", seed=seed, progress=False, callback=lambda state: taken.append(state.steps), **settings)
+        pipeline(
+            f"a red cat {seed}", seed=seed, progress=False, callback=lambda state: taken.append(state.steps), **settings
+        )
 
     times: dict[str, list[float]] = {"by_hand": [], "genpipe": []}
     for run in range(runs + 1):

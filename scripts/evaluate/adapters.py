@@ -40,7 +40,7 @@ from tests.adapters.tiny import Family
 
 COLUMNS = ("text", "image", "mask", "negative", "batch seeds", "preview", "offload", "fp8 weights")
 SAVING = ("int8 weights", "prompt kept", "speed", "compiled blocks", "control")
-YES, NO = "yes", "–"
+YES, NO, UNTRIED = "yes", "–", "not tried"
 Find = Callable[[Family, Path, str], dict[str, str]]
 PROMPT, SEED = "a red cat", 3
 STRENGTH, STEPS = 0.75, 4  # of images that are drawn over
@@ -122,9 +122,10 @@ def saving(family: Family, folder: Path, device: str = "cpu") -> dict[str, str]:
         compile_blocks(_drawer(other).adapted.pipe, backend="eager")
         return np.array_equal(draw(other), draw(pipeline))
 
-    def controlled() -> bool:
+    def controlled() -> str | bool:
         if family.name not in NETWORKS:
-            return False
+            twin = type(pipe).__name__.replace("Pipeline", "ControlNetPipeline")
+            return UNTRIED if hasattr(import_module("diffusers"), twin) else False
         made, shown = network(family.name, pipe), Image.linear_gradient("L").resize((32, 32)).convert("RGB")
         made.save_pretrained(folder / "control")
         drawn = draw(load(control_model=folder / "control"), control=[shown], height=32, width=32)

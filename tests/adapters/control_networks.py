@@ -15,6 +15,8 @@ from tests.adapters.tiny import seeded
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "Stable Diffusion 3": ("SD3ControlNetModel", {"extra_conditioning_channels": 0}),
     "FLUX.1 dev": ("FluxControlNetModel", {}),
+    "FLUX.1 schnell": ("FluxControlNetModel", {}),
+    "Sana": ("SanaControlNetModel", {"num_layers": 1}),
     "Qwen-Image": ("QwenImageControlNetModel", {"extra_condition_channels": 0}),
     "HunyuanDiT": ("HunyuanDiT2DControlNetModel", {"transformer_num_layers": 4}),
 }
