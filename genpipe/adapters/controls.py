@@ -18,8 +18,23 @@ CONFIG = "config.json"
 SCALE, START, END = "controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"
 
 
-def load_control(source: Source, spec: ModelSpec, *, device: torch.device, dtype: torch.dtype) -> Any:
-    """Load a control network from the folder, or the repository, that it is alone in.
+def fetched_control(source: Source, spec: ModelSpec) -> Folder:
+    """Give the folder of a control network that is alone in a folder or in a repository, whose files are fetched.
+
+    Raises:
+        CheckpointError: a file cannot be fetched.
+    """
+    if isinstance(source, Repository):
+        for file in (CONFIG, *chosen_weights(source.listing(""), spec)):
+            if source.find(file) is None:
+                raise CheckpointError(source.lacks(file))
+        source = Folder(source.root)
+    assert isinstance(source, Folder)
+    return source
+
+
+def load_control(source: Folder, spec: ModelSpec, *, device: torch.device, dtype: torch.dtype) -> Any:
+    """Load a control network from its folder.
 
     Args:
         source: where it is.
@@ -27,7 +42,7 @@ def load_control(source: Source, spec: ModelSpec, *, device: torch.device, dtype
         device, dtype: where and in what it runs.
 
     Raises:
-        CheckpointError: it is not there, not whole, or none that diffusers has.
+        CheckpointError: it is not whole, or none that diffusers has.
     """
     import diffusers
 
@@ -35,12 +50,6 @@ def load_control(source: Source, spec: ModelSpec, *, device: torch.device, dtype
     kind: Any = getattr(diffusers, name, None)
     if "ControlNet" not in name or not hasattr(kind, "from_pretrained"):
         raise CheckpointError(f"{source} is a {quoted(name)}, not a control network of the installed diffusers")
-    if isinstance(source, Repository):
-        for file in chosen_weights(source.listing(""), spec):
-            if source.find(file) is None:
-                raise CheckpointError(source.lacks(file))
-        source = Folder(source.root)
-    assert isinstance(source, Folder)
     safe = None if spec.allow_pickle else True
     try:
         network = kind.from_pretrained(

@@ -44,6 +44,7 @@ def load_pipeline(
     device: torch.device,
     dtype: torch.dtype,
     file: Path | None = None,
+    beside: Sequence[Path] = (),
 ) -> Any:
     """Load a pipeline, its networks in their place.
 
@@ -52,6 +53,7 @@ def load_pipeline(
         wanted: what its index says.
         spec: variant, trust_remote_code, allow_pickle, offload and weights count.
         file: of weights that are read in place of the pipeline's own.
+        beside: folders of networks that are to be loaded, too.
 
     Raises:
         CheckpointError: it is none of text to images, not whole, or wants a package that is not installed.
@@ -59,11 +61,17 @@ def load_pipeline(
     """
     check_placing(spec, device, dtype)
     with _quiet():
-        return _load(source, wanted, spec, device, dtype, file)
+        return _load(source, wanted, spec, device, dtype, file, beside)
 
 
 def _load(
-    source: Source, wanted: Foreign, spec: ModelSpec, device: torch.device, dtype: torch.dtype, file: Path | None
+    source: Source,
+    wanted: Foreign,
+    spec: ModelSpec,
+    device: torch.device,
+    dtype: torch.dtype,
+    file: Path | None,
+    beside: Sequence[Path],
 ) -> Any:
     kind = find_class(wanted, str(source), trusted=spec.trust_remote_code)
     allowed = spec.allow_pickle
@@ -80,7 +88,7 @@ def _load(
     replaced = () if single is None else single.replaced
     found = fetched(source, wanted, spec, without=replaced) if isinstance(source, Repository) else source
     assert isinstance(found, Folder)
-    warn_of_memory(found.root, own, spec, device=device, dtype=dtype, single=single)
+    warn_of_memory(found.root, own, spec, device=device, dtype=dtype, single=single, beside=beside)
     read = {} if single is None else single.load(found.root, dtype, quantisation(spec, dtype))
     strays = {} if kind is None else _strays(found.root, kind, wanted, spec, dtype)
     given, denoisers = {**strays, **read}, denoisers_in(own)

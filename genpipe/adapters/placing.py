@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ def warn_of_memory(
     device: torch.device,
     dtype: torch.dtype,
     single: SingleFile | None = None,
+    beside: Sequence[Path] = (),
     free: int | None = None,
 ) -> None:
     """Warn, before a pipeline is loaded, where there is less memory than its weights take.
@@ -46,6 +47,7 @@ def warn_of_memory(
         spec: with `offload`, the device holds the largest part alone, and the machine all.
         device, dtype: where and in what it is to run.
         single: a file that further parts are read from.
+        beside: folders of networks that stay on the device.
         free: bytes of the device; None looks.
     """
     denoisers, stored = denoisers_in(parts), bytes_per_number(spec, dtype)
@@ -55,6 +57,7 @@ def warn_of_memory(
     if single is not None:
         sizes.append(single.memory(stored))
     needed = max(sizes, default=0) if spec.offload else sum(sizes)
+    needed += sum(_numbers_in(each, spec.variant) for each in beside) * dtype.itemsize
     free = free_memory(device) if free is None else free
     if free is not None and needed > free:
         fixes = [

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from genpipe.adapters.adapted import Adapted
-from genpipe.adapters.controls import CONFIG, load_control
+from genpipe.adapters.controls import CONFIG, fetched_control, load_control
 from genpipe.adapters.loading import load_pipeline, usual_dtype
 from genpipe.adapters.preview import Preview
 from genpipe.adapters.sizes import channels_of, decoder_of, scale
@@ -104,11 +104,12 @@ class WrappedDrawer:
         dtype = usual_dtype(spec.dtype, device)
         prepare_process(spec, device, dtype)
         usual = read_json(source, DEFAULTS, dict) if source.find(DEFAULTS, optional=True) is not None else None
-        pipe = load_pipeline(source, wanted, spec, device=device, dtype=dtype, file=file)
-        name, controls = name_of(str(source if file is None else file)), []
-        for each in spec.control_model:
-            control = open_source(located(each, spec.model_dir, library.CONTROL), indexes=(CONFIG,))
-            controls.append(load_control(control, spec, device=device, dtype=dtype))
+        paths = [located(each, spec.model_dir, library.CONTROL) for each in spec.control_model]
+        beside = [fetched_control(open_source(path, indexes=(CONFIG,)), spec) for path in paths]
+        roots = [each.root for each in beside]
+        pipe = load_pipeline(source, wanted, spec, device=device, dtype=dtype, file=file, beside=roots)
+        controls = [load_control(each, spec, device=device, dtype=dtype) for each in beside]
+        name = name_of(str(source if file is None else file))
         adapted = Adapted(pipe, device=device, name=name, controls=controls, read_control=control_image)
         return cls(adapted, spec=spec, dtype=dtype, usual=usual, tiny_vae=_tiny_vae(spec, pipe, device))
 

@@ -172,6 +172,21 @@ def test_memory_that_is_short_is_told_before_loading(weights: str | None, share:
         warn(int(needed) + 1)
 
 
+def test_networks_beside_it_are_counted(folder_of: Save):
+    folder = folder_of(family_named(FLUX))
+    wanted = foreign(Folder(folder))
+    assert wanted is not None
+    spec, control = ModelSpec(str(folder), offload="model"), folder / "vae"
+    given: Any = {"device": torch.device("cpu"), "dtype": torch.float32, "beside": [control]}
+    largest = max(weights_of(folder, part) for part in ("transformer", "vae", "text_encoder", "text_encoder_2"))
+    needed = largest + weights_of(folder, "vae")
+    with pytest.warns(UserWarning, match="the weights take about"):
+        placing.warn_of_memory(folder, wanted.parts, spec, free=needed - 1, **given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        placing.warn_of_memory(folder, wanted.parts, spec, free=needed, **given)
+
+
 def test_a_model_that_is_offloaded_needs_room_for_its_largest_part(folder_of: Save):
     folder = folder_of(family_named(FLUX))
     wanted = foreign(Folder(folder))

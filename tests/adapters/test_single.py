@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from genpipe.adapters import placing
@@ -18,6 +19,7 @@ from genpipe.checkpoints.errors import CheckpointError
 from genpipe.checkpoints.fingerprint import checkpoint_files, fingerprint
 from genpipe.checkpoints.foreign import foreign
 from genpipe.checkpoints.source import Folder
+from genpipe.cli import main
 from genpipe.metadata import read_made
 from genpipe.pipeline import Pipeline
 from genpipe.pipeline.wrapped import WrappedDrawer
@@ -162,6 +164,16 @@ def test_memory_is_that_of_the_file_and_the_other_parts(folder_of: Save, tmp_pat
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn(others + file.stat().st_size)
+
+
+def test_the_command_draws_with_a_base_and_draws_again(sd3: Path, base: Path, loaded: Load, tmp_path: Path):
+    file = quantised(stable_diffusion_3(weights(sd3, "transformer"), layers=2), tmp_path / "sd3.gguf", "Q8_0")
+    first, again = tmp_path / "first.png", tmp_path / "again.png"
+    options = ["-m", str(file), "--base", str(base), "--dtype", "fp32", "--device", "cpu", "--quiet"]
+    assert main(["a red cat", "-s", "3", "--steps", "2", *options, "-o", str(first)]) == 0
+    assert main(["--from-image", str(first), "--device", "cpu", "--quiet", "-o", str(again)]) == 0
+    assert np.array_equal(np.asarray(Image.open(first)), np.asarray(Image.open(again)))
+    assert np.array_equal(np.asarray(Image.open(first)), drawn(load(file, base)))
 
 
 def test_its_fingerprint_is_of_the_file_and_of_the_base(base: Path, tmp_path: Path):
