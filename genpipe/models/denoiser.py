@@ -119,6 +119,7 @@ class UNetDenoiser:
         control: gives what control networks add, as `genpipe.models.control.Controls` does; while deep features are kept,
             so is that.
         references: makes keys and values of the conditioning's image tokens, where it has some.
+        like: another denoiser: what it has computed of the same timesteps, or of the same prompts, is not computed again.
     """
 
     def __init__(
@@ -131,13 +132,22 @@ class UNetDenoiser:
         evaluate: Evaluate = evaluate,
         control: Control | None = None,
         references: IPAdapter | None = None,
+        like: "UNetDenoiser | None" = None,
     ) -> None:
         self._unet, self._evaluate, self._control = unet, evaluate, control
-        self._shifts = ShiftTable(unet, timesteps, conditioning)
-        self._prompts = _read(unet, conditioning, references)
         self._extra = conditioning.extra_channels
         told = (conditioning.guidance_scale, conditioning.pooled, conditioning.time_ids)
         self._by_time_alone = all(tensor is None for tensor in told)
+        self._context = None if references is not None else conditioning.context
+        like = like if like is not None and like._unet is unet else None
+        if like is not None and like._by_time_alone and self._by_time_alone and like._shifts.is_of(timesteps):
+            self._shifts = like._shifts
+        else:
+            self._shifts = ShiftTable(unet, timesteps, conditioning)
+        if like is not None and _same(like._context, self._context):
+            self._prompts = like._prompts
+        else:
+            self._prompts = _read(unet, conditioning, references)
         self._last: tuple[KeysValues, Tensor | None] | None = None
         self._refresh = refresh
         self._kept: Tensor | None = None
@@ -148,16 +158,8 @@ class UNetDenoiser:
         images = len(latents)
         prompts, extra = self._last_alone(images) if last else (self._prompts, self._extra)
         rows = len(next(iter(prompts.values()))[0])
-        kept = self._kept
-        if any(step % self._refresh == 0 for step in self._shifts.numbers(timestep)):
-            kept = None
-        elif kept is not None and last:
-            kept = kept[-images:]
-        elif kept is not None and len(kept) != rows:
-            kept = None  # they are those of the last prompts alone
-        if self._control is not None and kept is None:
-            self._added = self._control(latents, timestep, last=last)
-        residuals = self._added.residuals
+        kept = self._kept_for(timestep, images, last=last)
+        residuals = self._add(latents, timestep, last=last, fresh=kept is None).residuals
         inputs = Inputs(
             latents,
             self._shifts.at(timestep, rows),
@@ -172,11 +174,28 @@ class UNetDenoiser:
         output, self._kept = self._evaluate(self._unet, inputs)
         return output
 
-    @property
-    def form(self) -> Hashable:
-        """What denoisers of one image have to agree in to be joined: the network, and what it reads at each evaluation."""
-        read = next(iter(self._prompts.values()))
-        return id(self._unet), self._control is not None, tuple((len(each), each.shape[2]) for each in read)
+    def form(self, timestep: float, *, last: bool) -> Hashable:
+        """What denoisers of one image have to agree in to be joined for an evaluation: the network, and what it reads."""
+        prompts, _ = self._last_alone(1) if last else (self._prompts, None)
+        read = tuple((len(each), each.shape[2]) for each in next(iter(prompts.values())))
+        fresh = self._kept_for(timestep, 1, last=last) is None
+        return id(self._unet), self._control is not None, read, fresh
+
+    def _kept_for(self, timestep: float | Sequence[float], images: int, *, last: bool) -> Tensor | None:
+        """The deep features that stand in an evaluation's place; None where they are computed."""
+        kept = self._kept
+        if kept is None or any(step % self._refresh == 0 for step in self._shifts.numbers(timestep)):
+            return None
+        if last:
+            return kept[-images:]
+        rows = len(next(iter(self._prompts.values()))[0])
+        return kept if len(kept) == rows else None  # else they are those of the last prompts alone
+
+    def _add(self, latents: Tensor, timestep: float | Sequence[float], *, last: bool, fresh: bool) -> Added:
+        """What control networks add: while deep features are kept, what they added when those were computed."""
+        if self._control is not None and fresh:
+            self._added = self._control(latents, timestep, last=last)
+        return self._added
 
     def _last_alone(self, images: int) -> tuple[KeysValues, Tensor | None]:
         """The keys, values and extra channels of each image's last prompt, the same tensors at every step."""
@@ -184,6 +203,10 @@ class UNetDenoiser:
             prompts = {reader: tuple(each[-images:] for each in read) for reader, read in self._prompts.items()}
             self._last = prompts, None if self._extra is None else self._extra[-images:]
         return self._last
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and one.shape == other.shape and bool(torch.equal(one, other))
 
 
 def _read(unet: UNet, conditioning: Conditioning, references: IPAdapter | None) -> KeysValues:
@@ -229,28 +252,29 @@ class JoinedDenoiser:
     Control networks look at each image by itself.
 
     Args:
-        parts: the denoisers of one image each, in the order of the images. They agree in their `form` and in whether there
-            are extra channels; none keeps deep features.
+        parts: the denoisers of one image each, in the order of the images, and of which the last prompt alone is evaluated.
+            They agree in their `form` at each evaluation, and in whether there are extra channels.
     """
 
-    def __init__(self, parts: Sequence[UNetDenoiser]) -> None:
-        first = parts[0]
+    def __init__(self, parts: Sequence[tuple[UNetDenoiser, bool]]) -> None:
+        self._parts = parts
+        first = parts[0][0]
         self._unet, self._evaluate, self._widths = first._unet, first._evaluate, first._shifts.widths
-        self._controls = [part._control for part in parts]
+        read = [part._last_alone(1) if last else (part._prompts, part._extra) for part, last in parts]
         self._prompts = {
-            reader: tuple(map(_interleaved, zip(*(part._prompts[reader] for part in parts), strict=True)))
+            reader: tuple(map(_interleaved, zip(*(prompts[reader] for prompts, _ in read), strict=True)))
             for reader in first._prompts
         }
-        extras = [part._extra for part in parts if part._extra is not None]
+        extras = [extra for _, extra in read if extra is not None]
         self._extra = _interleaved(extras) if extras else None
-        self._per_image = len(next(iter(first._prompts.values()))[0])
-        tables = [part._shifts.table for part in parts]
+        self._per_image = len(next(iter(self._prompts.values()))[0]) // len(parts)
+        tables = [part._shifts.table for part, _ in parts]
         columns = max(table.shape[1] for table in tables)
         self._table = torch.cat([table.expand(-1, columns, -1) for table in tables])
-        self._by_time_alone = all(part._by_time_alone for part in parts)
+        self._by_time_alone = all(part._by_time_alone for part, _ in parts)
         self._steps: list[dict[float, int]] = []
         before = 0
-        for part in parts:
+        for part, _ in parts:
             self._steps.append({timestep: before + step for timestep, step in part._shifts.steps.items()})
             before += len(part._shifts.table)
 
@@ -265,31 +289,36 @@ class JoinedDenoiser:
             (k · B, C, h, w) for k prompts per image; the first prompts of all images come first.
         """
         at = [steps[time] for steps, time in zip(self._steps, timesteps, strict=True)]
+        columns = self._table.shape[1]
         if self._by_time_alone and len(set(timesteps)) == 1:
             shifts = self._table[at[0]]
-        elif self._table.shape[1] == 1:
+        elif columns == 1:
             shifts = self._table[at, 0]
-        else:
-            prompts = [prompt for prompt in range(self._per_image) for _ in at]
+        else:  # one prompt of each is its last
+            prompts = [prompt for prompt in range(columns - self._per_image, columns) for _ in at]
             shifts = self._table[at * self._per_image, prompts]
-        added = self._added(latents, timesteps)
+        parts = [(part, time, last) for (part, last), time in zip(self._parts, timesteps, strict=True)]
+        kept = [each for part, time, last in parts if (each := part._kept_for(time, 1, last=last)) is not None]
+        added = [
+            part._add(latents[index : index + 1], time, last=last, fresh=not kept)
+            for index, (part, time, last) in enumerate(parts)
+        ]
+        residuals = [each.residuals and tuple(layer[-self._per_image :] for layer in each.residuals) for each in added]
         inputs = Inputs(
             latents,
             shifts,
             self._widths,
             self._prompts,
             self._extra,
-            residuals=_together([each.residuals for each in added], self._per_image),
+            deep=_interleaved(kept) if kept else None,
+            keeps=any(part._refresh > 1 for part, _, _ in parts),
+            residuals=_together(residuals, self._per_image),
             maps=_together([each.maps for each in added], 1),
         )
-        output, _ = self._evaluate(self._unet, inputs)
+        output, deep = self._evaluate(self._unet, inputs)
+        for index, (part, _, _) in enumerate(parts):
+            part._kept = deep[index :: len(parts)] if deep is not None and part._refresh > 1 else None
         return output
-
-    def _added(self, latents: Tensor, timesteps: Sequence[float]) -> list[Added]:
-        return [
-            Added() if control is None else control(latents[index : index + 1], timestep)
-            for index, (control, timestep) in enumerate(zip(self._controls, timesteps, strict=True))
-        ]
 
 
 def _together(parts: Sequence[tuple[Tensor, ...] | None], rows: int) -> tuple[Tensor, ...] | None:
@@ -303,4 +332,4 @@ def _together(parts: Sequence[tuple[Tensor, ...] | None], rows: int) -> tuple[Te
 
 def _interleaved(parts: Sequence[Tensor]) -> Tensor:
     """Join the rows of several images, (k, ...) each, to (k · images, ...): the first row of every image comes first."""
-    return torch.stack(list(parts), dim=1).flatten(0, 1)
+    return torch.cat([part[row : row + 1] for row in range(len(parts[0])) for part in parts])

@@ -44,6 +44,10 @@ class ShiftTable:
         self.table = torch.cat(list(shifts.values()), dim=1).unflatten(0, (-1, count))  # (timesteps, 1 or prompts, C)
         self.widths: dict[ResidualBlock, int] = {block: shift.shape[1] for block, shift in shifts.items()}
 
+    def is_of(self, timesteps: Sequence[float]) -> bool:
+        """Whether it is of these timesteps, each once."""
+        return [*self.steps] == [*dict.fromkeys(timesteps)]
+
     def numbers(self, timestep: float | Sequence[float]) -> list[int]:
         """The places of timesteps, one for all images or one per image, in the schedule."""
         return [self.steps[each] for each in ([timestep] if isinstance(timestep, int | float) else timestep)]

@@ -1,6 +1,7 @@
 """A checkpoint in memory with what draws from it, for one set of LoRAs."""
 
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
@@ -62,6 +63,7 @@ class Loaded:
     ) -> None:
         self.checkpoint, self.spec, self.loras = checkpoint, spec, loras
         self.device, self.dtype, self.name = device, dtype, name
+        self._last: Callable[[], UNetDenoiser | None] = lambda: None
         for network in (*checkpoint.networks.values(), *checkpoint.controls, *checkpoint.reference_networks):
             network.eval().requires_grad_(False)
         if checkpoint.defaults.get("prompt") == "scenes":
@@ -170,7 +172,7 @@ class Loaded:
     def begin(
         self, request: Request, sampler: Sampler, schedule: Schedule, start: Start, before: int, total: int
     ) -> Run:
-        """Begin a schedule of an image of `exact` speed that is drawn together with others at other steps; see `denoise`."""
+        """Begin a schedule of an image that is drawn together with others at other steps; see `denoise`."""
         network, make, guidance = self._parts([request], schedule, before, total, None)
         return Run(
             network,
@@ -197,13 +199,21 @@ class Loaded:
         unet, controls = self._unet(first), self.checkpoint.controls
         references = self.checkpoint.references
         adapter = None if references is None else references.adapter
-        make = partial(UNetDenoiser, refresh=refresh, evaluate=self.networks.evaluate, references=adapter)
+        make = partial(self._denoiser, refresh=refresh, evaluate=self.networks.evaluate, references=adapter)
         if controls and first.control:
             # A second pass is shown them from its own beginning to its own end.
             over = (before, total) if before < total else (0, len(schedule.steps) - 1)
             images = shown(controls, requests, schedule, before=over[0], total=over[1], device=self.device)
             return Controlled(unet, controls), controlled_by(images, make, guess=first.guess), guidance
         return unet, make if tile is None else partial(TiledDenoiser, make, tile=tile), guidance
+
+    def _denoiser(
+        self, unet: UNet, timesteps: Sequence[float], conditioning: Conditioning, **options: Any
+    ) -> UNetDenoiser:
+        """Make a denoiser, with what the last one has computed of the same while that lives: for a batch that images join."""
+        made = UNetDenoiser(unet, timesteps, conditioning, like=self._last(), **options)
+        self._last = weakref.ref(made)
+        return made
 
     def _conditions(self, requests: Sequence[Request], schedule: Schedule, before: int, total: int) -> Conditions:
         return conditions(

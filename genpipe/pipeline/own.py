@@ -64,6 +64,7 @@ class OwnDrawer:
         self._recorded = recorded_options(self.spec)  # as its files lie now
         self.name = name_of(checkpoint.source)
         self._switching = Lock()
+        self._samplers: dict[str | None, Sampler] = {}  # they keep nothing of a run
         self._use(Loaded(checkpoint, self.spec, device=device, dtype=dtype, name=self.name))
         self.refiner = None
         if refiner is not None:
@@ -142,7 +143,9 @@ class OwnDrawer:
 
     def sampler(self, name: str | None = None) -> Sampler:
         """The named sampler on this checkpoint's noise schedule, its own for None."""
-        return make_sampler(name, self.checkpoint.scheduler_config)
+        if name not in self._samplers:
+            self._samplers[name] = make_sampler(name, self.checkpoint.scheduler_config)
+        return self._samplers[name]
 
     @torch.inference_mode()
     def stream(self, requests: Sequence[Request]) -> Iterator[Progress]:
@@ -156,7 +159,7 @@ class OwnDrawer:
 
     @torch.inference_mode()
     def begin(self, request: Request) -> Run | None:
-        """Begin an image; None at a speed that leaves evaluations out, or enlarged so far that it is cut into squares."""
+        """Begin an image; None where it is enlarged so far that it is cut into squares."""
         return begin(self._plan([request]), request)
 
     def _plan(self, requests: Sequence[Request]) -> Plan:

@@ -16,6 +16,7 @@ from genpipe.sampling.guidance import x0_from_output
 from genpipe.sampling.sampler import Sampler, answer
 from genpipe.sampling.schedule import Schedule
 from genpipe.sampling.solvers import Evaluation
+from genpipe.sampling.speed import SPEEDS
 
 
 class Run:
@@ -23,7 +24,7 @@ class Run:
 
     Args:
         network: prepared.
-        make: makes its denoiser, a `UNetDenoiser`, for the images of `exact` speed.
+        make: makes its denoiser, a `UNetDenoiser`.
         conditions: what guides the image.
         request: what is drawn.
         sampler, schedule: the request's own.
@@ -58,7 +59,7 @@ class Run:
         self.steps = self._last = before + len(schedule.steps) - 1
         self.then: Callable[[Tensor], Run] | None = None
         self._prediction_type, self._weights = sampler.prediction_type, conditions.weights
-        self._image_scale = conditions.image_scale
+        self._image_scale, self._speed = conditions.image_scale, SPEEDS[request.speed]
         noise = image_noise([request], shape, conditions.conditionings[0].context.device)
         begun = start(noise)
         conditions = conditions.showing(begun.extra_channels)
@@ -88,18 +89,49 @@ class Run:
     @property
     def form(self) -> Hashable:
         """What runs have to agree in at their next evaluation to be evaluated together."""
-        return self.denoiser.form, self._prompts, tuple(self.latents.shape)
+        return self.denoiser.form(self.asked.step.timestep, last=self.alone), tuple(self.latents.shape)
 
-    def take(self, outputs: Sequence[Tensor]) -> None:
-        """Go on to the next evaluation with what the network made of each prompt, (1, C, h, w) each."""
-        x, step, _ = self.asked
-        output = outputs[0]
-        if len(outputs) > 1:
-            request = self.request
-            output = led_away(
-                outputs, self._weights, request.guidance_scale, request.guidance_rescale, self._image_scale
-            )
-        asked = answer(self._walk, (x, x0_from_output(output, x, step, self._prediction_type)))
+    @property
+    def alone(self) -> bool:
+        """Whether its prompt is evaluated next without the negative one, since its speed leaves guidance out there."""
+        return self._prompts > 1 and self._weights is None and not self._speed.guides(self.asked.step.ratio)
+
+    @property
+    def _leads(self) -> Hashable:
+        """What runs of one form have to agree in for guidance to be computed of all of them at once."""
+        return self._weights is None, self._image_scale, self.request.guidance_rescale
+
+    @staticmethod
+    def x0_of(runs: "Sequence[Run]", x: Tensor, outputs: Tensor) -> list[Tensor]:
+        """Give the clean latents (1, C, h, w) of each run, by guidance.
+
+        What runs agree in is computed of all of them at once: small calls add up.
+
+        Args:
+            x: (B, C, h, w), what was evaluated.
+            outputs: (k · B, C, h, w), what the network made of it.
+        """
+        first, count = runs[0], len(runs)
+        if count > 1 and any(run._leads != first._leads or run._weights is not None for run in runs):
+            return [x0 for k, run in enumerate(runs) for x0 in Run.x0_of([run], x[k : k + 1], outputs[k::count])]
+        output, steps = outputs, [run.asked.step for run in runs]
+        if len(outputs) > count:
+            scales = [run.request.guidance_scale for run in runs]
+            scale = scales[0]
+            if len(set(scales)) > 1:
+                scale = torch.tensor(scales, dtype=torch.float32, device=outputs.device)[:, None, None, None]
+            rescale = first.request.guidance_rescale
+            output = led_away(outputs.split(count), first._weights, scale, rescale, first._image_scale)
+        if len({(step.alpha, step.sigma, run._prediction_type) for step, run in zip(steps, runs, strict=True)}) > 1:
+            return [
+                x0_from_output(output[k : k + 1], x[k : k + 1], steps[k], run._prediction_type)
+                for k, run in enumerate(runs)
+            ]
+        return list(x0_from_output(output, x, steps[0], first._prediction_type).split(1))
+
+    def take(self, x0: Tensor) -> None:
+        """Go on to the next evaluation with the clean latents (1, C, h, w) that came of the last."""
+        asked = answer(self._walk, (self.asked.x, x0))
         if isinstance(asked, Tensor):
             self._asked, self.step, self.latents = None, self._last, asked
             return
@@ -112,16 +144,16 @@ class Together:
     """Evaluates the network for runs of one form; what is computed of who they are is kept while they stay the same."""
 
     def __init__(self) -> None:
-        self._parts: list[UNetDenoiser] = []
+        self._parts: list[tuple[UNetDenoiser, bool]] = []
         self._joined: JoinedDenoiser | None = None
 
     @torch.inference_mode()
     def __call__(self, runs: Sequence[Run]) -> None:
         """Evaluate the network once, and take every run one evaluation further."""
-        parts = [run.denoiser for run in runs]
-        if self._joined is None or [*map(id, parts)] != [*map(id, self._parts)]:
+        parts = [(run.denoiser, run.alone) for run in runs]
+        if self._joined is None or parts != self._parts:
             self._parts, self._joined = parts, JoinedDenoiser(parts)
         x = torch.cat([run.asked.x for run in runs])
         outputs = self._joined(x, [run.asked.step.timestep for run in runs]).float()
-        for index, run in enumerate(runs):
-            run.take([prompt[index : index + 1] for prompt in outputs.split(len(runs))])
+        for run, x0 in zip(runs, Run.x0_of(runs, x, outputs), strict=True):
+            run.take(x0)

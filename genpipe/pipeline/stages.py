@@ -35,10 +35,9 @@ def begin(plan: Plan, request: Request) -> Run | None:
     """Begin one image that is drawn together with others at other steps, the first stage of its plan; the others follow.
 
     Returns:
-        Its run; None where one of the stages cannot be joined to others': at a speed that leaves evaluations out, which
-        differ from step to step, or cut into squares.
+        Its run; None where a second pass is cut into squares, as many as make a batch by themselves.
     """
-    if request.speed != "exact" or (plan.enlarged is not None and tile_of(request, plan.stages[0][0]) is not None):
+    if plan.enlarged is not None and tile_of(request, plan.stages[0][0]) is not None:
         return None
 
     def stage(number: int, before: int, latents: Tensor | None) -> Run:

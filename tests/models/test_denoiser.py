@@ -181,21 +181,39 @@ def test_images_of_schedules_of_their_own_are_evaluated_together(name: str, prom
         UNetDenoiser(ours, schedule, conditioning.rows(range(image, 3 * prompts, 3)))
         for image, schedule in enumerate(schedules)
     ]
-    joined = JoinedDenoiser(parts)
+    joined = JoinedDenoiser([(part, False) for part in parts])
     for own in ([900.0, 0.0, 20.0], [20.0, 20.0, 20.0], [20.0, 700.5, 333.0]):
         given = their_inputs(conditioning)
         expected = theirs(latents.repeat(prompts, 1, 1, 1), torch.tensor(own * prompts), **given).sample
         assert (joined(latents, own) - expected).abs().max() <= 1e-5
     for image, part in enumerate(parts):  # one alone is bitwise what it is without the others' machinery
         x = latents[image : image + 1]
-        assert torch.equal(JoinedDenoiser([part])(x, [20.0]), part(x, 20.0))
+        assert torch.equal(JoinedDenoiser([(part, False)])(x, [20.0]), part(x, 20.0))
+
+
+@torch.inference_mode()
+def test_what_another_has_computed_is_not_computed_again(unet_pair: UNetPair) -> None:
+    unet = prepare(unet_pair()[0], device=CPU, dtype=FP32, forms=FORMS)
+    one, other = Conditioning(torch.randn(2, 7, 24)), Conditioning(torch.randn(2, 7, 24))
+    keys, times = calls(unet.down[0].transformers[0].blocks[0].attention2.to_k), calls(unet.time_embedding)  # type: ignore[union-attr, index]
+    first = UNetDenoiser(unet, TIMES, one)
+    x = torch.randn(1, 4, 8, 8)
+    for conditioning, timesteps, counts in (
+        (Conditioning(one.context.clone()), TIMES, (1, 1)),
+        (other, TIMES, (2, 1)),
+        (one, TIMES[:2], (2, 2)),
+    ):
+        made = UNetDenoiser(unet, timesteps, conditioning, like=first)
+        assert (len(keys), len(times)) == counts
+        assert torch.equal(made(x, TIMES[0]), UNetDenoiser(unet, timesteps, conditioning)(x, TIMES[0]))
+        del keys[counts[0] :], times[counts[1] :]
 
 
 @torch.inference_mode()
 def test_what_prompts_share_is_computed_once_per_image_whatever_their_steps(unet_pair: UNetPair) -> None:
     unet = prepare(unet_pair()[0], device=CPU, dtype=FP32, forms=FORMS)
     shared = [calls(unet.conv_in), calls(unet.down[0].transformers[0].blocks[0].attention1)]  # type: ignore[union-attr, index]
-    parts = [UNetDenoiser(unet, TIMES, Conditioning(torch.randn(2, 7, 24))) for _ in range(3)]
+    parts = [(UNetDenoiser(unet, TIMES, Conditioning(torch.randn(2, 7, 24))), False) for _ in range(3)]
     JoinedDenoiser(parts)(torch.randn(3, 4, 8, 8), TIMES)
     assert [len(x) for seen in shared for x in seen] == [3, 3]
 

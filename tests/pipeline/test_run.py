@@ -98,9 +98,32 @@ def test_steps_and_latents_are_those_of_the_stream(pipe: Pipeline) -> None:
 
 
 def test_what_must_be_drawn_by_itself_is_not_begun(pipe: Pipeline) -> None:
-    assert pipe.begin(asked_of(pipe, speed="draft")) is None
     assert pipe.begin(asked_of(pipe, upscale=2.0)) is not None
     assert pipe.begin(asked_of(pipe, upscale=4.0, width=128)) is None  # its second pass is cut into squares
+
+
+@pytest.mark.parametrize("speed", ["draft", "balanced"])
+def test_speeds_that_leave_evaluations_out_join(pipe: Pipeline, speed: str) -> None:
+    asked = [asked_of(pipe, seed=seed, steps=8 + seed, speed=speed) for seed in range(4)]
+    asked += [
+        asked_of(pipe, "a [red:blue:0.5] cat", seed=5, steps=9, speed=speed),
+        asked_of(pipe, "a red cat AND a blue dog :0.7", seed=6, speed=speed),
+        asked_of(pipe, seed=7, steps=6, speed=speed, guidance_scale=1.0),
+        asked_of(pipe, seed=8, steps=7),
+        asked_of(pipe, seed=9, steps=5, guidance_scale=1.0),
+        asked_of(pipe, seed=10, upscale=2.0, steps=6, speed=speed),
+    ]
+    check(pipe, asked)
+    check(pipe, asked, apart=2)
+
+
+def test_drafts_of_pooled_prompts_join(tiny_xl_checkpoint: Path) -> None:
+    pipe = Pipeline.from_pretrained(tiny_xl_checkpoint, device="cpu", dtype="fp32")
+    asked = [
+        asked_of(pipe, "a red cat", seed=1, steps=7, speed="draft"),
+        asked_of(pipe, seed=2, steps=9, speed="draft"),
+    ]
+    check(pipe, [*asked, asked_of(pipe, "a ship", seed=3, steps=6, guidance_scale=1.0), asked_of(pipe, "", seed=4)])
 
 
 def test_second_passes_join_first_ones(pipe: Pipeline) -> None:
