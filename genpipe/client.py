@@ -148,7 +148,7 @@ class Client:
                     picture = Picture.of(image)
                     picture.info = {**texts_in(image)}
                 if said["warnings"]:
-                    picture.info["warnings"] = "\n".join(said["warnings"])
+                    picture.info["warnings"] = "\n".join(each["text"] for each in said["warnings"])
                 return picture
         raise OSError(f"{self.url} ended before the image was done: try again")
 

@@ -6,8 +6,10 @@ from typing import Any
 
 from genpipe.fields import defaults_of, refuse_unknown, settings_of
 from genpipe.inputs import ControlList, InputImage
+from genpipe.messages import Notice
 from genpipe.request import SETTINGS, Request, check_size
 
+_OF_IMAGES = ("strength", "outpaint", "only_masked")
 _SECOND_PASS = ("upscale_strength", "upscale_guidance_scale", "upscale_by")
 
 
@@ -83,60 +85,60 @@ def check_taken(request: Request, takes: Sequence[str], usual: Mapping[str, Any]
         raise ValueError(f"{name} is not for this model, a pipeline of diffusers that takes none{only}; leave it out")
 
 
-def ignored(requests: Sequence[Request], traits: Traits) -> list[str]:
-    """Name the settings of requests that have no effect with a model, one line each."""
+def ignored(requests: Sequence[Request], traits: Traits) -> list[Notice]:
+    """Name the settings of requests that have no effect with a model, one notice each."""
     if traits.takes is not None:
         idle = [name for name in ("prompt", "negative_prompt") if name not in traits.takes]
         idle = [name for name in idle if any(getattr(request, name) for request in requests)]
-        lines = [f"{name} has no effect (this model takes none): leave it out" for name in idle]
-        if traits.controls and not all(request.control for request in requests):
-            lines.append("control_model has no effect without control: give an image for it, or leave it out")
-        return lines
-    lines, distilled = {}, traits.distilled
+        without = traits.controls and not all(request.control for request in requests)
+        return [*map(_untold, idle), *([_needs("control", "control_model")] if without else [])]
+    found, usual = dict[str, Notice](), defaults_of(Request)
     unread = {6: (), 5: ("target_size",)}.get(traits.sizes, ("original_size", "crop", "target_size"))
+
+    def needs(other: str, *names: str) -> None:
+        found.update({name: _needs(other, name) for name in names})
+
     for request in requests:
-        if request.image is None and request.strength is not None:
-            lines["strength"] = "strength has no effect without an image: give one, or leave it out"
-        for name in ("outpaint", "only_masked"):
-            if request.image is None and getattr(request, name) is not None:
-                lines[name] = f"{name} has no effect without an image: give one, or leave it out"
+        if request.image is None:
+            needs("image", *(name for name in _OF_IMAGES if getattr(request, name) is not None))
         if request.image_guidance_scale is not None and traits.shown != "image":
-            lines["image_guidance_scale"] = "image_guidance_scale is for models that edit by instruction: leave it out"
+            found["image_guidance_scale"] = Notice(
+                "image_guidance_scale is for models that edit by instruction: leave it out"
+            )
         if request.depth is not None and traits.shown != "depth":
-            lines["depth"] = "depth is for models that are shown a map of it, which this one is not: leave it out"
+            found["depth"] = Notice(
+                "depth is for models that are shown a map of it, which this one is not: leave it out"
+            )
         if request.strength is not None and traits.shown == "image":
-            lines["strength"] = "strength has no effect: this model draws every step, see image_guidance_scale"
+            found["strength"] = Notice("strength has no effect: this model draws every step, see image_guidance_scale")
         if request.vary_seed is not None and not request.vary:
-            lines["vary_seed"] = "vary_seed has no effect without vary: say how far to go toward it, or leave it out"
-        for name in _SECOND_PASS:
-            if request.upscale == 1 and getattr(request, name) != defaults_of(Request)[name]:
-                lines[name] = f"{name} has no effect without upscale: give one above 1, or leave it out"
+            needs("vary", "vary_seed")
+        if request.upscale == 1:
+            needs("upscale", *(name for name in _SECOND_PASS if getattr(request, name) != usual[name]))
         if request.refiner_start is not None and not traits.refines:
-            lines["refiner_start"] = (
-                "refiner_start has no effect without a refiner: give one with --refiner, or leave it out"
-            )
-        if traits.controls and not request.control:
-            lines["control_model"] = (
-                "control_model has no effect without control: give an image for it, or leave it out"
-            )
-        if request.guess and not request.control:
-            lines["guess"] = "guess has no effect without control: give an image, or leave it out"
-        if traits.refers and request.reference is None:
-            lines["ip_adapter"] = "ip_adapter has no effect without reference: give an image for it, or leave it out"
-        if request.ip_scale != defaults_of(Request)["ip_scale"] and request.reference is None:
-            lines["ip_scale"] = "ip_scale has no effect without reference: give an image, or leave it out"
-        for name in unread:
-            if getattr(request, name) is not None:
-                lines[name] = f"{name} has no effect (this model is told no such thing): leave it out"
-        if request.guidance_scale > 1 and not distilled:
-            continue
-        why = "this model is distilled and takes none" if distilled else f"guidance_scale {request.guidance_scale:g}"
-        fix = "leave it out" if distilled else "raise it above 1, or leave it out"
-        if request.negative_prompt:
-            lines["negative_prompt"] = f"negative_prompt has no effect ({why}): {fix}"
-        if request.guidance_rescale:
-            lines["guidance_rescale"] = f"guidance_rescale has no effect ({why}): {fix}"
-    return list(lines.values())
+            needs("refiner", "refiner_start")
+        if not request.control:
+            needs("control", *(["control_model"] if traits.controls else []), *(["guess"] if request.guess else []))
+        if request.reference is None:
+            needs("reference", *(["ip_adapter"] if traits.refers else []))
+            needs("reference", *(["ip_scale"] if request.ip_scale != usual["ip_scale"] else []))
+        found.update({name: _untold(name) for name in unread if getattr(request, name) is not None})
+        guides = [name for name in ("negative_prompt", "guidance_rescale") if getattr(request, name)]
+        if traits.distilled:
+            found.update({name: _untold(name) for name in guides})
+        elif request.guidance_scale <= 1:
+            form = "{name} has no effect at a {other} of {scale}: raise it above 1, or leave {name} out"
+            scale = f"{request.guidance_scale:g}"
+            found.update({name: Notice(form, name=name, other="guidance_scale", scale=scale) for name in guides})
+    return list(found.values())
+
+
+def _needs(other: str, name: str) -> Notice:
+    return Notice("{name} has no effect without {other}: give that too, or leave it out", name=name, other=other)
+
+
+def _untold(name: str) -> Notice:
+    return Notice("{name} has no effect (this model takes none): leave it out", name=name)
 
 
 def _defaults_for(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from xml.etree import ElementTree
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
+from genpipe.messages import Notice
+
 # Keys of `Image.info`: what made the image, as genpipe's JSON and as A1111's text, and its kind of source.
 MADE, PARAMETERS, SOURCE = "genpipe", "parameters", "digital_source_type"
 # Kinds of source (IPTC NewsCodes): made by a trained model alone, or by one out of another image.
@@ -60,10 +62,12 @@ def saving_options(info: Mapping[Any, Any], kind: str) -> dict[str, Any]:
     if kind == "JPEG":
         if len(options.get("exif", b"")) > JPEG_EXIF:
             del options["exif"]
-            warnings.warn("a JPEG has no room for so long a prompt, and is saved without: a PNG has", stacklevel=3)
+            warnings.warn(
+                Notice("a JPEG has no room for so long a prompt, and is saved without: a PNG has"), stacklevel=3
+            )
         if len(options.get("xmp", b"")) > JPEG_XMP:
             options["xmp"] = _packet(source, None)
-            warnings.warn("a JPEG has no room for what made it, and is saved without: a PNG has", stacklevel=3)
+            warnings.warn(Notice("a JPEG has no room for what made it, and is saved without: a PNG has"), stacklevel=3)
     return options
 
 

@@ -4,10 +4,33 @@ import os
 import re
 import reprlib
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 LINE = 400  # characters of a line on stderr, and of the message of an error
 VALUE = 80  # characters of a quoted value
+
+
+class Notice(UserWarning):
+    """A warning that keeps its sentence and its values apart, so that a page can say it in another language.
+
+    Args:
+        form: the sentence, with {names} where the values stand.
+        values: by those names.
+    """
+
+    def __init__(self, form: str, **values: str | float) -> None:
+        super().__init__(form.format(**values))
+        self.form, self.values = form, values
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Notice) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(Notice, self.form, **self.values), ()
 
 
 class _Short(reprlib.Repr):

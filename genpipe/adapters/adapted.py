@@ -19,7 +19,7 @@ from genpipe.adapters.stepping import Step, steps_of
 from genpipe.adapters.texts import Texts
 from genpipe.fit import Traits
 from genpipe.inputs import Control
-from genpipe.messages import listed
+from genpipe.messages import Notice, listed
 from genpipe.request import Request
 
 
@@ -160,7 +160,8 @@ class Adapted:
         pixels = pixels_of(drawn, self.name)
         self._check(pixels, result, requests)
         if first.negative_prompt and (scale := _unguided(form, keywords)) is not None:
-            warnings.warn(f"negative_prompt has no effect with this {scale}: raise it, or leave it out", stacklevel=2)
+            said = "negative_prompt has no effect with this {scale}: raise it, or leave it out"
+            warnings.warn(Notice(said, scale=scale), stacklevel=2)
         return pixels
 
     @contextmanager
@@ -182,10 +183,8 @@ class Adapted:
         flags = getattr(result, "nsfw_content_detected", None) or getattr(result, "nsfw_detected", None) or []
         seeds = [request.seed for request, flag in zip(requests, flags, strict=False) if flag]
         if seeds:
-            warnings.warn(
-                f"the safety checker of {self.name} has blacked out the image of seed {listed(seeds)}: try another seed",
-                stacklevel=2,
-            )
+            form = "the safety checker of {model} has blacked out the image of seed {seeds}: try another seed"
+            warnings.warn(Notice(form, model=self.name, seeds=listed(seeds)), stacklevel=2)
 
 
 def _unguided(form: Form, keywords: Mapping[str, Any]) -> str | None:

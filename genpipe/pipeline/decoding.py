@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genpipe.hardware import free_memory, release_freed_memory
+from genpipe.messages import Notice
 from genpipe.models.finite import NonFiniteError, float32_copy
 from genpipe.models.vae import VAE, VAEConfig
 
@@ -42,11 +43,11 @@ def choose_tile(tiling: str, config: VAEConfig, latents: Tensor, itemsize: int) 
     needed, free = decode_bytes(config, latents, itemsize), free_memory(latents.device)
     if free is None or needed <= SHARE * free:
         return None
-    warnings.warn(
-        f"decoding in tiles, whose seams may show slightly: a whole decode takes about {needed / 1e9:.1f} GB, and "
-        f"{free / 1e9:.1f} GB are free; --vae-tiling off decodes whole all the same",
-        stacklevel=2,
+    form = (
+        "decoding in tiles, whose seams may show slightly: a whole decode takes about {needed} GB, and {free} GB are free; "
+        "--vae-tiling off decodes whole all the same"
     )
+    warnings.warn(Notice(form, needed=f"{needed / 1e9:.1f}", free=f"{free / 1e9:.1f}"), stacklevel=2)
     return TILE
 
 

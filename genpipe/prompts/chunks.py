@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from genpipe.messages import Notice
 from genpipe.models.tokenizer import Tokenizer
 from genpipe.prompts.syntax import Span, sections
 
@@ -25,6 +26,12 @@ class Chunks(NamedTuple):
 
     chunks: list[Chunk]
     cut: str
+
+
+def cut_notice(length: int, cut: str) -> Notice:
+    """Say that of a prompt so many tokens are read, and `cut` is left out."""
+    shown = repr(cut if len(cut) <= 60 else f"{cut[:60]}…")
+    return Notice("the prompt is cut after {length} tokens, leaving out {cut}", length=length, cut=shown)
 
 
 def read_chunks(prompt: str, tokenizer: Tokenizer, *, syntax: str = "a1111") -> Chunks:

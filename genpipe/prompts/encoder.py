@@ -9,11 +9,11 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from genpipe.messages import quoted
+from genpipe.messages import Notice, quoted
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.finite import NonFiniteError, float32_copy
 from genpipe.models.text_encoder import TextEncoder, TextEncoding
-from genpipe.prompts.chunks import MAX_CHUNKS, Chunk, read_chunks
+from genpipe.prompts.chunks import MAX_CHUNKS, Chunk, cut_notice, read_chunks
 from genpipe.prompts.embeddings import missing
 from genpipe.prompts.text_part import TextPart
 from genpipe.prompts.weighting import weighted
@@ -135,18 +135,15 @@ class PromptEncoder:
     def _encode(self, keys: Sequence[_Key]) -> list[Conditioning]:
         """A row for each prompt, read in its syntax, and the layers to leave out for it."""
         for name in dict.fromkeys(missing([prompt for prompt, _, _ in keys], self.parts[0].tokenizer.words)):
-            warnings.warn(
-                f"there is no textual inversion {quoted(name)}, and the prompt keeps it as words: give it with --embeddings",
-                stacklevel=4,
-            )
+            form = "there is no textual inversion {name}, and the prompt keeps it as words: give it with --embeddings"
+            warnings.warn(Notice(form, name=quoted(name)), stacklevel=4)
         found = [
             [self._read(prompt, part.tokenizer, syntax=syntax) for prompt, _, syntax in keys] for part in self.parts
         ]
         for cut in dict.fromkeys(each.cut for of_part in found for each in of_part if each.cut):
-            left_out = cut if len(cut) <= 60 else f"{cut[:60]}…"
             length = min(part.tokenizer.length for part in self.parts) - 2
             length = length if all(syntax == "plain" for _, _, syntax in keys) else length * MAX_CHUNKS
-            warnings.warn(f"the prompt is cut after {length} tokens, leaving out {left_out!r}", stacklevel=4)
+            warnings.warn(cut_notice(length, cut), stacklevel=4)
         # Vocabularies may differ, and with them the number of chunks; the vectors of all encoders stand side by side.
         counts = [max(len(each.chunks) for each in of_prompt) for of_prompt in zip(*found, strict=True)]
         encodings = []

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 
-from genpipe.messages import listed, quoted
+from genpipe.messages import Notice, listed, quoted
 from genpipe.scenes import english
 from genpipe.scenes.captions import INTRODUCTIONS, SETTING_NAMES, corpus
 from genpipe.scenes.concepts import concepts
@@ -76,12 +76,20 @@ def normalise(prompt: str, pool: tuple[str, ...] | None = None) -> Normalised:
 def plain_words(prompt: str, pool: tuple[str, ...] | None = None) -> str:
     """Return the text of `normalise`, and warn of what it corrected and dropped: for a model's tokenizer."""
     plain = normalise(prompt, pool)
-    if plain.corrected:
-        read = ", ".join(f"{quoted(word)} as {quoted(meant)}" for word, meant in [*plain.corrected.items()][:10])
-        warnings.warn(f"the model reads {read}", stacklevel=2)
-    if plain.dropped:
-        warnings.warn(f"the model has no word for {listed(plain.dropped)}: it draws the rest", stacklevel=2)
+    for notice in notices(plain):
+        warnings.warn(notice, stacklevel=2)
     return plain.text
+
+
+def notices(plain: Normalised) -> list[Notice]:
+    """Say what `normalise` corrected and dropped."""
+    found = [
+        Notice("the model reads {word} as {meant}", word=quoted(word), meant=quoted(meant))
+        for word, meant in [*plain.corrected.items()][:10]
+    ]
+    if plain.dropped:
+        found.append(Notice("the model has no word for {words}: it draws the rest", words=listed(plain.dropped)))
+    return found
 
 
 @lru_cache(maxsize=4096)

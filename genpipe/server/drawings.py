@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from genpipe.messages import Notice
 from genpipe.server.engine import Engine
 from genpipe.server.jobs import Drawn, Failed, Job, News, Stepped
 from genpipe.server.limits import Limits
@@ -41,7 +42,7 @@ class Image:
     preview: bytes | None = None
     data: bytes | None = None
     failed: Failed | None = None
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Notice, ...] = ()
 
     @property
     def done(self) -> bool:
@@ -101,8 +102,12 @@ class Drawing:
         """Wait until everything is done."""
         await self._ended.wait()
 
-    def hear(self, news: News) -> None:
-        """Take up what became of one of the jobs."""
+    def hear(self, news: list[News]) -> None:
+        """Take up what became of its jobs."""
+        for one in news:
+            self._take_up(one)
+
+    def _take_up(self, news: News) -> None:
         index = next(index for index, image in enumerate(self.images) if image.job.id == news.id)
         image = self.images[index]
         if isinstance(news, Stepped):
@@ -127,7 +132,11 @@ class Drawing:
             return "failed", {**said, "error": image.failed.reason, "kind": image.failed.kind}
         if image.data is not None:
             name = f"{self.id}-{index}{image.job.suffix}"
-            return "image", {**said, "url": f"/files/{name}", "warnings": list(image.warnings)}
+            return "image", {
+                **said,
+                "url": f"/files/{name}",
+                "warnings": [{"text": str(each), "form": each.form, "values": each.values} for each in image.warnings],
+            }
         if not image.steps:
             return "queued", said
         shown = {} if image.preview is None else {"preview": base64.b64encode(image.preview).decode()}
@@ -173,7 +182,7 @@ class Drawings:
         drawing = Drawing(identifier, client, [Image(job, warnings=asked.warnings) for job in jobs])
         loop = asyncio.get_running_loop()
 
-        def listen(news: News) -> None:
+        def listen(news: list[News]) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended, and with it everybody who would hear
                 loop.call_soon_threadsafe(drawing.hear, news)
 

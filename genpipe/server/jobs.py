@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from genpipe.messages import Notice
 from genpipe.request import Request
 
 # Images that a worker has at a time, and that go through its networks together, while nothing else is known.
@@ -56,12 +57,12 @@ class Drawn:
     Attributes:
         id: the job's.
         data: the image's file.
-        warnings: what the person who asked has to know, one line each.
+        warnings: what the person who asked has to know.
     """
 
     id: str
     data: bytes = field(repr=False)
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Notice, ...] = ()
 
 
 @dataclass(frozen=True)

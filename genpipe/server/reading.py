@@ -16,7 +16,7 @@ from genpipe.images import open_image, upright
 from genpipe.imprint import MADE, texts_in
 from genpipe.inputs import ControlList, ImageInput, LoraList
 from genpipe.lora_tags import named_in
-from genpipe.messages import listed, quoted
+from genpipe.messages import Notice, listed, quoted
 from genpipe.metadata import Made, read_made
 from genpipe.request import Request
 from genpipe.seeds import random_seed, seeds_for, varied
@@ -46,14 +46,14 @@ class Asked:
         model: the name of the model.
         suffix: of the files.
         low: whether they give way to others' images.
-        warnings: settings that have no effect, one line each.
+        warnings: what has no effect, or is not read.
     """
 
     requests: list[Request]
     model: str
     suffix: str
     low: bool
-    warnings: tuple[str, ...]
+    warnings: tuple[Notice, ...]
 
 
 def read_asked(

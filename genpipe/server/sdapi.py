@@ -166,7 +166,7 @@ def _info(drawing: Drawing, lines: list[str]) -> dict[str, Any]:
     """What A1111 says beside the images; what is not done as was asked stands under "extra_generation_params"."""
     requests = [image.job.request for image in drawing.images]
     first, model = requests[0], drawing.images[0].job.model
-    warnings = list(dict.fromkeys([*lines, *(line for image in drawing.images for line in image.warnings)]))
+    warnings = list(dict.fromkeys([*lines, *(str(each) for image in drawing.images for each in image.warnings)]))
     return {
         "prompt": first.prompt,
         "all_prompts": [request.prompt for request in requests],

@@ -15,7 +15,7 @@ from genpipe.server.errors import ApiError
 from genpipe.server.limits import Limits
 from genpipe.server.queue import QueueFull
 from genpipe.server.reading import Asked, read_asked
-from genpipe.server.words import read_tokens, unknown_in, words_not_known
+from genpipe.server.words import notices_of, read_tokens, unknown_in
 from genpipe.workers.messages import Model
 
 # Seconds after which a stream says that it is still there.
@@ -74,10 +74,8 @@ class Served:
 
     def _read(self, values: Mapping[str, Any]) -> Asked:
         asked = read_asked(values, self.models, self.limits, lora_dir=self.lora_dir)
-        if asked.model not in self.engine.concepts:
-            return asked
-        strange = words_not_known(asked.requests[0].prompt, self.engine.concepts[asked.model])
-        return replace(asked, warnings=(*asked.warnings, *strange))
+        tokenizers, learned = self.engine.tokenizers.get(asked.model, ()), self.engine.concepts.get(asked.model)
+        return replace(asked, warnings=(*asked.warnings, *notices_of(asked.requests[0], tokenizers, learned)))
 
     def tokens(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Say what a model reads of the prompt of a body: see `read_tokens`; "unknown" are the words it has not learned.

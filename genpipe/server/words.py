@@ -3,12 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
-from genpipe.messages import listed, quoted
+from genpipe.messages import Notice, quoted
 from genpipe.models.tokenizer import Tokenizer
-from genpipe.prompts.listing import list_tokens
+from genpipe.prompts.chunks import cut_notice
+from genpipe.prompts.listing import TokenList, list_tokens
 from genpipe.prompts.reading import read_prompts
-from genpipe.scenes.normalise import normalise
+from genpipe.request import Request
+from genpipe.scenes.normalise import normalise, notices
 from genpipe.scenes.vocabulary import unknown_words
+
+# Unknown words of a prompt that are named.
+MOST = 10
 
 
 def unknown_in(prompt: str, learned: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
@@ -21,16 +26,34 @@ def unknown_in(prompt: str, learned: tuple[str, ...]) -> dict[str, tuple[str, ..
     return unknown_words(normalise(prompt, pool).text, pool)
 
 
-def words_not_known(prompt: str, learned: tuple[str, ...]) -> tuple[str, ...]:
-    """Say in one line what `unknown_in` gives; () for none."""
-    unknown = unknown_in(prompt, learned)
-    if not unknown:
-        return ()
-    named = [
-        f"{quoted(word)} (did you mean {' or '.join(near)}?)" if near else quoted(word)
-        for word, near in unknown.items()
-    ]
-    return (f"the model does not know {listed(named)}: it draws the rest",)
+def notices_of(
+    request: Request, tokenizers: Sequence[Tokenizer], learned: tuple[str, ...] | None
+) -> tuple[Notice, ...]:
+    """Say what of a request's prompts a model does not read, or reads in its own way.
+
+    Args:
+        tokenizers: the model's.
+        learned: the concepts of a model of the scenes' world, see `unknown_in`; None for other models.
+
+    Raises:
+        ValueError: a prompt cannot be read.
+    """
+    found: list[Notice] = []
+    for prompt in (request.prompt, request.negative_prompt):
+        if learned is not None:
+            found += notices(normalise(prompt, learned or None))
+            found += [_unknown(*each) for each in [*unknown_in(prompt, learned).items()][:MOST]]
+        read = longest(prompt, tokenizers, seed=request.seed, steps=request.steps, syntax=request.prompt_syntax)
+        if read is not None and read.cut:
+            found.append(cut_notice(read.room * len(read.chunks), read.cut))
+    return tuple(dict.fromkeys(found))
+
+
+def _unknown(word: str, near: tuple[str, ...]) -> Notice:
+    if not near:
+        return Notice("the model does not know {word}: it draws the rest", word=quoted(word))
+    form = "the model does not know {word}, and draws the rest; it knows {near}"
+    return Notice(form, word=quoted(word), near=", ".join(near))
 
 
 def read_tokens(prompt: str, tokenizers: Sequence[Tokenizer], *, seed: int, steps: int, syntax: str) -> dict[str, Any]:
@@ -47,15 +70,24 @@ def read_tokens(prompt: str, tokenizers: Sequence[Tokenizer], *, seed: int, step
     Raises:
         ValueError: the prompt cannot be drawn as it is.
     """
-    if not tokenizers:
+    read = longest(prompt, tokenizers, seed=seed, steps=steps, syntax=syntax)
+    if read is None:
         return {"tokens": None, "room": None, "chunks": [], "cut": "", "read_as": None}
+    return {
+        "tokens": sum(map(len, read.chunks)),
+        "room": read.room * len(read.chunks),
+        "chunks": [[[token.id, token.text, token.weight] for token in chunk] for chunk in read.chunks],
+        "cut": read.cut,
+        "read_as": read.words,
+    }
+
+
+def longest(prompt: str, tokenizers: Sequence[Tokenizer], *, seed: int, steps: int, syntax: str) -> TokenList | None:
+    """Give the longest of what text encoders read of a prompt, see `read_tokens`; None without tokenizers.
+
+    Raises:
+        ValueError: the prompt cannot be drawn as it is.
+    """
     texts = [part.text for stage in read_prompts(prompt, seed=seed, steps=steps, syntax=syntax) for part in stage.parts]
     found = [list_tokens(text, tokenizer, syntax=syntax) for text in texts for tokenizer in tokenizers]
-    longest = max(found, key=lambda each: sum(map(len, each.chunks)))
-    return {
-        "tokens": sum(map(len, longest.chunks)),
-        "room": longest.room * len(longest.chunks),
-        "chunks": [[[token.id, token.text, token.weight] for token in chunk] for chunk in longest.chunks],
-        "cut": longest.cut,
-        "read_as": longest.words,
-    }
+    return max(found, key=lambda each: sum(map(len, each.chunks)), default=None)

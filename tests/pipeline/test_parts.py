@@ -167,5 +167,5 @@ def test_mistakes_are_one_line(pipe: Pipeline, given: dict[str, Any], says: str)
 
 def test_what_has_no_effect_without_an_image_is_told(pipe: Pipeline) -> None:
     for name, value in (("outpaint", {"left": 8}), ("only_masked", 8)):
-        with pytest.warns(UserWarning, match=f"{name} has no effect without an image"):
+        with pytest.warns(UserWarning, match=f"{name} has no effect without image"):
             draw(pipe, steps=1, **{name: value})

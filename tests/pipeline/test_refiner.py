@@ -108,5 +108,5 @@ def test_who_cannot_refine_is_refused(folders: tuple[Path, Path], tiny_checkpoin
 
 def test_a_place_to_take_over_without_a_refiner_is_told(tiny_checkpoint: Path) -> None:
     pipe = Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32")
-    with pytest.warns(UserWarning, match="refiner_start has no effect without a refiner"):
+    with pytest.warns(UserWarning, match="refiner_start has no effect without refiner"):
         pipe.requests("a", seed=1, refiner_start=0.5)

@@ -190,5 +190,5 @@ def test_an_inpainting_checkpoint_wants_an_image_and_a_mask(inpainting: Path) ->
 
 
 def test_a_strength_without_an_image_is_told(pipe: Pipeline) -> None:
-    with pytest.warns(UserWarning, match="strength has no effect without an image"):
+    with pytest.warns(UserWarning, match="strength has no effect without image"):
         draw(pipe, strength=0.5, steps=1)

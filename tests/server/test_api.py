@@ -177,7 +177,11 @@ def test_settings_without_effect_are_told(url: str) -> None:
     body = {"prompt": "a", "guidance_scale": 1, "steps": 1, "negative_prompt": "fog"}
     with httpx.stream("POST", f"{url}/api/drawings", json=body, headers=STREAM) as response:
         (said,) = [said for name, said in events(response) if name == "image"]
-    assert said["warnings"] == ["negative_prompt has no effect (guidance_scale 1): raise it above 1, or leave it out"]
+    (warning,) = said["warnings"]
+    assert warning["text"] == (
+        "negative_prompt has no effect at a guidance_scale of 1: raise it above 1, or leave negative_prompt out"
+    )
+    assert warning["form"].format(**warning["values"]) == warning["text"]
 
 
 def test_words_that_the_embedded_model_has_not_learned_are_named(url: str, engine: Engine) -> None:
@@ -185,7 +189,18 @@ def test_words_that_the_embedded_model_has_not_learned_are_named(url: str, engin
     body = {"prompt": "a red cat and a flurbel", **SMALL}
     with httpx.stream("POST", f"{url}/api/drawings", json=body, headers=STREAM) as response:
         (said,) = [said for name, said in events(response) if name == "image"]
-    assert said["warnings"] == ["the model does not know 'flurbel': it draws the rest"]
+    assert [each["text"] for each in said["warnings"]] == ["the model does not know 'flurbel': it draws the rest"]
+
+
+def test_every_image_is_told_what_of_its_prompt_is_left_out(url: str) -> None:
+    body = {"prompt": "cat " * 40, "prompt_syntax": "plain", "n": 2, **SMALL}
+    for _ in range(2):  # the second time its vectors are kept
+        with httpx.stream("POST", f"{url}/api/drawings", json=body, headers=STREAM) as response:
+            told = [said["warnings"] for name, said in events(response) if name == "image"]
+        assert len(told) == 2
+        for warnings in told:
+            assert [each["form"] for each in warnings] == ["the prompt is cut after {length} tokens, leaving out {cut}"]
+            assert warnings[0]["values"]["length"] == 14
 
 
 def test_what_made_an_image_is_read_from_its_file_and_names_no_other(url: str, pipe: Pipeline) -> None:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from genpipe.server.app import create_app
 from genpipe.server.engine import Engine
 from tests.server.conftest import SECONDS, Open, drawn, listening, until
@@ -121,6 +123,7 @@ def test_mistakes_and_a_server_that_is_gone_are_said(browser: Any, engine: Engin
         until(page, "document.getElementById('error').textContent.includes('names a LoRA')")
     page.get_by_role("button", name="Draw", exact=True).click()
     until(page, "document.getElementById('error').textContent.includes('does not answer')")
+    assert page.evaluate("document.getElementById('error').getBoundingClientRect().bottom <= innerHeight")
     context.close()
 
 
@@ -166,6 +169,48 @@ def test_it_is_in_russian_where_the_browser_is(opened: Open) -> None:
         "[...document.querySelectorAll('[data-text]')].filter((e) => /[a-z]{3}/i.test(e.textContent)).length"
     )
     assert english == 2  # "API" and "Shift"
+
+
+@pytest.mark.parametrize(
+    ("locale", "line"),
+    [
+        ("en-GB", "“Keep out of it” has no effect at a “How closely to follow the words” of 1: raise it above 1, or leave “Keep out of it” out"),
+        ("ru-RU", "Настройка «Чего не должно быть» ничего не меняет, пока «Насколько следовать словам» равно 1: поставьте больше 1."),
+    ],
+)  # fmt: skip
+def test_what_there_is_to_know_of_pictures_is_said_once_in_the_words_of_the_page(
+    opened: Open, locale: str, line: str
+) -> None:
+    page = opened(locale)
+    page.locator("#prompt").fill("a cat")
+    page.locator("#negative").fill("fog")
+    page.locator("#form summary").click()
+    page.locator("#scale").fill("1")
+    page.locator("#draw").click()
+    drawn(page, 4)
+    assert page.locator("#notices p").all_inner_texts() == [line]
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    page.locator("#history button").first.click()
+    drawn(page, 4)
+    assert page.locator("#notices p").all_inner_texts() == [line]
+
+
+def test_on_a_narrow_screen_what_is_asked_for_comes_into_sight(opened: Open) -> None:
+    page = opened()
+    page.set_viewport_size({"width": 390, "height": 700})
+    page.get_by_label("A picture of").fill("a cat")
+    page.get_by_label("How many").select_option("1")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    figure = drawn(page, 1)
+    in_sight = "(element) => { const { top, bottom } = element.getBoundingClientRect(); return top < innerHeight && bottom > 0; }"
+    assert page.locator("#shown").evaluate(in_sight)
+    figure.get_by_role("button", name="Begin from it").click()
+    page.locator("#given").wait_for()
+    until(page, f"({in_sight})(document.getElementById('given-image'))")
+    page.locator("#pictures").get_by_role("button", name="Vary").press("Enter")  # a button that goes away
+    drawn(page, 4)
+    assert page.evaluate("document.activeElement.id") == "shown"
 
 
 def test_everything_is_reached_and_seen_with_keys_alone(opened: Open) -> None:

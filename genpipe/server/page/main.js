@@ -3,11 +3,11 @@
 import { ApiError, base64, call, events, json } from "/page/api.js";
 import { asked, connect, fill, listen, shown, showSize, take } from "/page/form.js";
 import { entries, entry, forget, keep } from "/page/history.js";
-import { element, showFailure, showPicture, showStep, waitingFigure } from "/page/pictures.js";
+import { element, showFailure, showNotices, showPicture, showStep, waitingFigure } from "/page/pictures.js";
 import { text, translate } from "/page/texts.js";
 
 const $ = (id) => document.getElementById(id);
-const can = { draw, begin: (blob) => trying(() => take(blob)), copy };
+const can = { draw, begin, copy };
 let running = null; // the id of what is being drawn
 
 translate(document);
@@ -81,6 +81,8 @@ async function follow(begun) {
   const images = [];
   let end = "done";
   try {
+    showPlace();
+    $("notices").replaceChildren();
     $("pictures").replaceChildren();
     for await (const [name, said] of events(`/api/drawings/${id}/events`)) {
       if (said.image === undefined) continue;
@@ -95,8 +97,9 @@ async function follow(begun) {
         const blob = await (await call(said.url)).blob();
         const own = { n: 1, seed: request.vary ? request.seed : said.seed };
         if (request.vary && request.vary_seed !== undefined) own.vary_seed = String(BigInt(request.vary_seed) + BigInt(said.image));
-        showPicture(figure, blob, { ...request, ...own }, said.warnings, can);
-        images.push({ blob, own });
+        showPicture(figure, blob, { ...request, ...own }, can);
+        showNotices($("notices"), said.warnings);
+        images.push({ blob, own, warnings: said.warnings });
       }
     }
     say(text(end));
@@ -116,9 +119,20 @@ async function follow(begun) {
   }
 }
 
+// Bring the place of the pictures into sight, and the keyboard there if it was on what is about to go.
+function showPlace() {
+  if ($("pictures").contains(document.activeElement)) $("shown").focus();
+  else if ($("shown").getBoundingClientRect().top > innerHeight) $("shown").scrollIntoView();
+}
+
 async function cancel() {
   const id = running;
   if (id) await trying(() => call(`/api/drawings/${id}`, { method: "DELETE" }));
+}
+
+async function begin(blob) {
+  await trying(() => take(blob));
+  $("drop").scrollIntoView({ block: "nearest" });
 }
 
 async function copy(words) {
@@ -148,10 +162,13 @@ async function showAgain(entry) {
     fill({ ...entry.request, ...entry.shown });
     await take(entry.request.image, entry.request.mask);
     showSize(entry.request);
+    showPlace();
+    $("notices").replaceChildren();
+    showNotices($("notices"), entry.images.flatMap(({ warnings = [] }) => warnings));
     $("pictures").replaceChildren(
       ...entry.images.map(({ blob, own }) => {
         const figure = element("figure");
-        showPicture(figure, blob, { ...entry.request, ...own }, [], can);
+        showPicture(figure, blob, { ...entry.request, ...own }, can);
         return figure;
       }),
     );
@@ -174,7 +191,9 @@ async function trying(action) {
 
 function complain(error) {
   $("error").hidden = false;
-  $("error").textContent = error instanceof ApiError && !error.status ? text("offline") : error.message;
+  const names = { 0: "offline", 400: "refused", 413: "large", 429: "busy", 500: "broken", 503: "ending" };
+  $("error").textContent = error instanceof ApiError && names[error.status] ? text(names[error.status], { error: error.message }) : error.message;
+  $("error").scrollIntoView({ block: "nearest" });
   say("");
 }
 

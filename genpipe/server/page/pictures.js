@@ -1,7 +1,7 @@
 // The pictures as the page shows them: while they are drawn, and with what can be done with each.
 
 import { command, curl, python } from "/page/spellings.js";
-import { text } from "/page/texts.js";
+import { notice, text } from "/page/texts.js";
 
 const VARY = 0.3; // of the way to another seed's picture
 const LARGER = 2;
@@ -30,7 +30,15 @@ export function showStep(figure, said) {
 }
 
 export function showFailure(figure, said) {
-  figure.replaceChildren(element("p", { className: "failed", textContent: said.kind === "cancelled" ? text("stopped") : said.error }));
+  const name = { cancelled: "stopped", late: "late", refused: "refused" }[said.kind] ?? "broken";
+  figure.replaceChildren(element("p", { className: "failed", textContent: text(name, said) }));
+}
+
+// What there is to know of pictures that were drawn together: each line once.
+export function showNotices(place, warnings) {
+  const there = [...place.children].map((line) => line.textContent);
+  const lines = new Set(warnings.map(notice).filter((line) => !there.includes(line)));
+  place.append(...[...lines].map((line) => element("p", { textContent: line })));
 }
 
 const slug = (words) => words.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60) || "picture";
@@ -43,7 +51,7 @@ function enlarged(request, blob) {
 }
 
 // can: what the page does on request: draw, begin (from a picture), copy.
-export function showPicture(figure, blob, request, warnings, can) {
+export function showPicture(figure, blob, request, can) {
   const address = URL.createObjectURL(blob);
   const other = String(crypto.getRandomValues(new Uint32Array(1))[0]);
   const { vary, vary_seed, ...plain } = request;
@@ -64,6 +72,6 @@ export function showPicture(figure, blob, request, warnings, can) {
   );
   const caption = element("figcaption", { textContent: `${text("seed")} ${request.seed}` });
   const more = element("details", {}, element("summary", { textContent: text("copy") }), copies);
-  caption.append(...warnings.map((line) => element("p", { className: "warning", textContent: line })), buttons, more);
+  caption.append(buttons, more);
   figure.replaceChildren(element("img", { src: address, alt: text("picture", request) }), caption);
 }

@@ -72,6 +72,37 @@ const RUSSIAN = {
   offline: "Сервер не отвечает. Он запущен? Попробуйте ещё раз.",
   loading: "Модель загружается…",
   picture: "Картина: {prompt}, зерно {seed}",
+  setting: "«{name}»",
+  refused: "Так нарисовать нельзя. Сервер объясняет по-английски: {error}",
+  broken: "Не получилось нарисовать. Сервер объясняет по-английски: {error}",
+  late: "Не успели нарисовать за отведённое время. Попросите меньше картин или шагов.",
+  busy: "Сейчас слишком много желающих. Попробуйте ещё раз чуть позже.",
+  ending: "Сервер выключается или занят загрузкой. Попробуйте ещё раз чуть позже.",
+  large: "Картинка слишком большая для этого сервера. Возьмите поменьше.",
+};
+// What the server warns of, by its English form.
+const RUSSIAN_NOTICES = {
+  "the model does not know {word}: it draws the rest": "Модель не знает слова {word}: нарисовано остальное.",
+  "the model does not know {word}, and draws the rest; it knows {near}": "Модель не знает слова {word}: нарисовано остальное. Она знает {near}.",
+  "the model has no word for {words}: it draws the rest": "У модели нет слов для {words}: нарисовано остальное.",
+  "the model reads {word} as {meant}": "Модель прочла {word} как {meant}.",
+  "the prompt is cut after {length} tokens, leaving out {cut}": "Описание слишком длинное, не поместилось: {cut}.",
+  "there is no textual inversion {name}, and the prompt keeps it as words: give it with --embeddings":
+    "Встраивания {name} на сервере нет: оно прочитано как обычные слова.",
+  "{name} has no effect without {other}: give that too, or leave it out": "Настройка {name} ничего не меняет без {other}.",
+  "{name} has no effect (this model takes none): leave it out": "Настройка {name} ничего не меняет: эта модель её не понимает.",
+  "{name} has no effect at a {other} of {scale}: raise it above 1, or leave {name} out":
+    "Настройка {name} ничего не меняет, пока {other} равно {scale}: поставьте больше 1.",
+  "negative_prompt has no effect with this {scale}: raise it, or leave it out": "«Чего не должно быть» ничего не меняет при таком {scale}.",
+  "image_guidance_scale is for models that edit by instruction: leave it out": "Настройка image_guidance_scale ничего не меняет у этой модели.",
+  "depth is for models that are shown a map of it, which this one is not: leave it out": "Настройка depth ничего не меняет у этой модели.",
+  "strength has no effect: this model draws every step, see image_guidance_scale": "«Насколько изменить» ничего не меняет у этой модели.",
+  "the safety checker of {model} has blacked out the image of seed {seeds}: try another seed":
+    "Проверка модели {model} закрасила картину с зерном {seeds}: попробуйте другое зерно.",
+  "decoding in tiles, whose seams may show slightly: a whole decode takes about {needed} GB, and {free} GB are free; --vae-tiling off decodes whole all the same":
+    "Памяти мало ({free} ГБ из {needed}): картина собрана из частей, швы могут быть немного видны.",
+  "a JPEG has no room for so long a prompt, and is saved without: a PNG has": "В файл JPEG такое длинное описание не поместилось.",
+  "a JPEG has no room for what made it, and is saved without: a PNG has": "В файл JPEG не поместилось, как он сделан.",
 };
 const ENGLISH = {
   seed: "Seed",
@@ -102,12 +133,34 @@ const ENGLISH = {
   offline: "The server does not answer. Is it running? Try again.",
   loading: "The model is being loaded…",
   picture: "Picture: {prompt}, seed {seed}",
+  setting: "“{name}”",
+  refused: "{error}",
+  broken: "It could not be drawn: {error}",
+  late: "There was not time enough to draw it. Ask for fewer pictures or steps.",
+  busy: "Too many people are drawing just now. Try again in a moment.",
+  ending: "The server is shutting down, or is still loading. Try again in a moment.",
+  large: "The picture is too large for this server. Take a smaller one.",
 };
 const russian = navigator.language.toLowerCase().startsWith("ru");
 
 export function text(name, values = {}) {
-  const found = (russian ? RUSSIAN : ENGLISH)[name] ?? name;
-  return found.replace(/\{(\w+)\}/g, (_, key) => String(values[key]));
+  return filled((russian ? RUSSIAN : ENGLISH)[name] ?? name, values);
+}
+
+// A warning of the server's: { form, values }. Settings that the page has a field for are called as they are there.
+export function notice({ form, values }) {
+  const named = Object.entries(values).map(([key, value]) => [key, labelled(value)]);
+  const line = filled((russian && RUSSIAN_NOTICES[form]) || form, Object.fromEntries(named));
+  return line[0].toUpperCase() + line.slice(1);
+}
+
+function labelled(value) {
+  const label = /^\w+$/.test(value) && document.querySelector(`#form [name="${value}"]`)?.labels[0];
+  return label ? text("setting", { name: label.textContent }) : value;
+}
+
+function filled(form, values) {
+  return form.replace(/\{(\w+)\}/g, (_, key) => String(values[key]));
 }
 
 // Put the page into the browser's language; English is what it is written in.

@@ -22,7 +22,7 @@ export function watchWords(field, line, asked) {
       parts = said(await json("/api/tokens", { method: "POST", body }));
     } catch (error) {
       // What cannot be read yet is still being written; without a server there is nothing to say.
-      parts = error.status === 400 ? [error.message] : [];
+      parts = error.status === 400 ? [text("refused", { error: error.message })] : [];
     }
     if (number === last) line.replaceChildren(...parts);
   }
