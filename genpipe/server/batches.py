@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genpipe.images import Picture, encode_image
-from genpipe.messages import one_line
+from genpipe.messages import Notice, one_line
 from genpipe.pipeline import Pipeline
 from genpipe.pipeline.progress import Progress
 from genpipe.pipeline.run import Run, Together
@@ -34,7 +34,7 @@ class _Image:
     latents: Tensor | None = None
     ticked: int = 0  # when it was last evaluated
     apart: bool = False  # evaluated with nobody else, after an accident
-    warnings: dict[str, None] = field(default_factory=dict)
+    warnings: dict[Notice, None] = field(default_factory=dict)
 
 
 class Batches:
@@ -81,15 +81,15 @@ class Batches:
             What became of them and of those that were being written, and how many were evaluated.
         """
         news: list[News] = []
-        chosen = self._turn()
+        chosen, form = self._turn()
         if chosen:
             self._tick += 1
             try:
-                self._advance(chosen, news)
+                self._advance(chosen, form, news)
             except Exception as error:
                 if is_lost(error):
                     raise
-                self._recover(chosen, error, news)
+                self._recover(chosen, form, error, news)
             for image in chosen:
                 image.ticked = self._tick
             self._finish([image for image in chosen if image.latents is not None], news)
@@ -103,30 +103,30 @@ class Batches:
         if image.run is None:
             image.stream = pipeline.stream([image.job.request])
 
-    def _turn(self) -> list[_Image]:
-        """The images that are evaluated next: those of one form, the one that has waited longest among them."""
+    def _turn(self) -> tuple[list[_Image], Hashable]:
+        """The images that are evaluated next, and their form: the one that has waited longest, and others of its form."""
         if not self._images:
-            return []
+            return [], None
         first = min(self._images, key=lambda image: image.ticked)
         if self._pipelines[first.job.model].is_wrapped:  # it draws one batch at a time, to its end
             begun = [image for image in self._images if image.job.model == first.job.model and image.ticked]
-            return [*begun, first][:1]
+            return [*begun, first][:1], None
+        forms = {image: _form(image) for image in self._images if image.run is not None}
+        for gone in self._together.keys() - set(forms.values()):
+            del self._together[gone]
         if first.run is None or first.apart:
-            return [first]
-        form = _form(first)
-        alike = [image for image in self._images if image.run is not None and not image.apart and _form(image) == form]
+            return [first], forms.get(first)
+        form = forms[first]
+        alike = [image for image, own in forms.items() if own == form and not image.apart]
         alike.sort(key=lambda image: image.ticked)
         height, width = first.run.latents.shape[-2:]
-        return alike[: self._fits.get(form, self.sizes.of(first.job.model, height * width))]
+        return alike[: self._fits.get(form, self.sizes.of(first.job.model, height * width))], form
 
-    def _advance(self, images: Sequence[_Image], news: list[News]) -> None:
+    def _advance(self, images: Sequence[_Image], form: Hashable, news: list[News]) -> None:
         first = images[0]
         if first.run is None:
             self._advance_stream(first, news)
             return
-        form = _form(first)
-        for gone in self._together.keys() - {_form(image) for image in self._images if image.run is not None}:
-            del self._together[gone]
         runs = [image.run for image in images if image.run is not None]
         before = [run.step for run in runs]
         with _heard(*images):
@@ -171,11 +171,11 @@ class Batches:
             preview = encode_image(picture, ".jpg")
         return Stepped(image.job.id, step, steps, preview)
 
-    def _recover(self, images: Sequence[_Image], error: Exception, news: list[News]) -> None:
+    def _recover(self, images: Sequence[_Image], form: Hashable, error: Exception, news: list[News]) -> None:
         """Begin images again after an accident: fewer together where memory was short, else each alone."""
         if is_out_of_memory(error):
             free_unused()
-            self._fits[_form(images[0])] = max(1, len(images) // 2)
+            self._fits[form] = max(1, len(images) // 2)
         if len(images) == 1:
             self._images.remove(images[0])
             news.append(_failure(images[0].job, error))
@@ -208,7 +208,8 @@ class Batches:
 
 def _form(image: _Image) -> Hashable:
     """What images must agree in to be evaluated together."""
-    return image.job.model, None if image.run is None else image.run.form
+    assert image.run is not None
+    return image.job.model, image.run.form
 
 
 def _by_shape(images: Sequence[_Image]) -> list[list[_Image]]:
@@ -217,7 +218,9 @@ def _by_shape(images: Sequence[_Image]) -> list[list[_Image]]:
     for image in images:
         request = image.job.request
         assert image.latents is not None
-        key = (image.job.model, tuple(image.latents.shape), request.speed, request.tile)
+        # Of latents of one shape a model may make images of two sizes.
+        size = (request.height, request.width, request.upscale)
+        key = (image.job.model, tuple(image.latents.shape), size, request.speed, request.tile)
         # Images to begin from may have parts that stay or not; each is put together by itself.
         groups.setdefault(key if request.image is None else image, []).append(image)
     return list(groups.values())
@@ -245,5 +248,7 @@ def _heard(*images: _Image) -> Iterator[None]:
             warnings.simplefilter("ignore", category)
         yield
     for warning in caught:
+        said = warning.message
+        notice = said if isinstance(said, Notice) else Notice("{text}", text=one_line(str(said)))
         for image in images:
-            image.warnings[one_line(str(warning.message))] = None
+            image.warnings[notice] = None

@@ -1,12 +1,11 @@
 """The engine: hands the jobs that wait to workers, and tells those who asked what becomes of them."""
 
-import contextlib
 import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,9 @@ from genpipe.server.metrics import Metrics
 from genpipe.server.processes import Process, spawn
 from genpipe.server.queue import FairQueue, QueueFull
 from genpipe.server.worker import Cancel, Opened, Refused, Sized, Start, Told
+from genpipe.server.workers import Worker
 from genpipe.spec import ModelSpec
-from genpipe.workers.engines import parse_devices
+from genpipe.workers.devices import parse_devices
 from genpipe.workers.messages import Model
 
 if TYPE_CHECKING:
@@ -28,21 +28,11 @@ ATTEMPTS = 4
 # Workers that die one after the other before any of them is ready.
 DEATHS = 3
 
-Listener = Callable[[News], None]
+Listener = Callable[[list[News]], None]
 
 
 class Closing(Exception):
     """The engine takes no more jobs."""
-
-
-@dataclass(eq=False)
-class _Worker:
-    name: str
-    device: str | None
-    process: Process
-    most: int  # images that it has at a time
-    ready: bool = False
-    jobs: dict[str, Job] = field(default_factory=dict)  # those that it has, the cancelled ones among them
 
 
 @dataclass(eq=False)
@@ -57,11 +47,11 @@ class _Asked:
 class Engine:
     """Draws jobs with the models that its workers hold, many at a time.
 
-    Listeners are called by the engine's own thread, and have to return at once.
+    Listeners are called by the engine's own thread, with what became of their jobs meanwhile, and have to return at once.
 
     Args:
         specs: the models, by name.
-        devices: of the workers, see `genpipe.workers.engines.parse_devices`.
+        devices: of the workers, see `genpipe.workers.devices.parse_devices`.
         most: images that a worker draws at a time; None has it measure how many go through its networks together.
         deterministic: images are bitwise the same whatever else is drawn; each is drawn alone.
         waiting: jobs that may wait.
@@ -82,14 +72,15 @@ class Engine:
     ) -> None:
         self.metrics, self.models, self.concepts = Metrics(), dict[str, Model](), dict[str, tuple[str, ...]]()
         self.tokenizers: dict[str, tuple[Tokenizer, ...]] = {}
-        self._start, self._devices = Start(dict(specs), None, most, deterministic), parse_devices(devices)
+        self._devices = parse_devices(devices)
+        self._start = Start(dict(specs), others=tuple(self._devices[1:]), most=most, deterministic=deterministic)
         self._most = 1 if deterministic else USUAL if most is None else most
         self._clock, self._launch = clock, launch
         self._queue = FairQueue(waiting)
         self._asked: dict[str, _Asked] = {}
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
         self._lock = threading.Condition()
-        self._told: list[tuple[Listener, News]] = []
+        self._told: dict[Listener, list[News]] = {}
         self._wake, self._woken = Pipe()
         self._finished: deque[float] = deque(maxlen=32)
         self._deaths = 0
@@ -196,12 +187,10 @@ class Engine:
                     self._hear(worker)
                 self._expire()
                 self._assign()
-                told, self._told = self._told, []
+                told, self._told = self._told, {}
                 self._lock.notify_all()
-            for listener, news in told:
-                listener(news)
-        for listener, news in self._told:
-            listener(news)
+            _tell_all(told)
+        _tell_all(self._told)
         for worker in self._workers:
             worker.process.kill()
 
@@ -212,13 +201,12 @@ class Engine:
     def _add_worker(self, device: str | None) -> None:
         names = {worker.name for worker in self._workers}
         name = next(each for k in range(len(names) + 1) if (each := f"worker-{k}") not in names)
-        worker = _Worker(name, device, self._launch(), self._most)
+        worker = Worker(name, device, self._launch(), self._most)
         self._workers.append(worker)
         self.metrics.watch(name, lambda: worker.process.pid)
-        with contextlib.suppress(OSError):  # it is dead, of which its connection will tell
-            worker.process.connection.send(replace(self._start, device=device))
+        worker.send(replace(self._start, device=device))
 
-    def _hear(self, worker: _Worker) -> None:
+    def _hear(self, worker: Worker) -> None:
         try:
             message = worker.process.connection.recv()
         except (EOFError, OSError):
@@ -228,7 +216,7 @@ class Engine:
             for images in message.images:
                 self.metrics.fill.observe(images)
             for identifier in message.gone:
-                worker.jobs.pop(identifier, None)
+                worker.let_go(identifier)
             for news in message.news:
                 self._tell(worker, news)
         elif isinstance(message, Opened):
@@ -238,30 +226,32 @@ class Engine:
         elif isinstance(message, Refused):
             self._break(message)
 
-    def _opened(self, worker: _Worker, opened: Opened) -> None:
+    def _opened(self, worker: Worker, opened: Opened) -> None:
         worker.ready, self._deaths = True, 0
         if self.models:
             return
         self.models, self.concepts = dict(opened.models), dict(opened.concepts)
         self.tokenizers = dict(opened.tokenizers)
+        self._start = replace(self._start, others=())
         others = self._devices[1:]
         if opened.device.startswith("cuda") and self._devices in ([], ["cuda"]):
             worker.device, *others = [f"cuda:{k}" for k in range(max(1, opened.cards))]
         for device in others:
             self._add_worker(device)
 
-    def _tell(self, worker: _Worker, news: News) -> None:
+    def _tell(self, worker: Worker, news: News) -> None:
         asked = self._asked.get(news.id)
         if isinstance(news, Stepped):
             self.metrics.steps.inc()
             if asked is not None and not asked.begun:
                 asked.begun = True
                 self.metrics.waited.observe(self._clock() - asked.since)
+            worker.steps(news)
         else:
-            worker.jobs.pop(news.id, None)
+            worker.let_go(news.id)
         if asked is None:  # cancelled
             return
-        self._told.append((asked.listener, news))
+        self._told.setdefault(asked.listener, []).append(news)
         if isinstance(news, Stepped):
             return
         del self._asked[news.id]
@@ -275,13 +265,12 @@ class Engine:
 
     def _give_up(self, identifier: str, reason: str, kind: str) -> None:
         asked = self._asked.pop(identifier)
-        self._told.append((asked.listener, Failed(identifier, reason, kind)))
+        self._told.setdefault(asked.listener, []).append(Failed(identifier, reason, kind))
         self.metrics.failed.labels(kind).inc()
         if self._queue.remove(identifier) is None:
             for worker in self._workers:
                 if identifier in worker.jobs:
-                    with contextlib.suppress(OSError):
-                        worker.process.connection.send(Cancel(identifier))
+                    worker.send(Cancel(identifier))
 
     def _expire(self) -> None:
         now = self._clock()
@@ -290,24 +279,23 @@ class Engine:
                 self._give_up(identifier, f"it was not done within {asked.job.deadline - asked.since:.3g} s", "late")
 
     def _assign(self) -> None:
+        given: dict[Worker, list[Job]] = {}
         while (job := self._queue.first()) is not None:
-            able = [worker for worker in self._workers if worker.ready and self._fits(worker, job)]
+            able = [worker for worker in self._workers if worker.fits(job) and not self._is_apart(worker, job)]
             if not able:
-                return
+                break
             worker = min(able, key=lambda worker: len(worker.jobs))
-            self._queue.take()
-            worker.jobs[job.id] = job
-            with contextlib.suppress(OSError):
-                worker.process.connection.send(job)
+            worker.jobs[job.id] = self._queue.take()
+            given.setdefault(worker, []).append(job)
+        for worker, jobs in given.items():
+            worker.send(tuple(jobs))
 
-    def _fits(self, worker: _Worker, job: Job) -> bool:
-        """Whether a worker has room for a job: with one set of LoRAs at a time, and alone if its workers died twice."""
-        jobs = list(worker.jobs.values())
-        alone = [one for one in (*jobs, job) if one.id in self._asked and self._asked[one.id].deaths > 1]
-        others = any(one.model == job.model and one.request.loras != job.request.loras for one in jobs)
-        return len(jobs) < worker.most and not others and not (jobs and alone)
+    def _is_apart(self, worker: Worker, job: Job) -> bool:
+        """Whether a job would not be alone with a worker, and it or another has to be: its workers died twice."""
+        jobs = [*worker.jobs, job.id]
+        return len(jobs) > 1 and any(self._asked[one].deaths > 1 for one in jobs if one in self._asked)
 
-    def _bury(self, worker: _Worker) -> None:
+    def _bury(self, worker: Worker) -> None:
         how = worker.process.kill()
         self._workers.remove(worker)
         self.metrics.deaths.inc()
@@ -331,3 +319,8 @@ class Engine:
         self._broken = refused
         for identifier in list(self._asked):
             self._give_up(identifier, refused.reason, "failed")
+
+
+def _tell_all(told: Mapping[Listener, list[News]]) -> None:
+    for listener, news in told.items():
+        listener(news)

@@ -8,7 +8,7 @@ from pathlib import Path
 from genpipe.messages import quoted
 from genpipe.server.limits import Limits
 from genpipe.spec import ModelSpec
-from genpipe.workers.engines import parse_devices
+from genpipe.workers.devices import parse_devices
 
 KEY_VARIABLE = "GENPIPE_API_KEY"
 
@@ -21,7 +21,7 @@ class Options:
         models: to load, as `ModelSpec.model` says; () is the embedded one. The first draws where a request names none.
         spec: the other options of loading them.
         host, port: where it listens; port 0 takes a free one.
-        devices: of the workers, see `genpipe.workers.engines.parse_devices`.
+        devices: of the workers, see `genpipe.workers.devices.parse_devices`.
         batch: images that a worker draws at a time; None measures how many go together.
         deterministic: bitwise the same images whatever else is drawn; each is drawn alone.
         waiting: images that may wait.

@@ -101,13 +101,6 @@ class FairQueue:
         self._count -= 1
         return job
 
-    def late(self, now: float) -> list[Job]:
-        """Take out the jobs whose deadline is over."""
-        found = [job for job in self if job.deadline is not None and job.deadline <= now]
-        for job in found:
-            self.remove(job.id)
-        return found
-
     def _next_clients(self) -> OrderedDict[str, deque[Job]]:
         turn = self._low and (not self._usual or self._since_low >= LOW_SHARE - 1)
         return self._low if turn else self._usual

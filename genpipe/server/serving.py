@@ -46,7 +46,7 @@ def serve(options: Options, *, listening: Callable[[str], None] = lambda address
 
     Args:
         options: what is served, and where.
-        listening: called with the address when the server listens.
+        listening: called with the address when the server draws: what cannot be served is found before that.
 
     Raises:
         KeyboardInterrupt: a signal ended it at once.
@@ -86,7 +86,8 @@ def serve(options: Options, *, listening: Callable[[str], None] = lambda address
 
     def watch() -> None:
         try:
-            engine.wait()
+            if engine.wait():
+                listening(options.address(listener.getsockname()[1]))
         except (ValueError, RuntimeError) as error:
             failed.append(error)
             server.should_exit = True
@@ -94,7 +95,6 @@ def serve(options: Options, *, listening: Callable[[str], None] = lambda address
     warnings.simplefilter("ignore")  # they quote prompts; those who ask are told
     engine.open()
     threading.Thread(target=watch, daemon=True).start()
-    listening(options.address(listener.getsockname()[1]))
     try:
         asyncio.run(server.serve(sockets=[listener]))
     finally:

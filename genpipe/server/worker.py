@@ -1,6 +1,6 @@
 """A worker: a process of its own that holds the models and draws. The server's own process loads no torch.
 
-It is spoken to over a connection. In: `Start`, then `Job`s, and `Cancel`s. Out: `Opened` or `Refused`; then `Told`, with what
+It is spoken to over a connection. In: `Start`, then tuples of `Job`s, and `Cancel`s. Out: `Opened` or `Refused`; then `Told`, with what
 became of the jobs, and `Sized`. When the connection ends, so does the process.
 """
 
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from genpipe.messages import one_line
 from genpipe.server.jobs import Job, News, Stepped
 from genpipe.spec import ModelSpec
+from genpipe.workers.devices import environment_for
 from genpipe.workers.messages import Model
 
 if TYPE_CHECKING:
@@ -37,12 +38,14 @@ class Start:
     Attributes:
         specs: the models that it holds, by name.
         device: that it uses; None is the best there is.
+        others: devices of the workers that follow, which have to be there, too.
         most: images that go through a network together; None measures how many.
         deterministic: whether images are bitwise the same whatever else is drawn: one at a time, on one thread.
     """
 
     specs: Mapping[str, ModelSpec]
     device: str | None = None
+    others: tuple[str, ...] = ()
     most: int | None = None
     deterministic: bool = False
 
@@ -52,6 +55,10 @@ class Cancel:
     """A job is of no more use."""
 
     id: str
+
+
+# What comes in; None is the end of the connection.
+Inbox = queue.SimpleQueue[tuple[Job, ...] | Cancel | None]
 
 
 @dataclass(frozen=True)
@@ -124,18 +131,24 @@ def main(connection: Connection) -> None:
 
 
 def _open(start: Start) -> "tuple[Batches, Opened]":
+    environment, device = environment_for(start.device)
+    os.environ.update(environment)
     import torch
 
+    from genpipe.hardware import choose_device
     from genpipe.pipeline import Pipeline
     from genpipe.server.batches import Batches
     from genpipe.server.sizes import Sizes, first_request
     from genpipe.workers.described import describe
 
+    for other in start.others:
+        if not environment_for(other)[0]:  # one that needs an environment of its own is not seen from here
+            choose_device(other)
     if start.deterministic:
         torch.set_num_threads(1)
     pipelines, models = {}, {}
     for name, spec in start.specs.items():
-        pipelines[name] = pipeline = Pipeline.from_pretrained(replace(spec, device=start.device or spec.device))
+        pipelines[name] = pipeline = Pipeline.from_pretrained(replace(spec, device=device or spec.device))
         pipeline.name = name  # what images say of their model is not where it lies
         models[name] = describe(pipeline)
         first = replace(first_request(pipeline), steps=2)
@@ -148,14 +161,14 @@ def _open(start: Start) -> "tuple[Batches, Opened]":
         for name, pipeline in pipelines.items()
         if not pipeline.is_wrapped and pipeline.checkpoint.defaults.get("prompt") == "scenes"
     }
-    device = str(next(iter(pipelines.values())).device)
+    used = str(next(iter(pipelines.values())).device)
     tokenizers = {name: pipeline.tokenizers for name, pipeline in pipelines.items() if not pipeline.is_wrapped}
-    return batches, Opened(models, device, torch.cuda.device_count(), concepts, tokenizers)
+    return batches, Opened(models, used, torch.cuda.device_count(), concepts, tokenizers)
 
 
 def serve(connection: Connection, batches: "Batches") -> None:
     """Draw what is asked for over a connection, until it ends."""
-    inbox: queue.SimpleQueue[Job | Cancel | None] = queue.SimpleQueue()
+    inbox: Inbox = queue.SimpleQueue()
     # A thread of its own reads, so that whoever sends a large job never waits for an evaluation.
     came = threading.Event()
     threading.Thread(target=_listen, args=(connection, inbox, came), daemon=True).start()
@@ -173,11 +186,12 @@ def serve(connection: Connection, batches: "Batches") -> None:
             message = inbox.get()
             if message is None:
                 return
-            if isinstance(message, Job):
-                news += batches.add(message)
-            else:
+            if isinstance(message, Cancel):
                 batches.cancel(message.id)
                 gone.append(message.id)
+                continue
+            for job in message:
+                news += batches.add(job)
         brought, images = batches.tick()
         news += brought
         if images:
@@ -193,11 +207,11 @@ def serve(connection: Connection, batches: "Batches") -> None:
 
 
 def _presses(news: News) -> bool:
-    """Whether somebody waits for it: for a file, for what can be seen, or to begin at all."""
-    return not isinstance(news, Stepped) or news.preview is not None or news.step == 1
+    """Whether somebody waits for it: for a file, for what can be seen, to begin at all, or for the place of an image."""
+    return not isinstance(news, Stepped) or news.preview is not None or news.step == 1 or news.step >= news.steps - 1
 
 
-def _is_idle(inbox: "queue.SimpleQueue[Job | Cancel | None]", came: threading.Event, seconds: float) -> bool:
+def _is_idle(inbox: Inbox, came: threading.Event, seconds: float) -> bool:
     """Whether nothing comes for so long."""
     came.clear()
     if inbox.empty():
@@ -205,7 +219,7 @@ def _is_idle(inbox: "queue.SimpleQueue[Job | Cancel | None]", came: threading.Ev
     return inbox.empty()
 
 
-def _listen(connection: Connection, inbox: "queue.SimpleQueue[Job | Cancel | None]", came: threading.Event) -> None:
+def _listen(connection: Connection, inbox: Inbox, came: threading.Event) -> None:
     with contextlib.suppress(EOFError, OSError):
         while True:
             inbox.put(connection.recv())

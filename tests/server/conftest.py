@@ -4,8 +4,11 @@ import base64
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -32,6 +36,7 @@ from genpipe.workers.described import describe
 from scripts.benchmark.serving import listening
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ROOT = Path(__file__).parents[2]
 SECONDS = 60_000.0  # milliseconds that a page may take for anything; the machine may be busy
 # Opens the page in a browser of this language.
 Open = Callable[..., Any]
@@ -74,6 +79,50 @@ def threads(pipelines: Mapping[str, Pipeline], started: list[Thread] | None = No
     return launch
 
 
+class Served:
+    """`genpipe serve` as it is started in a shell, with the variables of `environment`; `log` is what it has said."""
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        command = [sys.executable, "-m", "genpipe", "serve", "--port", "0", *arguments]
+        variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=variables)
+        self.log: list[str] = []
+        assert self.process.stderr is not None
+        said = self.process.stderr.readline()
+        match = re.fullmatch(r"genpipe listens at (\S+)/\n", said)
+        assert match is not None, said
+        self.url = match[1]
+        self._reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr or ()), daemon=True)
+        self._reader.start()
+        assert httpx.get(f"{self.url}/readyz").status_code == 200
+
+    def end(self, number: int) -> tuple[int, str]:
+        """Send a signal; see `ended`."""
+        self.process.send_signal(number)
+        return self.ended()
+
+    def ended(self) -> tuple[int, str]:
+        """Wait for the end, and give the status that it ends with and all that it said."""
+        code = self.process.wait(timeout=60)
+        self._reader.join()
+        return code, "".join(self.log)
+
+    def workers(self) -> list[int]:
+        """The processes that draw, the oldest first."""
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
+        found = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+        return sorted(pid for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+    def counted(self, name: str, **headers: str) -> float:
+        """One of the values of /metrics."""
+        lines = httpx.get(f"{self.url}/metrics", headers=headers).text.splitlines()
+        return next(float(value) for line in lines for given, _, value in [line.rpartition(" ")] if given == name)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
 class Heard:
     """Listens to jobs, and waits for what becomes of them."""
 
@@ -83,14 +132,15 @@ class Heard:
         self.ends: dict[str, Drawn | Failed] = {}
         self.order: list[str] = []
 
-    def __call__(self, news: News) -> None:
+    def __call__(self, news: list[News]) -> None:
         with self._changed:
-            if isinstance(news, Stepped):
-                self.steps.setdefault(news.id, []).append(news)
-            else:
-                assert news.id not in self.ends, "told twice"
-                self.ends[news.id] = news
-                self.order.append(news.id)
+            for one in news:
+                if isinstance(one, Stepped):
+                    self.steps.setdefault(one.id, []).append(one)
+                else:
+                    assert one.id not in self.ends, "told twice"
+                    self.ends[one.id] = one
+                    self.order.append(one.id)
             self._changed.notify_all()
 
     def until(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:

@@ -9,12 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from genpipe.checkpoints import save_checkpoint
 from genpipe.models.denoiser import Inputs, evaluate
 from genpipe.pipeline import Pipeline
 from genpipe.server.batches import Batches
 from genpipe.server.jobs import Drawn, Failed, Job, News, Stepped
 from genpipe.server.paths import without_paths
 from genpipe.server.sizes import Sizes
+from tests.conftest import tiny_parts
 from tests.pipeline.drawing import difference
 from tests.server.conftest import picture
 
@@ -137,6 +139,31 @@ def test_second_passes_join_images_of_their_size(pipe: Pipeline, job: Callable[.
     ends, evaluated = finished(batches)
     check(pipe, jobs, ends)
     assert evaluated.count(2) == 2  # those of the second pass
+
+
+def test_sizes_that_have_the_same_latents_are_drawn_together_and_decoded_apart(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, **tiny_parts(), defaults={"half_size": True})
+    halving = Pipeline.from_pretrained(tmp_path, device="cpu", dtype="fp32")
+    batches = batches_of(halving)
+    jobs = [
+        Job(f"{side}", halving.requests("a red cat", seed=side, steps=3, height=side, width=side)[0], "tiny")
+        for side in (16, 32)
+    ]
+    for one in jobs:
+        batches.add(one)
+    ends, evaluated = finished(batches)
+    check(halving, jobs, ends)
+    assert evaluated == [2, 2, 2]
+
+
+def test_speeds_that_leave_evaluations_out_join(pipe: Pipeline, job: Callable[..., Job]) -> None:
+    batches = batches_of(pipe)
+    jobs = [job(f"{k}", seed=k, steps=8, speed="draft") for k in range(3)] + [job("exact", seed=9, steps=8)]
+    for one in jobs:
+        batches.add(one)
+    ends, evaluated = finished(batches)
+    check(pipe, jobs, ends)
+    assert evaluated.count(3) >= 5 and max(evaluated) == 4  # what is evaluated in full is so with the exact one
 
 
 def test_what_fails_between_its_stages_fails_alone(

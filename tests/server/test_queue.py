@@ -58,13 +58,6 @@ def test_it_holds_no_more_than_it_may_and_takes_all_jobs_or_none() -> None:
     assert taken(queue) == "a b"
 
 
-def test_late_jobs_are_taken_out() -> None:
-    queue = FairQueue(9)
-    queue.put([job("a", deadline=5.0), job("b"), job("c", "x", deadline=3.0, low=True)])
-    assert [one.id for one in queue.late(3.0)] == ["c"] and [one.id for one in queue.late(9.0)] == ["a"]
-    assert taken(queue) == "b"
-
-
 def test_nothing_is_lost_or_doubled_whatever_is_done() -> None:
     rng = random.Random(0)
     queue, known, number = FairQueue(50), {}, 0
