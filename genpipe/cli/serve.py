@@ -4,7 +4,6 @@ import argparse
 import logging
 import sys
 import threading
-import time
 from typing import Any
 
 from genpipe.cli.options import add_fields, given_fields, option, reader
@@ -132,7 +131,6 @@ def _say(address: str, *, opens: bool) -> None:
 def _open_page(address: str) -> None:
     import webbrowser
 
-    time.sleep(0.5)  # the server has to accept first
     webbrowser.open(address)
 
 

@@ -195,7 +195,7 @@ def test_images_of_schedules_of_their_own_are_evaluated_together(name: str, prom
 def test_what_another_has_computed_is_not_computed_again(unet_pair: UNetPair) -> None:
     unet = prepare(unet_pair()[0], device=CPU, dtype=FP32, forms=FORMS)
     one, other = Conditioning(torch.randn(2, 7, 24)), Conditioning(torch.randn(2, 7, 24))
-    keys, times = calls(unet.down[0].transformers[0].blocks[0].attention2.to_k), calls(unet.time_embedding)  # type: ignore[union-attr, index]
+    keys, times = calls(unet.down[0].transformers[0].blocks[0].attention2.key), calls(unet.time_embedding)  # type: ignore[union-attr, index]
     first = UNetDenoiser(unet, TIMES, one)
     x = torch.randn(1, 4, 8, 8)
     for conditioning, timesteps, counts in (
