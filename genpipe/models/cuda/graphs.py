@@ -1,6 +1,7 @@
 """CUDA graphs of a U-Net's evaluations: all kernels of a step are launched at once, by one call."""
 
 import gc
+import math
 import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterator
@@ -20,6 +21,9 @@ Outputs = tuple[Tensor, Tensor | None]
 MOST = 16
 # The share of the device's memory that must be free before another graph is captured.
 SHARE = 0.1
+# Evaluations after which a shape is tried again for which there was no memory, which another process may have given back;
+# after each failure twice as many.
+RETRY = 100
 
 
 class Capture(Protocol):
@@ -114,6 +118,7 @@ class Graphs:
         capture: makes recordings; None makes CUDA graphs.
         most: recordings that are kept; the one that was used least recently goes first.
         share: of the device's memory that must be free before another is made; else all go first.
+        retry: evaluations after which a shape is tried again that memory was too short for.
     """
 
     def __init__(
@@ -124,12 +129,14 @@ class Graphs:
         capture: Capture | None = None,
         most: int = MOST,
         share: float = SHARE,
+        retry: int = RETRY,
     ) -> None:
         self._unet = unet
-        self._most, self._share = most, share
+        self._most, self._share, self._retry = most, share, retry
         self._capture = CudaCapture(device) if capture is None else capture
         self._graphs: dict[Hashable, _Graph] = {}  # in the order of their last use
-        self._refused: set[Hashable] = set()
+        # Of shapes that could not be recorded: evaluations until the next attempt, and until the one after that.
+        self._refused: dict[Hashable, tuple[float, float]] = {}
         self._lock = Lock()
         _ALIVE.add(self)
 
@@ -145,7 +152,7 @@ class Graphs:
             self._capture.wait()
             key = _shape(inputs)
             graph = self._graphs.pop(key, None)
-            if graph is None and key not in self._refused:
+            if graph is None and not self._waits(key):
                 graph = self._captured(key, inputs)
             if graph is None:
                 return evaluate(unet, inputs)
@@ -170,11 +177,20 @@ class Graphs:
             return _Graph(partial(evaluate, self._unet), inputs, self._capture)
         except RuntimeError as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            short = isinstance(error, torch.OutOfMemoryError)
         self._clear()  # after the handler: its traceback holds tensors
         if not self._refused:
             warnings.warn(f"evaluating without CUDA graphs, at some cost of time: {reason}", stacklevel=4)
-        self._refused.add(key)
+        wait = self._refused.get(key, (0, self._retry))[1] if short else math.inf
+        self._refused[key] = wait, 2 * wait
         return None
+
+    def _waits(self, key: Hashable) -> bool:
+        """Whether a shape could not be recorded, and is not to be tried again yet."""
+        left, after = self._refused.get(key, (0, self._retry))
+        if left:
+            self._refused[key] = left - 1, after
+        return left > 0
 
 
 _ALIVE: "weakref.WeakSet[Graphs]" = weakref.WeakSet()

@@ -22,14 +22,21 @@ TIMES = [981.0, 499.5, 250.0, 0.0]
 class Recall:
     """`Capture` on a CPU: repeats by calling again, into the same tensors, and spoils what other recordings gave."""
 
-    def __init__(self, *, fails: Callable[[int], bool] = lambda made: False) -> None:
+    def __init__(
+        self,
+        *,
+        fails: Callable[[int], bool] = lambda made: False,
+        error: RuntimeError = torch.OutOfMemoryError(  # noqa: B008 - an error may be raised again
+            "CUDA out of memory. Tried to allocate 3 GiB\nand much more text"
+        ),
+    ) -> None:
         self.made, self.released, self.waits, self.free = 0, 0, 0, 1.0
-        self._fails, self._given = fails, []
+        self._fails, self._error, self._given = fails, error, []
 
     def __call__(self, function: Callable[[], Outputs]) -> Callable[[], Outputs]:
         self.made += 1
         if self._fails(self.made):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB\nand much more text")
+            raise self._error
         outputs = function()
         self._given.append(outputs)
 
@@ -160,6 +167,31 @@ def test_what_cannot_be_recorded_is_evaluated_plainly_with_one_warning(unet_pair
     with pytest.warns(UserWarning, match=r"^evaluating without CUDA graphs, .*: CUDA out of memory[^\n]*$") as seen:
         assert all_equal()
     assert len(seen) == 1 and len(evaluate) == 0  # the memory of the others went to it
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [(torch.OutOfMemoryError("CUDA out of memory"), [1, 5, 12]), (RuntimeError("not permitted when capturing"), [1])],
+    ids=["memory", "other"],
+)
+def test_what_memory_was_too_short_for_is_tried_again_later(
+    error: RuntimeError, attempts: list[int], unet_pair: UNetPair
+) -> None:
+    """As where another process on the same card takes the memory for a while: it fails twice."""
+    unet = prepare(unet_pair()[0], device=CPU, dtype=FP32)
+    capture = Recall(fails=lambda made: made <= 2, error=error)
+    evaluate, seen = graphs(unet, capture, retry=3), []
+    plain, denoiser = both(unet, unet_conditioning(unet, 2), evaluate)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for number in range(1, 16):
+            made = capture.made
+            assert torch.equal(denoiser(latents(1), TIMES[0]), plain(latents(1), TIMES[0]))
+            if capture.made > made:
+                seen.append(number)
+    assert seen == attempts and len(evaluate) == (len(attempts) == 3)
+    assert [str(one.message).partition(",")[0] for one in said] == ["evaluating without CUDA graphs"]
 
 
 @torch.inference_mode()
