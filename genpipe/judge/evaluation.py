@@ -57,11 +57,14 @@ class Measured:
 
 
 def wanted_scene(scene: Scene) -> WantedScene:
-    """Return what an image of the scene has to show: its things with their colours, how they stand, and where."""
+    """Return what an image of the scene has to show: its things with their colours, how they stand, and where.
+
+    A bare noun may be anywhere.
+    """
     things = [WantedObject(placed.concept, placed.colour, scene.size) for placed in scene.objects]
     if scene.kind == "count":
         things = [WantedObject(scene.objects[0].concept, count=len(scene.objects))]
-    return WantedScene(tuple(things), scene.setting, scene.relation)
+    return WantedScene(tuple(things), None if scene.kind == "bare" else scene.setting, scene.relation)
 
 
 def measure(judge: Judge, images: Sequence[Image.Image], scenes: Sequence[Scene]) -> Measured:
@@ -108,6 +111,17 @@ def average_precision_50(observed: Sequence[Observation], boxes: Sequence[Tensor
     truths = [true * (INPUT_SIDE / size) for true in boxes]
     found = [observation.objects for observation in observed]
     return average_precision([o.boxes for o in found], [o.scores for o in found], truths)
+
+
+def mean_distance(features: Tensor) -> float:
+    """Return the mean distance of every two of some images' features (N, C).
+
+    Raises:
+        ValueError: fewer than two images.
+    """
+    if len(features) < 2:
+        raise ValueError(f"{len(features)} images have no distance: give two or more")
+    return float(torch.pdist(features.double()).mean())
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:

@@ -5,7 +5,7 @@ from genpipe.scenes.colours import COLOURS
 from genpipe.scenes.concepts import Concept, concepts, names
 from genpipe.scenes.places import SETTINGS
 from genpipe.scenes.vocabulary import unknown_words, vocabulary
-from genpipe.scenes.world import Placed, Scene, canonical, held_out, sample, sample_batch
+from genpipe.scenes.world import Placed, Scene, canonical, held_out, sample, sample_batch, vary
 
 __all__ = [
     "COLOURS",
@@ -22,5 +22,6 @@ __all__ = [
     "sample",
     "sample_batch",
     "unknown_words",
+    "vary",
     "vocabulary",
 ]

@@ -12,11 +12,12 @@ from torch import Tensor
 from genpipe.scenes import atlas, settings
 from genpipe.scenes.colours import COLOURS
 from genpipe.scenes.concepts import names
-from genpipe.scenes.places import SETTINGS
+from genpipe.scenes.places import LIGHTS, SETTINGS
 from genpipe.scenes.world import Placed, Scene
 
 K = TypeVar("K", bound=Hashable)
 STRETCH = 1.25  # by how much a version of a sprite is enlarged at most before the next larger one is taken
+SHADINGS = ((1.0, 0.0), (0.78, 0.0), (0.84, 0.16))  # of each shade: what colours are multiplied by, and the white added
 LUMINANCE = (0.299, 0.587, 0.114)
 
 
@@ -60,30 +61,39 @@ class Composer:
         """
         image = torch.empty((len(scenes), 3, self.size, self.size), device=self.device)
         looks = torch.tensor([scene.look for scene in scenes], device=self.device)
-        places = _groups([scene.setting for scene in scenes])
-        for setting, rows in places.items():
-            index = torch.tensor(rows, device=self.device)
-            image[index] = settings.paint(setting, looks[index], self.size)
-        for k in range(max((len(scene.objects) for scene in scenes), default=0)):
-            present = [i for i, scene in enumerate(scenes) if len(scene.objects) > k]
-            for level, members in _groups([self.level_for(scenes[i].objects[k]) for i in present]).items():
-                rows = [present[i] for i in members]
-                index = torch.tensor(rows, device=self.device)
-                layer = self._objects([scenes[i].objects[k] for i in rows], level)
-                clear = 1 - layer[:, 3:]
-                image[index] = image[index] * clear + layer[:, :3]
-                if cover is not None:
-                    cover[index] *= clear
-                    cover[index, k] = layer[:, 3]
-        for setting, rows in places.items():
-            index = torch.tensor(rows, device=self.device)
-            front = settings.front(setting, looks[index], self.size)
+        choices = [(LIGHTS.index(scene.light), scene.far) for scene in scenes]
+        lights, distant = torch.tensor(choices, device=self.device).reshape(-1, 2).T
+        places = self._grouped([scene.setting for scene in scenes])
+        for setting, index in places:
+            image[index] = settings.paint(setting, looks[index], self.size, lights[index], distant[index])
+        layers = [(k, i) for i, scene in enumerate(scenes) for k in range(len(scene.objects))]
+        things = [scenes[i].objects[k] for k, i in layers]
+        sprites, owners = torch.tensor([(o.sprite, i) for o, (_, i) in zip(things, layers, strict=True)],
+                                       dtype=torch.long, device=self.device).reshape(-1, 2).T  # fmt: skip
+        numbers = torch.tensor([_numbers_of(o) for o in things], device=self.device).reshape(len(things), -1)
+        keys = [(k, self.level_for(o), _finish(o)) for o, (k, _) in zip(things, layers, strict=True)]
+        for (k, level, finish), rows in sorted(self._grouped(keys), key=lambda group: group[0]):
+            index = owners[rows]
+            layer = self._objects(sprites[rows], numbers[rows], level, finish)
+            clear = 1 - layer[:, 3:]
+            image[index] = image[index] * clear + layer[:, :3]
+            if cover is not None:
+                cover[index] *= clear
+                cover[index, k] = layer[:, 3]
+        for setting, index in places:
+            front = settings.front(setting, looks[index], self.size, lights[index])
             if front is not None:
                 colour, mask = front
                 image[index] = image[index].lerp(colour, mask)
                 if cover is not None:
                     cover[index] *= 1 - mask
         return image.mul_(2).sub_(1).clamp_(-1, 1)
+
+    def _grouped(self, keys: Sequence[K]) -> list[tuple[K, Tensor]]:
+        """Return where each key stands: the places go to the device all at once, for it to wait but once."""
+        groups = _groups(keys)
+        places = torch.tensor([i for rows in groups.values() for i in rows], dtype=torch.long, device=self.device)
+        return list(zip(groups, places.split([len(rows) for rows in groups.values()]), strict=True)) if groups else []
 
     def truth(self, scenes: Sequence[Scene]) -> tuple[Tensor, list[Truth]]:
         """Draw scenes, and return the images and what is to be seen in each."""
@@ -108,24 +118,31 @@ class Composer:
             level += 1
         return level
 
-    def _objects(self, objects: list[Placed], level: int) -> Tensor:
-        """One object per image, on nothing: premultiplied (B, 4, size, size)."""
-        index = torch.tensor([o.sprite for o in objects], device=self.device)
+    def _objects(self, index: Tensor, numbers: Tensor, level: int, finish: str) -> Tensor:
+        """One object per image, on nothing: premultiplied (B, 4, size, size). `numbers` are those of _numbers_of."""
         sprites = self.levels[level][index].float().div_(255)
-        tinted = [i for i, o in enumerate(objects) if o.colour is not None]
-        if tinted:
-            rows = torch.tensor(tinted, device=self.device)
-            colours = torch.tensor([COLOURS[objects[i].colour or ""] for i in tinted], device=self.device)
-            sprites[rows] = tint(sprites[rows], colours, self.brightness[index[rows]])
-        place = torch.tensor([(o.x, o.y, o.scale, -1.0 if o.flip else 1.0, o.rotation) for o in objects],
-                             device=self.device)  # fmt: skip
-        x, y, scale, mirror, angle = place.unbind(1)
+        x, y, scale, mirror, angle, gain, lift = numbers[:, :7].unbind(1)
+        if finish == "tint":
+            sprites = tint(sprites, numbers[:, 7:], self.brightness[index])
+        elif finish == "shade":
+            gain, lift = gain[:, None, None, None], lift[:, None, None, None]
+            sprites[:, :3] = sprites[:, :3] * gain + sprites[:, 3:] * lift
         cos, sin = torch.cos(torch.deg2rad(angle)) / scale, torch.sin(torch.deg2rad(angle)) / scale
         cx, cy = 2 * x - 1, 2 * y - 1
         across = torch.stack([cos, sin, -(cos * cx + sin * cy)], 1) * mirror[:, None]
         down = torch.stack([-sin, cos, sin * cx - cos * cy], 1)
-        grid = F.affine_grid(torch.stack([across, down], 1), [len(objects), 4, self.size, self.size], False)
+        grid = F.affine_grid(torch.stack([across, down], 1), [len(index), 4, self.size, self.size], False)
         return F.grid_sample(sprites, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _numbers_of(o: Placed) -> tuple[float, ...]:
+    """Where an object is: centre, scale, 1 or -1 where mirrored, angle; then its shading and its colour."""
+    colour = COLOURS[o.colour] if o.colour is not None else (0.0, 0.0, 0.0)
+    return (o.x, o.y, o.scale, -1.0 if o.flip else 1.0, o.rotation, *SHADINGS[o.shade], *colour)
+
+
+def _finish(o: Placed) -> str:
+    return "tint" if o.colour is not None else "shade" if o.shade else "natural"
 
 
 def tint(sprites: Tensor, colours: Tensor, brightness: Tensor) -> Tensor:

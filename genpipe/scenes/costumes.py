@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from genpipe.scenes.drawings import BLACK, BONE, CANVAS, FINE, GOLD, Pen, canvas, curve, skull
+from genpipe.scenes.drawings import skull
+from genpipe.scenes.pen import BLACK, BONE, CANVAS, FINE, GOLD, Pen, canvas, curve
 
 
 @dataclass(frozen=True)

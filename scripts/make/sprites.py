@@ -18,7 +18,8 @@ from PIL import Image
 from genpipe.scenes.atlas import SPRITE_SIDE
 from genpipe.scenes.concepts import concepts
 from genpipe.scenes.costumes import HEADS, dress
-from genpipe.scenes.drawings import CANVAS, DRAWINGS, FINE
+from genpipe.scenes.drawings import DRAWINGS
+from genpipe.scenes.pen import CANVAS, FINE
 
 OUT = Path(__file__).resolve().parents[2] / "genpipe" / "scenes"
 MARGIN = 1 / 64  # of the side: a transparent border, so that bilinear sampling fades to nothing

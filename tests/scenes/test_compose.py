@@ -137,6 +137,15 @@ def test_a_tint_keeps_outlines_dark_highlights_light_and_the_shape_as_it_was():
     assert torch.allclose(half, red * 0.5, atol=1e-6), "premultiplied in, premultiplied out"
 
 
+def test_shades_are_darker_and_paler_and_keep_the_shape(composer: Composer):
+    scenes = [Scene("bare", "white", MIDDLE, (placed("dog", 0.5, 0.5, 0.8, shade=shade),)) for shade in range(3)]
+    images, (plain, dark, pale) = composer.truth(scenes)
+    inside = plain.masks[0]
+    levels = [float(image[:, inside].mean()) for image in images]
+    assert levels[1] < levels[0] - 0.1 and levels[2] > levels[0] + 0.02
+    assert torch.equal(plain.masks, dark.masks) and torch.equal(plain.masks, pale.masks)
+
+
 def test_a_red_car_is_redder_than_a_blue_one(composer: Composer):
     def car(colour: str) -> Scene:
         return Scene("colour", "white", MIDDLE, (placed("car", 0.5, 0.5, 0.8, colour=colour),))

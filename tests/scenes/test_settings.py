@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from genpipe.scenes.places import LOOK, SETTINGS
+from genpipe.scenes.places import FAR, LIGHTS, LOOK, OUTDOORS, SETTINGS
 from genpipe.scenes.settings import FRONTS, PAINTERS, front, paint
 
 SIZE = 32
@@ -47,3 +47,31 @@ def test_waves_come_before_what_is_at_sea():
     assert colour.shape == (2, 3, SIZE, SIZE) and cover.shape == (2, 1, SIZE, SIZE)
     assert float(cover[:, :, : SIZE // 2].max()) == 0 and float(cover[:, :, -2:].min()) == 1
     assert front("beach", looks(1), SIZE) is None
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_light_of_the_day_is_seen_outdoors_only(setting: str):
+    light = torch.arange(len(LIGHTS))
+    images = paint(setting, torch.full((len(LIGHTS), LOOK), 0.5), SIZE, light)
+    assert torch.equal(images[:1], paint(setting, torch.full((1, LOOK), 0.5), SIZE)), "by day where nothing is said"
+    if setting not in OUTDOORS:
+        assert all(torch.equal(image, images[0]) for image in images)
+        return
+    assert all(float((image - images[0]).abs().mean()) > 0.003 for image in images[1:])
+    night = images[LIGHTS.index("night")]
+    assert float(night.mean()) < 0.5 * float(images[0].mean()) and float(night.max()) > 0.7, "dark, with stars"
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_far_things_are_seen_and_leave_most_of_a_setting_as_it_is(setting: str):
+    images = paint(setting, torch.full((FAR, LOOK), 0.5), 64, distant=torch.arange(FAR))
+    assert torch.equal(images[:1], paint(setting, torch.full((1, LOOK), 0.5), 64))
+    for image in images[1:]:
+        assert 0.004 < float((image != images[0]).any(0).float().mean()) < 0.7
+
+
+def test_light_and_far_things_are_of_each_image_alone():
+    lights, distant = torch.tensor([4, 0, 2, 5]), torch.tensor([0, 1, 2, 1])
+    together = paint("sea", looks(4), SIZE, lights, distant)
+    alone = [paint("sea", looks(4)[i : i + 1], SIZE, lights[i : i + 1], distant[i : i + 1]) for i in range(4)]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-6)

@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
-from genpipe.scenes import COLOURS, SETTINGS, canonical, concepts, held_out, names, sample, sample_batch
-from genpipe.scenes.world import KINDS, _held
+from genpipe.scenes import COLOURS, SETTINGS, canonical, caption, concepts, held_out, names, sample, sample_batch, vary
+from genpipe.scenes.places import FAR, KINDRED, LIGHTS
+from genpipe.scenes.world import ANY_LIGHT, BIG, CORE, HARDER, KINDS, LARGE, SMALL, Pool, _held
 
 
 def test_a_seed_gives_the_same_scenes_and_another_seed_others():
@@ -67,7 +68,49 @@ def test_layouts_follow_the_relation_and_stay_in_the_image():
             where = {"left": a.x < b.x, "right": a.x > b.x, "above": a.y < b.y, "below": a.y > b.y, None: a.x < b.x}
             assert where[scene.relation]
         if scene.kind == "bare":
-            assert scene.setting == concepts()[scene.objects[0].concept].home
+            home = concepts()[scene.objects[0].concept].home
+            assert scene.setting in (home, *KINDRED[home])
+
+
+def test_a_scene_is_drawn_again_with_all_that_its_caption_says():
+    rng = random.Random(6)
+    for scene in sample_batch(random.Random(5), 600):
+        again = vary(rng, scene)
+        assert caption(again) == caption(scene) and caption(again, language="ru") == caption(scene, language="ru")
+        assert again != scene and not held_out(again)
+        assert [(o.concept, o.colour) for o in again.objects] == [(o.concept, o.colour) for o in scene.objects]
+        if scene.kind == "size":
+            assert (again.objects[0].scale < 0.5) == (scene.size == "small")
+
+
+def test_of_a_bare_noun_everything_else_varies():
+    rng = random.Random(7)
+    scenes = [vary(rng, canonical("cat")) for _ in range(300)]
+    (things,) = zip(*(scene.objects for scene in scenes), strict=True)
+    assert {thing.shade for thing in things} == {0, 1, 2}
+    assert min(thing.x for thing in things) < 0.39 and max(thing.x for thing in things) > 0.61
+    assert min(thing.scale for thing in things) < 0.62 < LARGE < max(thing.scale for thing in things)
+    assert {scene.light for scene in scenes} == set(LIGHTS) and {scene.far for scene in scenes} == set(range(FAR))
+    assert {scene.setting for scene in scenes} == {"meadow", *KINDRED["meadow"]}
+    assert sum(scene.setting == "meadow" for scene in scenes) > 150
+
+
+def test_a_setting_that_is_named_is_seen_by_day():
+    scenes = [scene for scene in sample_batch(random.Random(8), 1500) if scene.kind not in ("bare", "place")]
+    assert {scene.light for scene in scenes} == {"day", "sunny", "morning"}
+
+
+def test_the_tables_of_places_and_lights_name_what_there_is():
+    assert set(KINDRED) == set(SETTINGS)
+    assert all(set(others) < set(SETTINGS) and home not in others for home, others in KINDRED.items())
+    assert set(ANY_LIGHT) == set(LIGHTS)
+
+
+def test_small_and_big_are_further_apart_than_what_is_neither():
+    scenes = sample_batch(random.Random(10), 4000)
+    scales = [scene.objects[0].scale for scene in scenes if len(scene.objects) == 1 and scene.size is None]
+    assert min(scales) > SMALL * 1.2 and max(scales) < BIG
+    assert 0.06 < sum(scene.kind == "size" for scene in scenes) / len(scenes) < 0.10
 
 
 def test_concepts_come_equally_often_but_for_the_ships():
@@ -79,6 +122,23 @@ def test_concepts_come_equally_often_but_for_the_ships():
     rest = sorted(n for name, n in counts.items() if "ship" not in name and name != "sailboat")
     assert counts["pirate ship"] > 3 * rest[len(rest) // 2]
     assert rest[0] > 5
+
+
+def test_what_an_evaluation_found_wrong_is_drawn_more_often():
+    same = ("cat", "dog", "horse", "lion")
+    pool = Pool(same, {"cat": 1.0, "dog": 0.0, "horse": 0.5})
+    assert [weight / pool.weights[0] for weight in pool.weights] == [1, HARDER, (1 + HARDER) / 2, 1]
+    rng = random.Random(11)
+    drawn = [sample(rng, pool).objects[:1] for _ in range(3000)]
+    counts = {name: sum(o.concept == name for objects in drawn for o in objects) for name in same}
+    assert 0.75 * HARDER < counts["dog"] / counts["cat"] < 1.25 * HARDER
+
+
+def test_core_things_are_drawn_more_often_than_the_rest():
+    pool = Pool()
+    weight = dict(zip(pool.names, pool.weights, strict=True))
+    assert weight["cat"] == CORE * weight["pushpin"]
+    assert weight["pirate ship"] == max(weight.values())
 
 
 def test_the_world_is_imported_without_torch():
