@@ -12,6 +12,7 @@ Progress goes to stderr; stdout gets a table, or with --json one JSON object. Pa
     vae         how well the autoencoder gives back unseen scenes, and what the judge still sees in them
     judge       the judges on unseen scenes of the whole world
     cost        size, operations and time of an image
+    diversity   how much the images of one prompt differ from seed to seed, against drawn scenes of the same caption
     best-of     one draw against the best of eight, measured by a second judge that had no part in the choice
 """
 
@@ -19,28 +20,23 @@ import argparse
 import json
 import random
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from genpipe.checkpoints import load_checkpoint
-from genpipe.embedded import EMBEDDED, JUDGES
+from genpipe.embedded import JUDGES
 from genpipe.images import from_pil, to_pil
 from genpipe.judge import Score, Unscored, best_index, judged
-from genpipe.judge.evaluation import average_precision_50, frechet_distance, measure, summary
+from genpipe.judge.evaluation import Measured, average_precision_50, frechet_distance, measure, summary
 from genpipe.judge.scene_judge import Judge
 from genpipe.judge.scene_segmentation import CATEGORIES, Segmentation
-from genpipe.models.prepare import prepare
 from genpipe.pipeline import Pipeline
-from genpipe.pipeline.own import OwnDrawer
-from genpipe.scenes import Scene, canonical, caption, names, sample
+from genpipe.scenes import Scene, canonical, caption, concepts, names, sample
 from genpipe.scenes.captions import Language
 from genpipe.scenes.compose import Composer
 from genpipe.seeds import seeds_for
@@ -48,9 +44,11 @@ from genpipe.training.autoencoder import psnr
 from genpipe.training.judge import category_maps
 from genpipe.vision.metrics import confusion_matrix, mean_average_precision, mean_iou
 from genpipe.vision.scene_model import INPUT_SIDE
+from scripts.evaluate.cost import cost
+from scripts.evaluate.diversity import diversity
 from scripts.evaluate.held_out import COMBINATIONS, FIRST_SEED, chunks, draw, held_out_scenes, render
 
-PARTS = ("images", "vae", "judge", "cost", "best-of")
+PARTS = ("images", "vae", "judge", "cost", "diversity", "best-of")
 UNSEEN = 1000  # drawn scenes that the autoencoder and the judges are measured on
 
 
@@ -61,7 +59,7 @@ def main(given: Sequence[str] | None = None) -> None:
         "--images", "--pictures", type=int, default=1000, help="held-out images in English (%(default)s)"
     )
     parser.add_argument("--seeds", type=int, default=4, help="images of each scene (%(default)s)")
-    parser.add_argument("--prompts", type=int, default=300, help="of best-of (%(default)s)")
+    parser.add_argument("--prompts", type=int, default=300, help="of diversity and best-of (%(default)s)")
     parser.add_argument("--best-of", type=int, default=8, help="images that it chooses from (%(default)s)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help="only these")
     parser.add_argument("--unseen", type=int, default=UNSEEN, help="drawn scenes for vae and judge (%(default)s)")
@@ -100,6 +98,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         "vae": lambda: autoencoder(pipeline, judge, pool, arguments.unseen),
         "judge": lambda: judges(judge, second(), folder / "segmentation.safetensors", arguments.unseen),
         "cost": lambda: cost(pipeline),
+        "diversity": lambda: diversity(pipeline, judge, pool, arguments.prompts),
         "best-of": lambda: best_of(pipeline, judge, second(), pool, arguments.prompts, arguments.best_of),
     }
     for part in PARTS:
@@ -133,6 +132,7 @@ def held_out_images(pipeline: Pipeline, judge: Judge, pool: Sequence[str], count
         "russian_behind_english_points": behind(in_russian, summary(seen)),
         "frechet_distance": frechet_distance(seen.features, real.features),
         "frechet_distance_of_training_scenes": frechet_distance(features(judge, training), real.features),
+        "core_object_top1_error": 1 - core_share(seen),
         "worst_concepts": seen.worst(10),
         "concept_accuracy": {name: tally.share for name, tally in sorted(seen.concepts.items())},
         "copies": copies(english, asked, pool, size),
@@ -141,6 +141,13 @@ def held_out_images(pipeline: Pipeline, judge: Judge, pool: Sequence[str], count
 
 def features(judge: Judge, images: Sequence[Image.Image]) -> Tensor:
     return torch.stack([observation.features for observation in judge.observe(images)])
+
+
+def core_share(seen: Measured) -> float:
+    """Return the share of the images of one core thing that show it; NaN where there are none."""
+    tallies = [tally for name, tally in seen.concepts.items() if concepts()[name].core]
+    total = sum(tally.total for tally in tallies)
+    return sum(tally.right for tally in tallies) / total if total else float("nan")
 
 
 def behind(shares: dict[str, float], others: dict[str, float]) -> float:
@@ -153,16 +160,13 @@ def copies(images: Sequence[Image.Image], scenes: Sequence[Scene], pool: Sequenc
     """Measure whether held-out images are canonical training images again.
 
     An image counts as a copy if it is as near to a canonical layout of any concept, in root mean square over its pixels,
-    as training's own variants of that layout mostly are (their 95th percentile).
+    as layouts that differ from it by next to nothing mostly are (their 95th percentile).
     """
     layouts = _flat(render([canonical(name) for name in pool], size))
     rng = random.Random("variants")
-    bare = [scene for scene in (sample(rng, pool) for _ in range(40 * min(len(pool), 50))) if scene.kind == "bare"][
-        :200
-    ]
-    own = torch.tensor([pool.index(scene.objects[0].concept) for scene in bare], dtype=torch.long)
-    variants = (_flat(render(bare, size)) - layouts[own]).square().mean(1).sqrt()
-    limit = float(variants.quantile(0.95)) if len(bare) else 0.0
+    own = [rng.randrange(len(pool)) for _ in range(200)]
+    variants = _flat(render([shaken(rng, canonical(pool[i])) for i in own], size))
+    limit = float((variants - layouts[torch.tensor(own)]).square().mean(1).sqrt().quantile(0.95))
     generated = _flat(images)
     nearest, index = (torch.cdist(generated, layouts) / layouts.shape[1] ** 0.5).min(dim=1)
     asked = [scene.objects[0].concept for scene in scenes]
@@ -173,6 +177,13 @@ def copies(images: Sequence[Image.Image], scenes: Sequence[Scene], pool: Sequenc
         "median_distance_to_nearest": float(nearest.median()),
         "nearest_shows_the_same_concept": same / len(asked),
     }
+
+
+def shaken(rng: random.Random, scene: Scene) -> Scene:
+    """Return nearly the same scene: what varies in its setting by 0.15, its things by a hundredth of the image's side."""
+    look = tuple(number + rng.uniform(-0.15, 0.15) for number in scene.look)
+    objects = (replace(o, x=o.x + rng.uniform(-0.01, 0.01), y=o.y + rng.uniform(-0.01, 0.01)) for o in scene.objects)
+    return replace(scene, look=look, objects=tuple(objects))
 
 
 def _flat(images: Sequence[Image.Image]) -> Tensor:
@@ -221,41 +232,6 @@ def judges(judge: Judge, second: Judge, segmentation_file: Path, count: int) -> 
             ),
         }
     return report
-
-
-def operations(folder: str | Path) -> float:
-    """Return the billions of floating-point operations per image, counted in the plain form of the networks: the counter
-    does not see into packed layers and fused attention."""
-    checkpoint, device = load_checkpoint(folder), torch.device("cpu")
-    for network in checkpoint.networks.values():
-        prepare(network, device=device, dtype=torch.float32)
-    pipeline = Pipeline(OwnDrawer(checkpoint, device=device, dtype=torch.float32))
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        pipeline("pirate ship", seed=1, progress=False)
-    return counter.get_total_flops() / 1e9
-
-
-def cost(pipeline: Pipeline) -> dict[str, Any]:
-    times = []
-    for seed in range(5):
-        started = time.perf_counter()
-        pipeline("pirate ship", seed=seed, progress=False)
-        times.append(time.perf_counter() - started)
-    folder = EMBEDDED if pipeline.name == "embedded" else Path(pipeline.checkpoint.source)
-    return {
-        "weights_mb": _megabytes(path for path in folder.rglob("*.safetensors") if path.parent != JUDGES),
-        "judges_mb": _megabytes(JUDGES.glob("*.safetensors")),
-        "gflop_per_image": operations(folder),
-        "seconds_per_image": sorted(times)[len(times) // 2],
-        "threads": torch.get_num_threads(),
-        "device": str(pipeline.device),
-        "dtype": str(pipeline.dtype).removeprefix("torch."),
-        "steps": pipeline.defaults()["steps"],
-    }
-
-
-def _megabytes(paths: Iterable[Path]) -> float:
-    return sum(path.stat().st_size for path in paths) / 1e6
 
 
 def best_of(

@@ -72,6 +72,10 @@ def test_every_part_gives_its_figures(
     assert set(report["best-of"]) == {
         *("prompts", "best_of", "satisfied_one", "satisfied_best", "satisfied_drawn", "share_of_missing_made_good")
     }
+    diverse = report["diversity"]
+    assert diverse["prompts"] == 2 and diverse["seeds"] == 8
+    assert diverse["ratio"] == pytest.approx(diverse["generated_distance"] / diverse["drawn_distance"])
+    assert diverse["drawn_distance"] > 0
     assert report["cost"]["gflop_per_image"] > 0 and report["cost"]["weights_mb"] > 0.1
     del report["best-of"]
     table = evaluate.table(report)
