@@ -27,7 +27,7 @@ from genpipe.scenes.concepts import names
 from genpipe.training.loop import Budget, choose_accelerator
 from genpipe.training.text_to_image import BATCH, RATE, new_model, train, trained_model
 from scripts.train.recipe import RECIPES, carry_out, without_gpu
-from scripts.train.scenes import GPU_BATCH, SAMPLES, TOKENS, Scenes, teach
+from scripts.train.scenes import GPU_BATCH, SAMPLES, TOKENS, Scenes, read_accuracy, teach
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -47,9 +47,15 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--concepts",
         type=lambda text: tuple(name.strip() for name in text.split(",")),
-        default=names(core=True),
+        default=names(),
         metavar="A,B",
-        help="learn only these concepts of the world (default: the core ones)",
+        help="learn only these concepts of the world (default: all)",
+    )
+    parser.add_argument(
+        "--harder",
+        type=Path,
+        metavar="FILE",
+        help="what evaluate --json printed: things that it found wrong are drawn up to four times as often",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of everything drawn (%(default)s)")
     parser.add_argument(
@@ -100,6 +106,7 @@ def main(given: Sequence[str] | None = None) -> None:
 def run(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     out, minutes, seed = arguments.out, arguments.minutes, arguments.seed
+    accuracy = None if arguments.harder is None else read_accuracy(arguments.harder)
     gpu = choose_device(arguments.device).type == "cuda"
     accelerator = choose_accelerator(arguments.device)
     if arguments.recipe is not None:
@@ -107,7 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
         if not gpu and arguments.device is None:
             raise ValueError(without_gpu(arguments.recipe, recipe, minutes, accelerator))
         carry_out(recipe, out, minutes=minutes, concepts=arguments.concepts, accelerator=accelerator, seed=seed,
-                limit=minutes)  # fmt: skip
+                limit=minutes, accuracy=accuracy)  # fmt: skip
         return
     if arguments.init is None:
         shares = {"autoencoder": arguments.vae_share, "text": arguments.text_share}
@@ -127,7 +134,7 @@ def run(arguments: argparse.Namespace) -> None:
         model = trained_model(out, arguments.init, grow="growth" in budgets)
     train(
         replace(model, defaults={**model.defaults, "prompt": "scenes", "concepts": list(arguments.concepts)}),
-        Scenes(model.defaults["height"], concepts=arguments.concepts, seed=seed),
+        Scenes(model.defaults["height"], concepts=arguments.concepts, seed=seed, accuracy=accuracy),
         out=out,
         accelerator=accelerator,
         autoencoder=budgets.get("autoencoder"),

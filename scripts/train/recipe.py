@@ -117,6 +117,7 @@ def carry_out(
     seed: int = 0,
     begin: Callable[[Path], Checkpoint] = fresh,
     limit: float | None = None,
+    accuracy: Mapping[str, float] | None = None,
 ) -> None:
     """Train what a recipe says, as far as the time goes, and leave in `out` what there is.
 
@@ -125,6 +126,7 @@ def carry_out(
         concepts: of the world, which the images show.
         begin: makes the model that is trained, in a folder.
         limit: minutes after which this run ends.
+        accuracy: of an evaluation, as in `genpipe.scenes.world.Pool`.
 
     Raises:
         ValueError: `out` holds a training of other settings, or a state that is not its own.
@@ -142,7 +144,7 @@ def carry_out(
         try:
             model = begin(base)
             model = replace(model, defaults={**model.defaults, "prompt": "scenes", "concepts": list(concepts)})
-            scenes = Scenes(model.defaults["height"], concepts=concepts, seed=seed)
+            scenes = Scenes(model.defaults["height"], concepts=concepts, seed=seed, accuracy=accuracy)
             if not (base / "text").exists():
                 print(_plan(recipe, model, scenes, budgets, accelerator), flush=True)
             encoder = teach(model.text_encoders[0], model.tokenizers[0], base / "text", budgets["text"], **settings)
@@ -161,7 +163,7 @@ def carry_out(
             larger = replace(larger, defaults={**larger.defaults, "prompt": "scenes", "concepts": list(concepts)})
             train(
                 larger,
-                Scenes(larger.defaults["height"], concepts=concepts, seed=seed),
+                Scenes(larger.defaults["height"], concepts=concepts, seed=seed, accuracy=accuracy),
                 out=grown,
                 growth=budgets["growth"],
                 vae_batch=recipe.growth_batch,

@@ -1,7 +1,8 @@
 """What the embedded model is trained on: scenes of the world with their captions, and captions alone for its text encoder."""
 
+import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.tokenizer import Tokenizer
 from genpipe.scenes.captions import Style, caption
 from genpipe.scenes.compose import Composer
-from genpipe.scenes.world import Scene, sample
+from genpipe.scenes.concepts import concepts
+from genpipe.scenes.world import Pool, Scene, sample
 from genpipe.training.diffusion import Wording
 from genpipe.training.loop import Budget, fit
 from genpipe.training.text_encoder import Reader, reading_loss
@@ -50,10 +52,10 @@ def teach(
     return averaged.encoder
 
 
-def draw_scene(rng: random.Random, pool: Sequence[str] | None = None, *, more_pairs: float) -> Scene:
+def draw_scene(rng: random.Random, pool: Pool | None = None, *, more_pairs: float) -> Scene:
     """A scene of the world, but so often surely a pair: pairs are the hardest both to read and to draw."""
     scene, pair = sample(rng, pool), rng.random() < more_pairs
-    while pair and scene.kind != "pair" and (pool is None or len(pool) > 1):
+    while pair and scene.kind != "pair" and (pool is None or len(pool.names) > 1):
         scene = sample(rng, pool)
     return scene
 
@@ -64,14 +66,17 @@ class Scenes:
     Args:
         size: of the images, in pixels.
         concepts: that they show.
+        accuracy: of an evaluation, as in `Pool`.
         seed: of the sequence.
     """
 
     period: int | None = None
 
-    def __init__(self, size: int, *, concepts: Sequence[str], seed: int) -> None:
+    def __init__(
+        self, size: int, *, concepts: Sequence[str], seed: int, accuracy: Mapping[str, float] | None = None
+    ) -> None:
         self.size = size
-        self._composer, self._pool, self._seed = Composer(size=size), concepts, seed
+        self._composer, self._pool, self._seed = Composer(size=size), Pool(concepts, accuracy), seed
         self._scene = lru_cache(KEPT)(self._sampled)
 
     def draw(self, rng: random.Random, count: int) -> Tensor:
@@ -85,6 +90,23 @@ class Scenes:
 
     def _sampled(self, index: int) -> Scene:
         return draw_scene(random.Random(f"{self._seed}/{index}"), self._pool, more_pairs=MORE_PAIRS)
+
+
+def read_accuracy(path: Path) -> dict[str, float]:
+    """Read the accuracy of each concept from what `python -m scripts.evaluate.embedded --json` prints.
+
+    Raises:
+        ValueError: it is something else.
+        OSError: there is no such file.
+    """
+    try:
+        shares = json.loads(path.read_text(encoding="utf-8"))["images"]["concept_accuracy"]
+        known = {name: float(share) for name, share in shares.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not what an evaluation prints with --json --parts images") from error
+    if odd := [name for name, share in known.items() if name not in concepts() or not 0 <= share <= 1]:
+        raise ValueError(f"{path}: {odd[0]!r} is no concept of genpipe.scenes with an accuracy of 0 to 1")
+    return known
 
 
 def word(scene: Scene, rng: random.Random) -> str:
