@@ -18,7 +18,7 @@ class Concept:
     recipes: tuple[str, ...]
     category: str
     home: str  # the setting of the canonical image
-    core: bool  # asked for first; the small training set
+    core: bool  # asked for more often, and drawn so in training (`world.Pool`)
     synonyms: tuple[str, ...]
 
 
