@@ -18,6 +18,7 @@ from genpipe.scenes.world import Placed, Scene
 K = TypeVar("K", bound=Hashable)
 STRETCH = 1.25  # by how much a version of a sprite is enlarged at most before the next larger one is taken
 SHADINGS = ((1.0, 0.0), (0.78, 0.0), (0.84, 0.16))  # of each shade: what colours are multiplied by, and the white added
+NUMBERS = 10  # of an object, see _numbers_of
 LUMINANCE = (0.299, 0.587, 0.114)
 
 
@@ -70,7 +71,7 @@ class Composer:
         things = [scenes[i].objects[k] for k, i in layers]
         sprites, owners = torch.tensor([(o.sprite, i) for o, (_, i) in zip(things, layers, strict=True)],
                                        dtype=torch.long, device=self.device).reshape(-1, 2).T  # fmt: skip
-        numbers = torch.tensor([_numbers_of(o) for o in things], device=self.device).reshape(len(things), -1)
+        numbers = torch.tensor([_numbers_of(o) for o in things], device=self.device).reshape(-1, NUMBERS)
         keys = [(k, self.level_for(o), _finish(o)) for o, (k, _) in zip(things, layers, strict=True)]
         for (k, level, finish), rows in sorted(self._grouped(keys), key=lambda group: group[0]):
             index = owners[rows]

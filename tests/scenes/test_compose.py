@@ -89,6 +89,13 @@ def test_the_truth_names_what_was_placed_and_where(composer: Composer):
     assert truth.boxes[0, 2] <= SIZE / 2 <= truth.boxes[1, 0]
 
 
+def test_a_batch_of_settings_alone_has_nothing_but_them(composer: Composer):
+    scenes = [Scene("place", setting, MIDDLE, ()) for setting in ("snow", "sea")]
+    images = composer.render(scenes)
+    assert torch.allclose((images[0] + 1) / 2, paint("snow", torch.tensor([MIDDLE]), SIZE)[0], atol=1e-6)
+    assert images.shape == (2, 3, SIZE, SIZE)
+
+
 def test_waves_hide_the_lower_part_of_what_is_at_sea(composer: Composer):
     at_sea, on_land = (Scene("setting", s, MIDDLE, (placed("ship", 0.5, 0.6, 0.8),)) for s in ("sea", "beach"))
     wet, dry = (truth.masks[0] for truth in composer.truth([at_sea, on_land])[1])
