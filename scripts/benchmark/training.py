@@ -100,7 +100,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         model = trained_model(out, init)
-        scenes = Scenes(model.defaults["height"], concepts=names(core=True), seed=0)
+        scenes = Scenes(model.defaults["height"], concepts=names(), seed=0)
         scenes.period = period
         train(model, scenes, out=out, accelerator=accelerator, denoiser=budget, batch=batch, freeze_text=True,
               prompts=["pirate ship"])  # fmt: skip
