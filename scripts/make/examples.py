@@ -18,7 +18,6 @@ PROMPTS = (
     "sunflower", "palm tree on the beach", "robot", "pumpkin at night", "snowman", "teddy bear",
 )  # fmt: skip
 SEED = 1
-LABEL = 18  # pixels
 
 
 def main() -> None:
@@ -33,10 +32,15 @@ def main() -> None:
 
 def labelled(image: Image.Image, prompt: str) -> Image.Image:
     """The image with its prompt below."""
-    sheet = Image.new("RGB", (image.width + 4, image.height + LABEL), "white")
+    line = image.width // 7
+    sheet = Image.new("RGB", (image.width + 4, image.height + line), "white")
     sheet.paste(image, (2, 2))
     ImageDraw.Draw(sheet).text(
-        (sheet.width / 2, image.height + LABEL / 2 + 1), prompt, "black", ImageFont.load_default(11), "mm"
+        (sheet.width / 2, image.height + line / 2 + 1),
+        prompt,
+        "black",
+        ImageFont.load_default(image.width // 12),
+        "mm",
     )
     return sheet
 
