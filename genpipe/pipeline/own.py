@@ -143,6 +143,8 @@ class OwnDrawer:
 
     def sampler(self, name: str | None = None) -> Sampler:
         """The named sampler on this checkpoint's noise schedule, its own for None."""
+        if not isinstance(name, str | None):
+            return make_sampler(name, self.checkpoint.scheduler_config)  # which says what is wrong with it
         if name not in self._samplers:
             self._samplers[name] = make_sampler(name, self.checkpoint.scheduler_config)
         return self._samplers[name]

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import RLock
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from genpipe.workers.chunks import Failure, free_unused, in_chunks, is_lost, is_
 
 # Images decoded together: the decoder's memory peaks far above the denoiser's.
 CHUNK = 4
+_HEARING = RLock()  # what catches warnings is one per process, not one per thread
 
 
 @dataclass(eq=False)
@@ -242,7 +244,7 @@ def _failure(job: Job, error: Exception) -> Failed:
 @contextmanager
 def _heard(*images: _Image) -> Iterator[None]:
     """Keep what is warned of for those who asked, and not for the log: it quotes their prompts."""
-    with warnings.catch_warnings(record=True) as caught:
+    with _HEARING, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
             warnings.simplefilter("ignore", category)

@@ -82,7 +82,7 @@ def test_a_file_in_fp8_is_kept_as_it_is(tiny_xl_checkpoint: Path, tmp_path: Path
     [
         ({"weights": "fp8", "int8": True, "dtype": "bf16"}, "leave out one of them"),
         ({"weights": "bf16", "dtype": "bf16"}, "save nothing in bf16: use --dtype fp32"),
-        ({"weights": "nf4"}, "weights must be one of fp8, int8, bf16, not 'nf4'"),
+        ({"weights": "nf4"}, "weights nf4 is for models that diffusers draws: use fp8, int8, bf16"),
     ],
 )
 def test_what_would_not_apply_gets_one_clear_line(tiny_checkpoint: Path, options: Any, says: str) -> None:
