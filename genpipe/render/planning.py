@@ -11,7 +11,7 @@ from genpipe.filenames import safe_name
 from genpipe.fit import ignored
 from genpipe.inputs import LoraList
 from genpipe.lora_tags import named_in
-from genpipe.messages import one_line, quoted
+from genpipe.messages import Notice, one_line, quoted
 from genpipe.render.identity import DERIVED_SEEDS, Identity, Ordinals, canonical_json, content_hash, derived_seed
 from genpipe.render.journal import Journal, Planned
 from genpipe.render.options import identity_settings
@@ -60,7 +60,7 @@ class Planner:
         self.journal, self.model = journal, model
         self._identity, self._settings, self._n, self._seeds = identity, settings, n, seeds
         self._suffix, self._strict, self._stride, self._lora_dir = suffix, strict, best_of, lora_dir
-        self._warned: set[str] = set()
+        self._warned: set[Notice] = set()
         self._known: dict[str, tuple[int, Identity]] = {}
         self.asked = self.rejected = 0
 

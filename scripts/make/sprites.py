@@ -44,7 +44,7 @@ def fit(image: Image.Image, side: int = SPRITE_SIDE) -> Image.Image:
 @cache
 def emoji(text: str, folder: Path) -> Image.Image:
     """Render an emoji's drawing in the pixels of our own canvas."""
-    from resvg_py import svg_to_bytes
+    from resvg_py import svg_to_bytes  # pyright: ignore[reportMissingImports] (of this script alone)
 
     name = "emoji_u" + "_".join(f"{ord(sign):04x}" for sign in text if sign != "\ufe0f") + ".svg"
     png = svg_to_bytes(svg_string=(folder / name).read_text(encoding="utf-8"), width=SIDE, height=SIDE)
