@@ -88,7 +88,7 @@ def test_what_cannot_be_drawn_fails_alone_and_says_why(engine: Engine, job: Make
 
 def test_warnings_go_to_whoever_asked(engine: Engine, job: MakeJob) -> None:
     heard = Heard()
-    engine.submit([job("cut", "cat " * 40, prompt_syntax="plain"), job("whole")], heard)
+    engine.submit([job("cut", "cat dog " * 20, prompt_syntax="plain"), job("whole")], heard)
     cut, whole = heard.wait("cut", "whole")
     assert isinstance(cut, Drawn) and isinstance(whole, Drawn)
     assert (
