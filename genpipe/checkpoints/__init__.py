@@ -5,7 +5,7 @@ from genpipe.checkpoints.diffusers_layout import load_tiny_vae
 from genpipe.checkpoints.errors import CheckpointError
 from genpipe.checkpoints.loading import load_checkpoint
 from genpipe.checkpoints.lora import LoRA, load_lora
-from genpipe.checkpoints.saving import save_checkpoint
+from genpipe.checkpoints.saving import save_checkpoint, save_folder
 
 __all__ = [
     "Checkpoint",
@@ -15,4 +15,5 @@ __all__ = [
     "load_lora",
     "load_tiny_vae",
     "save_checkpoint",
+    "save_folder",
 ]

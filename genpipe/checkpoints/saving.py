@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from genpipe.checkpoints import layout
+from genpipe.checkpoints.checkpoint import Checkpoint
 from genpipe.checkpoints.families import SDXL, SDXL_REFINER, TEXT_ENCODERS, Family, family_of, tokenizer_of
 from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.tokenizer import Tokenizer
@@ -90,6 +91,28 @@ def save_checkpoint(
         _replace(partial, directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def save_folder(
+    directory: str | Path,
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int | None = None,
+) -> None:
+    """Write a checkpoint in memory as a folder in the diffusers layout; see `save_checkpoint`."""
+    save_checkpoint(
+        directory,
+        text_encoders=checkpoint.text_encoders,
+        tokenizers=checkpoint.tokenizers,
+        unet=checkpoint.unet,
+        vae=checkpoint.vae,
+        scheduler_config=checkpoint.scheduler_config,
+        defaults=checkpoint.defaults,
+        zero_empty_negative=checkpoint.zero_empty_negative,
+        dtype=dtype,
+        shard_bytes=shard_bytes,
+    )
 
 
 def _index(family: Family, scheduler: str, zero_empty_negative: bool) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def _convert(args: argparse.Namespace) -> int:
 
     import torch
 
-    from genpipe.checkpoints import load_checkpoint, load_lora, save_checkpoint
+    from genpipe.checkpoints import load_checkpoint, load_lora, save_folder
     from genpipe.checkpoints.single_file_saving import save_single_file
 
     checkpoint = load_checkpoint(
@@ -65,16 +65,6 @@ def _convert(args: argparse.Namespace) -> int:
     if args.target.suffix.lower() == ".safetensors":
         save_single_file(args.target, checkpoint, dtype=dtype)
     else:
-        save_checkpoint(
-            args.target,
-            text_encoders=checkpoint.text_encoders,
-            tokenizers=checkpoint.tokenizers,
-            unet=checkpoint.unet,
-            vae=checkpoint.vae,
-            scheduler_config=checkpoint.scheduler_config,
-            defaults=checkpoint.defaults,
-            zero_empty_negative=checkpoint.zero_empty_negative,
-            dtype=dtype,
-        )
+        save_folder(args.target, checkpoint, dtype=dtype)
     print(args.target)
     return 0

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from genpipe.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from genpipe.checkpoints import Checkpoint, load_checkpoint, save_folder
 from genpipe.images import grid, save_image, to_pil
 from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
 from genpipe.models.tokenizer import Tokenizer, train_tokenizer
@@ -303,16 +303,7 @@ def train(
 
 def _save(model: Checkpoint, out: Path, prompts: Sequence[str], device: torch.device) -> None:
     """Write the checkpoint in fp16, and what it draws of the prompts."""
-    save_checkpoint(
-        out / "checkpoint",
-        text_encoders=model.text_encoders,
-        unet=model.unet,
-        vae=model.vae,
-        tokenizers=model.tokenizers,
-        scheduler_config=model.scheduler_config,
-        defaults=model.defaults,
-        dtype=torch.float16,
-    )
+    save_folder(out / "checkpoint", model, dtype=torch.float16)
     images = Pipeline.from_pretrained(out / "checkpoint", device=device)(list(prompts), seed=1, progress=False)
     save_image(grid(images, columns=6), out / "samples.png")
 

@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from genpipe.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from genpipe.checkpoints import Checkpoint, load_checkpoint, save_folder
 from genpipe.files import atomic_write
 from genpipe.hardware import device_name
 from genpipe.scenes.captions import corpus
@@ -269,17 +269,7 @@ def _pace(network: nn.Module, loss: StagedLoss[Any], accelerator: Accelerator) -
 
 def _publish(stage: Path, out: Path) -> None:
     """Put the checkpoint of a stage, in small files, and its samples where a person looks for them."""
-    made = load_checkpoint(stage / "checkpoint")
-    save_checkpoint(
-        out / "checkpoint",
-        text_encoders=made.text_encoders,
-        tokenizers=made.tokenizers,
-        unet=made.unet,
-        vae=made.vae,
-        scheduler_config=made.scheduler_config,
-        defaults=made.defaults,
-        shard_bytes=SHARD_BYTES,
-    )
+    save_folder(out / "checkpoint", load_checkpoint(stage / "checkpoint"), shard_bytes=SHARD_BYTES)
     with atomic_write(out / "samples.png") as part:
         shutil.copyfile(stage / "samples.png", part)
 
