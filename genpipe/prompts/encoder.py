@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from threading import Lock
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +30,13 @@ KEPT_READ = 2048
 
 # A prompt, the last layers to leave out for it, and the syntax that it is read in.
 _Key = tuple[str, int, str]
+
+
+class _Encoded(NamedTuple):
+    """What a prompt becomes, a row, and what of it is not drawn as it was meant."""
+
+    row: Conditioning
+    notices: tuple[Notice, ...]
 
 
 class PromptEncoder:
@@ -62,7 +70,7 @@ class PromptEncoder:
         self.parts, self._pooled, self._device, self._model = tuple(parts), pooled, device, model
         self._kept_bytes = kept_bytes
         self._rows = rows if rows is not None else 1 if device.type == "cpu" else GPU_ROWS
-        self._kept: dict[_Key, Conditioning] = {}  # of one row each, the least recently used first
+        self._kept: dict[_Key, _Encoded] = {}  # the least recently used first
         # Prompts that are drawn are read twice, and many have the same negative prompt.
         self._read = lru_cache(KEPT_READ)(read_chunks)
         self._size = 0  # bytes of what is kept
@@ -76,7 +84,7 @@ class PromptEncoder:
         """Encode prompts, a row each.
 
         Rows of different lengths are repeated to one length, see `Conditioning.join`. What a prompt holds past the last token
-        that is read is cut off, with a warning that quotes it.
+        that is read is cut off, with a warning that quotes it, each time that the prompt is asked for.
 
         Args:
             prompts: at least one.
@@ -104,13 +112,15 @@ class PromptEncoder:
                 self.seconds += time.perf_counter() - started
         with self._lock:
             self._keep(encoded)
+        for notice in dict.fromkeys(notice for key in keys for notice in encoded[key].notices):
+            warnings.warn(notice, stacklevel=3)
         if self._device.type == "cuda":
             # They may have been made in another stream, which must not take their memory while this one reads it.
             stream = torch.cuda.current_stream(self._device)
-            for tensor in (tensor for row in encoded.values() for tensor in (row.context, row.pooled)):
+            for tensor in (tensor for row, _ in encoded.values() for tensor in (row.context, row.pooled)):
                 if tensor is not None:
                     tensor.record_stream(stream)
-        return Conditioning.join([encoded[key] for key in keys])
+        return Conditioning.join([encoded[key].row for key in keys])
 
     def lengths(self, prompts: Sequence[str], *, syntax: str = "a1111") -> list[int]:
         """Give how many vectors the context of each prompt has."""
@@ -124,26 +134,19 @@ class PromptEncoder:
             for prompt in prompts
         ]
 
-    def _keep(self, used: dict[_Key, Conditioning]) -> None:
-        for key, row in used.items():
+    def _keep(self, used: dict[_Key, _Encoded]) -> None:
+        for key, encoded in used.items():
             if self._kept.pop(key, None) is None:
-                self._size += row.nbytes
-            self._kept[key] = row
+                self._size += encoded.row.nbytes
+            self._kept[key] = encoded
         while self._size > self._kept_bytes:
-            self._size -= self._kept.pop(next(iter(self._kept))).nbytes
+            self._size -= self._kept.pop(next(iter(self._kept))).row.nbytes
 
-    def _encode(self, keys: Sequence[_Key]) -> list[Conditioning]:
+    def _encode(self, keys: Sequence[_Key]) -> list[_Encoded]:
         """A row for each prompt, read in its syntax, and the layers to leave out for it."""
-        for name in dict.fromkeys(missing([prompt for prompt, _, _ in keys], self.parts[0].tokenizer.words)):
-            form = "there is no textual inversion {name}, and the prompt keeps it as words: give it with --embeddings"
-            warnings.warn(Notice(form, name=quoted(name)), stacklevel=4)
         found = [
             [self._read(prompt, part.tokenizer, syntax=syntax) for prompt, _, syntax in keys] for part in self.parts
         ]
-        for cut in dict.fromkeys(each.cut for of_part in found for each in of_part if each.cut):
-            length = min(part.tokenizer.length for part in self.parts) - 2
-            length = length if all(syntax == "plain" for _, _, syntax in keys) else length * MAX_CHUNKS
-            warnings.warn(cut_notice(length, cut), stacklevel=4)
         # Vocabularies may differ, and with them the number of chunks; the vectors of all encoders stand side by side.
         counts = [max(len(each.chunks) for each in of_prompt) for of_prompt in zip(*found, strict=True)]
         encodings = []
@@ -153,13 +156,26 @@ class PromptEncoder:
                 each.chunks + empty * (count - len(each.chunks)) for each, count in zip(of_part, counts, strict=True)
             ]
             encodings.append(self._encode_part(part, rows, [skip for _, skip, _ in keys]))
-        return [
+        rows = [
             Conditioning(
                 torch.cat([encoding.context for encoding in each], dim=-1),
                 pooled=each[-1].pooled if self._pooled else None,
             )
             for each in zip(*encodings, strict=True)
         ]
+        notices = [
+            self._notices(prompt, syntax, [each.cut for each in of_prompt])
+            for (prompt, _, syntax), of_prompt in zip(keys, zip(*found, strict=True), strict=True)
+        ]
+        return list(map(_Encoded, rows, notices))
+
+    def _notices(self, prompt: str, syntax: str, cuts: Sequence[str]) -> tuple[Notice, ...]:
+        """What of a prompt is not drawn as it was meant, `cuts` being the ends that the encoders leave out."""
+        form = "there is no textual inversion {name}, and the prompt keeps it as words: give it with --embeddings"
+        absent = [Notice(form, name=quoted(name)) for name in missing([prompt], self.parts[0].tokenizer.words)]
+        length = min(part.tokenizer.length for part in self.parts) - 2
+        length = length if syntax == "plain" else length * MAX_CHUNKS
+        return *absent, *(cut_notice(length, cut) for cut in dict.fromkeys(filter(None, cuts)))
 
     def _encode_part(
         self, part: TextPart, prompts: Sequence[Sequence[Chunk]], skips: Sequence[int]

@@ -74,8 +74,9 @@ class Served:
 
     def _read(self, values: Mapping[str, Any]) -> Asked:
         asked = read_asked(values, self.models, self.limits, lora_dir=self.lora_dir)
-        tokenizers, learned = self.engine.tokenizers.get(asked.model, ()), self.engine.concepts.get(asked.model)
-        return replace(asked, warnings=(*asked.warnings, *notices_of(asked.requests[0], tokenizers, learned)))
+        learned = self.engine.concepts.get(asked.model)
+        said = () if learned is None else notices_of(asked.requests[0], learned)
+        return replace(asked, warnings=(*asked.warnings, *said))
 
     def tokens(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Say what a model reads of the prompt of a body: see `read_tokens`; "unknown" are the words it has not learned.

@@ -5,7 +5,6 @@ from typing import Any
 
 from genpipe.messages import Notice, quoted
 from genpipe.models.tokenizer import Tokenizer
-from genpipe.prompts.chunks import cut_notice
 from genpipe.prompts.listing import TokenList, list_tokens
 from genpipe.prompts.reading import read_prompts
 from genpipe.request import Request
@@ -26,26 +25,16 @@ def unknown_in(prompt: str, learned: tuple[str, ...]) -> dict[str, tuple[str, ..
     return unknown_words(normalise(prompt, pool).text, pool)
 
 
-def notices_of(
-    request: Request, tokenizers: Sequence[Tokenizer], learned: tuple[str, ...] | None
-) -> tuple[Notice, ...]:
-    """Say what of a request's prompts a model does not read, or reads in its own way.
+def notices_of(request: Request, learned: tuple[str, ...]) -> tuple[Notice, ...]:
+    """Say which words of a request's prompts a model of the scenes' world does not know, or reads in its own way.
 
     Args:
-        tokenizers: the model's.
-        learned: the concepts of a model of the scenes' world, see `unknown_in`; None for other models.
-
-    Raises:
-        ValueError: a prompt cannot be read.
+        learned: see `unknown_in`.
     """
     found: list[Notice] = []
     for prompt in (request.prompt, request.negative_prompt):
-        if learned is not None:
-            found += notices(normalise(prompt, learned or None))
-            found += [_unknown(*each) for each in [*unknown_in(prompt, learned).items()][:MOST]]
-        read = longest(prompt, tokenizers, seed=request.seed, steps=request.steps, syntax=request.prompt_syntax)
-        if read is not None and read.cut:
-            found.append(cut_notice(read.room * len(read.chunks), read.cut))
+        found += notices(normalise(prompt, learned or None))
+        found += [_unknown(*each) for each in [*unknown_in(prompt, learned).items()][:MOST]]
     return tuple(dict.fromkeys(found))
 
 

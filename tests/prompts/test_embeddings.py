@@ -59,4 +59,6 @@ def test_names_that_are_not_there_are_kept_as_words_with_one_warning(tiny_checkp
     with pytest.warns(UserWarning, match=r"no textual inversion 'not-there', .* give it with --embeddings") as caught:
         encode(["embedding:not-there", "embedding:there"])
     assert len([each for each in caught if "inversion" in str(each.message)]) == 1
+    with pytest.warns(UserWarning, match="no textual inversion 'not-there'"):  # its vectors are kept
+        encode(["embedding:not-there"])
     assert list(missing(["embedding:x y embedding:There2, reembedding:z"], ["there"])) == ["x"]

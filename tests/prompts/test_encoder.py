@@ -113,12 +113,15 @@ def test_a_prompt_does_not_depend_on_its_batch() -> None:
         )
 
 
-def test_a_long_prompt_is_cut_with_one_warning() -> None:
+def test_a_long_prompt_is_cut_with_one_warning_each_time() -> None:
     encode, _ = encoder_of(tiny_xl_parts(), pooled=True)
     long = "a red cat and a blue dog " * 4
     with pytest.warns(UserWarning, match=r"cut after 14 tokens, leaving out '.*dog'") as caught:
         encode([long.strip(), "a cat"], syntax="plain")
     assert len(caught) == 1
+    with pytest.warns(UserWarning, match=r"cut after 14 tokens, leaving out '.*dog'") as again:  # its vectors are kept
+        encode([long.strip()], syntax="plain")
+    assert len(again) == 1
     with pytest.warns(UserWarning, match=r"cut after 280 tokens, leaving out 'cat .*…'") as caught:
         encode(["cat " * 1000, "a cat"])
     assert len(caught) == 1
