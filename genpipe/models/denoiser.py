@@ -228,6 +228,10 @@ class TiledDenoiser:
         make: makes the denoiser of the squares.
         network, timesteps, conditioning: as `make` takes them; there are no extra channels.
         tile: side of a square in latent pixels.
+
+    Attributes:
+        of_squares: the denoiser of one square.
+        tile: as above.
     """
 
     def __init__(
@@ -239,11 +243,11 @@ class TiledDenoiser:
         *,
         tile: int,
     ) -> None:
-        self._denoiser, self._tile = make(network, timesteps, conditioning), tile
+        self.of_squares, self.tile = make(network, timesteps, conditioning), tile
 
     def __call__(self, latents: Tensor, timestep: float | Sequence[float], *, last: bool = False) -> Tensor:
         """As `Denoiser` says."""
-        return over_tiles(partial(self._denoiser, timestep=timestep, last=last), latents, tile=self._tile, factor=1)
+        return over_tiles(partial(self.of_squares, timestep=timestep, last=last), latents, tile=self.tile, factor=1)
 
 
 class JoinedDenoiser:

@@ -170,10 +170,17 @@ class Loaded:
         )
 
     def begin(
-        self, request: Request, sampler: Sampler, schedule: Schedule, start: Start, before: int, total: int
+        self,
+        request: Request,
+        sampler: Sampler,
+        schedule: Schedule,
+        start: Start,
+        before: int,
+        total: int,
+        tile: int | None = None,
     ) -> Run:
         """Begin a schedule of an image that is drawn together with others at other steps; see `denoise`."""
-        network, make, guidance = self._parts([request], schedule, before, total, None)
+        network, make, guidance = self._parts([request], schedule, before, total, tile)
         return Run(
             network,
             make,

@@ -160,8 +160,8 @@ class OwnDrawer:
             yield Progress(step, plan.steps, latents, lambda latents=latents: self.preview(latents))
 
     @torch.inference_mode()
-    def begin(self, request: Request) -> Run | None:
-        """Begin an image; None where it is enlarged so far that it is cut into squares."""
+    def begin(self, request: Request) -> Run:
+        """Begin an image that is drawn together with others."""
         return begin(self._plan([request]), request)
 
     def _plan(self, requests: Sequence[Request]) -> Plan:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from genpipe.blocks import Network
-from genpipe.models.denoiser import JoinedDenoiser, MakeDenoiser, UNetDenoiser
+from genpipe.models.denoiser import JoinedDenoiser, MakeDenoiser, TiledDenoiser, UNetDenoiser
+from genpipe.models.tiles import over_tiles
 from genpipe.pipeline.conditions import Conditions
 from genpipe.pipeline.denoising import InTurns, led_away
 from genpipe.pipeline.start import Start, image_noise
@@ -24,7 +25,7 @@ class Run:
 
     Args:
         network: prepared.
-        make: makes its denoiser, a `UNetDenoiser`.
+        make: makes its denoiser, a `UNetDenoiser`, or a `TiledDenoiser` of one.
         conditions: what guides the image.
         request: what is drawn.
         sampler, schedule: the request's own.
@@ -83,13 +84,21 @@ class Run:
 
     @property
     def denoiser(self) -> UNetDenoiser:
-        """What would evaluate it alone."""
-        return cast(UNetDenoiser, self._denoisers.at(self.asked.step.timestep))
+        """What would evaluate it alone, or, where it is cut into squares, one of these."""
+        made = self._denoisers.at(self.asked.step.timestep)
+        return cast(UNetDenoiser, made.of_squares if isinstance(made, TiledDenoiser) else made)
+
+    @property
+    def tile(self) -> int | None:
+        """The side in latent pixels of the squares that it is cut into; None where it is evaluated whole."""
+        made = self._denoisers.at(self.asked.step.timestep)
+        return made.tile if isinstance(made, TiledDenoiser) else None
 
     @property
     def form(self) -> Hashable:
         """What runs have to agree in at their next evaluation to be evaluated together."""
-        return self.denoiser.form(self.asked.step.timestep, last=self.alone), tuple(self.latents.shape)
+        own = self.denoiser.form(self.asked.step.timestep, last=self.alone)
+        return own, self.tile, tuple(self.latents.shape)
 
     @property
     def alone(self) -> bool:
@@ -154,6 +163,10 @@ class Together:
         if self._joined is None or parts != self._parts:
             self._parts, self._joined = parts, JoinedDenoiser(parts)
         x = torch.cat([run.asked.x for run in runs])
-        outputs = self._joined(x, [run.asked.step.timestep for run in runs]).float()
+        joined, timesteps, tile = self._joined, [run.asked.step.timestep for run in runs], runs[0].tile
+        if tile is None:
+            outputs = joined(x, timesteps).float()
+        else:
+            outputs = over_tiles(lambda squares: joined(squares, timesteps), x, tile=tile, factor=1)
         for run, x0 in zip(runs, Run.x0_of(runs, x, outputs), strict=True):
             run.take(x0)

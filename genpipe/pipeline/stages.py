@@ -7,7 +7,7 @@ from torch import Tensor
 from genpipe.pipeline.plan import Plan
 from genpipe.pipeline.run import Run
 from genpipe.pipeline.start import StartState
-from genpipe.pipeline.upscaling import begin_upscaled, tile_of, upscaled
+from genpipe.pipeline.upscaling import begin_upscaled, upscaled
 from genpipe.request import Request
 
 
@@ -31,14 +31,8 @@ def walk(plan: Plan, requests: Sequence[Request]) -> Iterator[tuple[int, Tensor]
             yield before + index % count + 1, larger
 
 
-def begin(plan: Plan, request: Request) -> Run | None:
-    """Begin one image that is drawn together with others at other steps, the first stage of its plan; the others follow.
-
-    Returns:
-        Its run; None where a second pass is cut into squares, as many as make a batch by themselves.
-    """
-    if plan.enlarged is not None and tile_of(request, plan.stages[0][0]) is not None:
-        return None
+def begin(plan: Plan, request: Request) -> Run:
+    """Begin one image that is drawn together with others at other steps, the first stage of its plan; the others follow."""
 
     def stage(number: int, before: int, latents: Tensor | None) -> Run:
         if number == len(plan.stages):

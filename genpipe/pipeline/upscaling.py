@@ -46,9 +46,9 @@ def upscaled(
 def begin_upscaled(
     latents: Tensor, request: Request, model: Loaded, sampler: Sampler, schedule: Schedule, total: int
 ) -> Run:
-    """Begin the second pass of one image that is not cut into squares, (1, C, h, w); see `upscaled`."""
+    """Begin the second pass of one image, (1, C, h, w); see `upscaled`."""
     (larger,), start = _larger(latents, [request], model, schedule)
-    return model.begin(larger, sampler, schedule, start, total, total)
+    return model.begin(larger, sampler, schedule, start, total, total, tile_of(request, model))
 
 
 def tile_of(request: Request, model: Loaded) -> int | None:

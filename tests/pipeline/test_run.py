@@ -97,9 +97,23 @@ def test_steps_and_latents_are_those_of_the_stream(pipe: Pipeline) -> None:
     assert all(torch.equal(ours[2], theirs[2]) for ours, theirs in zip(seen, states, strict=True))
 
 
-def test_what_must_be_drawn_by_itself_is_not_begun(pipe: Pipeline) -> None:
-    assert pipe.begin(asked_of(pipe, upscale=2.0)) is not None
-    assert pipe.begin(asked_of(pipe, upscale=4.0, width=128)) is None  # its second pass is cut into squares
+def test_second_passes_that_are_cut_into_squares_join(pipe: Pipeline) -> None:
+    large = {"upscale": 4.0, "width": 96, "upscale_guidance_scale": 4.0}
+    asked = [
+        asked_of(pipe, seed=1, steps=4, **large),
+        asked_of(pipe, "a blue dog", seed=2, steps=7, sampler="euler_a", **large),
+        asked_of(pipe, seed=3, steps=5, speed="draft", **large),
+        asked_of(pipe, seed=4, steps=6, width=96),
+    ]
+    check(pipe, asked)
+    second = []
+    for each in asked[:2]:
+        run, together = pipe.begin(each), Together()
+        assert run is not None and run.then is not None
+        while not run.done:
+            together([run])
+        second.append(run.then(run.latents))
+    assert second[0].form == second[1].form and second[0].tile is not None
 
 
 @pytest.mark.parametrize("speed", ["draft", "balanced"])
