@@ -9,9 +9,10 @@
     python -m scripts.benchmark.serve hostile --requests 5000
 
 `correct`: requests of mixed sizes, steps, samplers and seeds from many clients, of which some stop listening, while workers are
-killed; afterwards every image is drawn again by the pipeline, in fp32. `poisson`: the same arrivals, at a share of what one
-image after the other allows, at a server that batches by the step, at one that draws one by one, and at diffusers behind a
-plain endpoint with a lock. A wait is the time to the first step; diffusers tells no steps, there it is that to the lock.
+killed; afterwards every image is drawn again by the pipeline, in fp32. `poisson`: the same arrivals at a server that batches by
+the step, at one that draws one by one, and at diffusers behind a plain endpoint with a lock. The load is a share of what the
+one-by-one server draws per second while requests always wait. A wait lasts from asking until the client hears that the first
+step is done; diffusers tells no steps, there it is that to the lock.
 `throughput`: against `Pipeline` at the same batch. `latency`: of one request, over the bare pipeline with its PNG.
 `start`: from the command to /readyz, over `import torch`. `memory`: of the worker, over many requests. `hostile`: requests that
 should break something (`scripts.benchmark.hostile`). The last line is one JSON object.
@@ -30,6 +31,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -115,47 +117,62 @@ def correct(count: int, clients: int, kills: int, leaving: float = 0.1) -> dict[
 def poisson(images: int, load: float) -> dict[str, Any]:
     """Waits at a server that batches, at one that does not, and at diffusers behind a lock, for the same arrivals."""
     with served("--batch", "1") as server:
-        capacity = _rate(lambda: [draw(server.url, body, "x") for body in bodies(12, 2)], 12)
+        capacity = _capacity(server.url)
+        # Scaled to end when they should: a Poisson process of so many arrivals, without the luck of the load.
         rng = random.Random(3)
-        gaps = [rng.expovariate(load * capacity) for _ in range(images)]
+        gaps = [rng.expovariate(1) for _ in range(images)]
+        gaps = [gap / sum(gaps) * images / (load * capacity) for gap in gaps]
         found = {"one by one": _arrive(server.url, gaps)}
     with served() as server:
+        _capacity(server.url)  # which warms up batches
         found["step by step"] = _arrive(server.url, gaps)
     with locked_diffusers() as url:
         found["diffusers"] = _arrive(url, gaps)
     rows = {}
-    print(
-        f"{images} images, {load:.0%} of {capacity:.3g} images/s\n\n| | median wait, s | median, s | p99, s |\n|---|---|---|---|"
-    )
+    print(f"{images} images at {load:.0%} of {capacity:.3g} images/s\n")
+    print("| | median wait, s | p99 | median of the whole, s | p99 |\n|---|---|---|---|---|")
     for name, outcomes in found.items():
-        waits, took = ([getattr(one, field) for one in outcomes] for field in ("wait", "took"))
-        rows[name] = {
-            "wait_s": statistics.median(waits),
-            "median_s": statistics.median(took),
-            "p99_s": sorted(took)[int(0.99 * images)],
-        }
-        print(f"| {name} | {rows[name]['wait_s']:.3f} | {rows[name]['median_s']:.3f} | {rows[name]['p99_s']:.3f} |")
+        rows[name] = {}
+        for field in ("wait", "took"):
+            values = sorted(getattr(one, field) for one in outcomes)
+            rows[name] |= {f"{field}_s": statistics.median(values), f"{field}_p99_s": values[int(0.99 * images)]}
+        print(f"| {name} | {' | '.join(f'{value:.3f}' for value in rows[name].values())} |")
     ratio = rows["step by step"]["wait_s"] / rows["one by one"]["wait_s"]
     return {"capacity": capacity, "load": load, "rows": rows, "wait_ratio": ratio}
 
 
-def _arrive(url: str, gaps: Sequence[float]) -> list[Outcome]:
-    outcomes = [Outcome() for _ in gaps]
-    draw(url, bodies(1, 5)[0], "warm up")
+def _capacity(url: str, images: int = 24, clients: int = 4) -> float:
+    """Images per second where some always wait."""
+    with ThreadPoolExecutor(clients) as pool:
 
-    def one(index: int, body: dict[str, Any]) -> None:
-        outcomes[index] = draw(url, body, f"client {index}")
+        def work(count: int) -> None:
+            _check([one.result() for one in [pool.submit(draw, *call) for call in _calls(url, count, 2)]])
 
-    threads = []
-    for index, (gap, body) in enumerate(zip(gaps, bodies(len(gaps), 4), strict=True)):
-        time.sleep(gap)
-        threads.append(threading.Thread(target=one, args=(index, body)))
-        threads[-1].start()
-    for thread in threads:
-        thread.join()
+        work(clients)  # which warms up
+        return _rate(lambda: work(images), images)
+
+
+def _calls(url: str, count: int, seed: int) -> list[tuple[str, dict[str, Any], str]]:
+    """What `draw` is called with for different clients."""
+    return [(url, body, f"client {index}") for index, body in enumerate(bodies(count, seed))]
+
+
+def _check(outcomes: list[Outcome]) -> list[Outcome]:
     if errors := [one.error for one in outcomes if one.data is None]:
         raise RuntimeError(f"{len(errors)} were not drawn: {errors[0]}")
     return outcomes
+
+
+def _arrive(url: str, gaps: Sequence[float]) -> list[Outcome]:
+    """Ask for images, each so many seconds after the last, whatever became of that."""
+    draw(url, bodies(1, 5)[0], "warm up")
+    with ThreadPoolExecutor(len(gaps)) as pool:
+        due, asked = time.perf_counter(), []
+        for gap, call in zip(gaps, _calls(url, len(gaps), 4), strict=True):
+            due += gap
+            time.sleep(max(0.0, due - time.perf_counter()))
+            asked.append(pool.submit(draw, *call))
+        return _check([one.result() for one in asked])
 
 
 def throughput(images: int, batch: int, runs: int) -> dict[str, Any]:
