@@ -27,7 +27,7 @@ _NAMES = {
     "Hires CFG Scale": "upscale_guidance_scale",
 }
 # What is enlarged, and an upscaler of A1111's that does.
-_UPSCALERS = {"pixels": "Lanczos", "latents": "Latent"}
+UPSCALERS = {"pixels": "Lanczos", "latents": "Latent"}
 # What says nothing of how to draw the image again.
 _ASIDE = {"Version", "Model hash"}
 # The spacing that A1111 takes for "Automatic".
@@ -81,7 +81,7 @@ def parameters_text(
         "Hires CFG Scale": None
         if request.upscale == 1 or request.upscale_guidance_scale is None
         else f"{request.upscale_guidance_scale:.12g}",
-        "Hires upscaler": _UPSCALERS[request.upscale_by] if request.upscale > 1 else None,
+        "Hires upscaler": UPSCALERS[request.upscale_by] if request.upscale > 1 else None,
         "Model": model,
         "Version": f"genpipe {genpipe.__version__}",
     }
@@ -135,7 +135,7 @@ def _setting(key: str, value: str) -> dict[str, Any]:
         width, _, height = value.partition("x")
         return {"width": setting_value("width", width), "height": setting_value("height", height)}
     if key == "Hires upscaler":
-        return {"upscale_by": {name: by for by, name in _UPSCALERS.items()}[value]}
+        return {"upscale_by": {name: by for by, name in UPSCALERS.items()}[value]}
     if key == "Clip skip":
         return {"clip_skip": max(0, setting_value("clip_skip", value) - 1)}
     if key not in _NAMES:

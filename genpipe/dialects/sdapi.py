@@ -7,13 +7,22 @@ from genpipe.dialects.spellings import UNAVAILABLE, asks_for_nothing, setting_na
 from genpipe.messages import quoted
 from genpipe.sampling.names import canonical_name
 
-# What asks for nothing by its default, whatever it is called: details of what is off, and of how files are kept.
+# What changes no image: how it is kept and sent.
 _ASIDE = (
-    *("hr_", "s_churn", "s_tmax", "s_tmin", "s_noise", "eta", "override_settings_restore_afterwards", "firstphase_"),
-    *("script_args", "send_images", "save_images", "do_not_save_", "include_init_images", "initial_noise_multiplier"),
-    *("image_cfg_scale", "disable_extra_networks", "comments", "refiner_", "force_task_id", "infotext", "latent_mask"),
-    *("firstpass_image", "inpaint_full_res_padding", "resize_mode", "inpainting_fill"),
+    *("do_not_save_", "save_images", "send_images", "include_init_images", "override_settings_restore_afterwards"),
+    *("script_args", "comments", "force_task_id", "infotext", "inpaint_full_res_padding"),
 )
+# What genpipe does not have, with the values that ask for what is done anyway, beside those that ask for nothing.
+_USUAL: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("s_churn", "s_tmax", "s_tmin", "firstphase_width", "firstphase_height", "resize_mode"), ()),
+    **dict.fromkeys(("refiner_checkpoint", "refiner_switch_at", "latent_mask", "firstpass_image"), ()),
+    **dict.fromkeys(("eta", "s_noise", "initial_noise_multiplier"), (1,)),
+    "image_cfg_scale": (1.5,),
+    "disable_extra_networks": (),
+}
+# Of the second pass.
+_SAME = ("Use same checkpoint", "Use same sampler", "Use same scheduler", "Use same choices", "Automatic")
+_ENLARGED = ("lanczos", "none", "")
 _OTHERS = {"script_name", "alwayson_scripts", "sampler_index", "denoising_strength"}
 
 
@@ -43,11 +52,19 @@ def read_body(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list
         if key == "inpaint_full_res":
             if value and given.get("mask") is not None:
                 lines.append("inpaint_full_res is not available: the image is changed at its own size")
+        elif key == "inpainting_fill":
+            if value != 1 and given.get("mask") is not None:
+                lines.append(f"inpainting_fill {quoted(value)} is not available: what is there is what it begins from")
+        elif key in _USUAL:
+            if not asks_for_nothing(value) and value not in _USUAL[key]:
+                lines.append(f"{key} {quoted(value)} has no effect: genpipe does not have it")
+        elif key.startswith("hr_"):
+            continue
         elif name in ("n", "batch_size"):
             count *= _whole(key, value)
         elif key in ("subseed", "subseed_strength", "enable_hr"):
             continue
-        elif name in UNAVAILABLE and key != "eta":
+        elif name in UNAVAILABLE:
             if not asks_for_nothing(value):
                 raise ValueError(f"{key} {quoted(value)} is not available in genpipe: leave it out")
         elif not key.startswith(_ASIDE):
@@ -61,8 +78,7 @@ def read_body(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list
             found["vary_seed"] = given["subseed"]
     if given.get("enable_hr"):
         found |= {"upscale": given.get("hr_scale", 2), "upscale_strength": given.get("denoising_strength")}
-        if "latent" in str(given.get("hr_upscaler", "")).lower():
-            found["upscale_by"] = "latents"
+        lines += _hires(given, found)
     _scripts(given)
     _sampler(given, found)
     _override(given.get("override_settings") or {}, found)
@@ -71,6 +87,22 @@ def read_body(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list
     if not isinstance(styles, list) or not all(isinstance(one, str) for one in styles):
         raise ValueError(f"styles must be a list of names, not {quoted(styles)}")
     return found, styles, lines
+
+
+def _hires(given: Mapping[str, Any], found: dict[str, Any]) -> list[str]:
+    """Take by what the second pass enlarges, and say what else of it is not done as it asks."""
+    upscaler = str(given.get("hr_upscaler") or "")
+    if "latent" in upscaler.lower():
+        found["upscale_by"] = "latents"
+    lines = []
+    if "latent" not in upscaler.lower() and upscaler.lower() not in _ENLARGED:
+        lines.append(f"hr_upscaler {quoted(upscaler)} is not available: it is enlarged by Lanczos")
+    for key, value in given.items():
+        if not key.startswith("hr_") or key in ("hr_scale", "hr_upscaler") or value is None:
+            continue
+        if not asks_for_nothing(value) and value not in _SAME:
+            lines.append(f"{key} {quoted(value)} has no effect: genpipe does not have it")
+    return lines
 
 
 def _scripts(given: Mapping[str, Any]) -> None:

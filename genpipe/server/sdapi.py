@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from PIL import ImageChops
 from starlette.concurrency import run_in_threadpool
 
-from genpipe.dialects.a1111 import parameters_text, sampler_label
+from genpipe.dialects.a1111 import UPSCALERS, parameters_text, sampler_label
 from genpipe.dialects.sdapi import read_body
 from genpipe.prompts.styles import apply_styles, presets
 from genpipe.sampling.names import SOLVERS, SPACINGS
@@ -144,10 +144,19 @@ def sdapi_router(served: Served) -> APIRouter:
     async def styles() -> list[dict[str, Any]]:
         return [{"name": name, **style._asdict()} for name, style in presets().items()]
 
+    @router.get("/upscalers")
+    async def upscalers() -> list[dict[str, Any]]:
+        none = {"model_name": None, "model_path": None, "model_url": None, "scale": 4}
+        return [{"name": UPSCALERS["pixels"], **none}]
+
+    @router.get("/latent-upscale-modes")
+    async def latent_upscalers() -> list[dict[str, Any]]:
+        return [{"name": UPSCALERS["latents"]}]
+
     def nothing(path: str, value: Any) -> None:
         router.add_api_route(f"/{path}", lambda: value, methods=["GET"], summary="Nothing of the kind is here")
 
-    for path in ("upscalers", "latent-upscale-modes", "sd-vae", "hypernetworks", "face-restorers", "realesrgan-models"):
+    for path in ("sd-vae", "hypernetworks", "face-restorers", "realesrgan-models"):
         nothing(path, [])
     nothing("scripts", {"txt2img": [], "img2img": []})
     nothing("embeddings", {"loaded": {}, "skipped": {}})

@@ -53,19 +53,22 @@ def test_img2img_with_a_mask(api: Any, pipe: Pipeline) -> None:
     assert difference(result.image, expected) <= 2
     inverted = api.img2img(images=[image], mask_image=mask, inpainting_mask_invert=1, **given)
     assert np.array_equal(np.asarray(inverted.image)[12:20, 12:20], np.asarray(image)[12:20, 12:20])
-    assert inverted.info["extra_generation_params"]["warnings"] == [
-        "inpaint_full_res is not available: the image is changed at its own size"
+    assert sorted(inverted.info["extra_generation_params"]["warnings"]) == [
+        "inpaint_full_res is not available: the image is changed at its own size",
+        "inpainting_fill 0 is not available: what is there is what it begins from",
     ]
 
 
 def test_styles_schedulers_and_models(api: Any) -> None:
+    assert [one["name"] for one in api.get_upscalers()] == ["Lanczos"]
+    assert [one["name"] for one in api.get_latent_upscale_modes()] == ["Latent"]
     style = next(iter(presets()))
     result = api.txt2img(prompt="a cat", styles=[style], sampler_name="DPM++ 2M", scheduler="karras", **SMALL)
     assert result.info["prompt"] != "a cat" and result.info["sampler_name"] == "DPM++ 2M Karras"
     assert "DDIM" in api.util_get_sampler_names() and "karras" in api.util_get_scheduler_names()
     assert api.util_get_model_names() == ["tiny"] and api.util_get_current_model() == "tiny"
     api.util_set_model("tiny")
-    assert api.get_upscalers() == [] and api.get_loras() == []
+    assert api.get_loras() == []
 
 
 def test_progress_and_interrupt_are_of_ones_own(api: Any, url: str) -> None:
@@ -130,4 +133,12 @@ def test_a_body_is_read_in_our_words() -> None:
     assert styles == lines == []
     varied, _, _ = read_body({"prompt": "a", "subseed": 3, "subseed_strength": 0.2, "enable_hr": True, "hr_scale": 1.5})
     assert varied == {"prompt": "a", "n": 1, "vary": 0.2, "vary_seed": 3, "upscale": 1.5, "upscale_strength": None}
+    usual = {"hr_upscaler": "Lanczos", "hr_resize_x": 0, "hr_sampler_name": "Use same sampler", "s_noise": 1}
+    assert read_body({"prompt": "a", "enable_hr": True, **usual})[2] == []
+    asked = {"hr_upscaler": "R-ESRGAN 4x+", "hr_second_pass_steps": 9, "hr_prompt": "b", "s_churn": 5, "resize_mode": 2}
+    assert [line.split()[0] for line in read_body({"prompt": "a", "enable_hr": True, **asked})[2]] == [
+        *("s_churn", "resize_mode", "hr_upscaler", "hr_second_pass_steps", "hr_prompt")
+    ]
+    assert read_body({"prompt": "a", "hr_prompt": "b"})[2] == []  # there is no second pass
+    assert read_body({"prompt": "a", "mask": "x", "inpainting_fill": 2})[2][0].startswith("inpainting_fill 2 is not")
     assert urlsplit("http://x").netloc == "x" and json.dumps(found)
