@@ -22,6 +22,14 @@ def test_a_prompt_becomes_four_pictures_with_the_seed_shown(opened: Open) -> Non
     assert page.locator("#pictures img").first.evaluate("image => image.naturalWidth") == 32
 
 
+def test_examples_show_what_to_write(opened: Open) -> None:
+    page = opened()
+    page.get_by_role("button", name="an owl at night").click()
+    drawn(page, 4)
+    assert page.get_by_label("A picture of").input_value() == "an owl at night"
+    assert page.locator("#examples").is_hidden()
+
+
 def test_vary_and_enlarge(opened: Open) -> None:
     page = opened()
     page.get_by_label("A picture of").fill("a red cat")

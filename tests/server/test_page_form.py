@@ -165,6 +165,11 @@ def test_what_was_painted_is_in_the_history(opened: Open, noise: Path) -> None:
     until(page, "!document.getElementById('brush').hidden")
     drawn(page, 1).get_by_role("button", name="Enlarge").click()
     until(page, "document.querySelector('#pictures img:not(.preview)')?.naturalWidth === 64")
+    drawn(page, 1).get_by_text("Copy as…").click()
+    page.get_by_role("button", name="Command").click()
+    until(page, "document.getElementById('status').textContent === 'Copied.'")
+    command = page.evaluate("navigator.clipboard.readText()")
+    assert "--upscale 2" in command and "--image FILE.png" in command and "--mask" not in command
     assert np.array_equal(changed(page, noise), first)
 
 

@@ -51,9 +51,12 @@ export function listen(trying) {
   }
 }
 
-function model() {
-  return models.find((one) => one.name === $("model").value) ?? models[0];
+function model(name = $("model").value) {
+  return models.find((one) => one.name === name) ?? models[0];
 }
+
+// What holds for a model where a request says nothing.
+export const usual = (name) => model(name).defaults;
 
 function showDefaults() {
   $("steps").placeholder = model().defaults.steps;

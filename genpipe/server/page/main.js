@@ -1,13 +1,13 @@
 // The page: a form, the pictures that are drawn of it, and those drawn before.
 
 import { ApiError, base64, call, events, json } from "/page/api.js";
-import { asked, connect, fill, listen, shown, showSize, take } from "/page/form.js";
+import { asked, connect, fill, listen, shown, showSize, take, usual } from "/page/form.js";
 import { entries, entry, forget, keep } from "/page/history.js";
 import { element, showFailure, showNotices, showPicture, showStep, waitingFigure } from "/page/pictures.js";
 import { text, translate } from "/page/texts.js";
 
 const $ = (id) => document.getElementById(id);
-const can = { draw, begin, copy };
+const can = { draw, begin, copy, usual };
 let running = null; // the id of what is being drawn
 
 translate(document);
@@ -17,6 +17,12 @@ $("form").addEventListener("submit", (event) => {
   trying(async () => draw(await asked(), shown()));
 });
 $("cancel").addEventListener("click", cancel);
+for (const example of $("examples").querySelectorAll("button")) {
+  example.addEventListener("click", () => {
+    $("prompt").value = example.textContent;
+    $("form").requestSubmit();
+  });
+}
 $("forget").addEventListener("click", async () => {
   await forget();
   await showHistory();
@@ -121,6 +127,7 @@ async function follow(begun) {
 
 // Bring the place of the pictures into sight, and the keyboard there if it was on what is about to go.
 function showPlace() {
+  $("examples").hidden = true;
   if ($("pictures").contains(document.activeElement)) $("shown").focus();
   else if ($("shown").getBoundingClientRect().top > innerHeight) $("shown").scrollIntoView();
 }

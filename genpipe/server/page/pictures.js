@@ -5,7 +5,6 @@ import { notice, text } from "/page/texts.js";
 
 const VARY = 0.3; // of the way to another seed's picture
 const LARGER = 2;
-const REDRAWN = 0.4; // how much changes of a part that is drawn again larger
 
 export function element(kind, properties = {}, ...children) {
   const made = Object.assign(document.createElement(kind), properties);
@@ -43,14 +42,14 @@ export function showNotices(place, warnings) {
 
 const slug = (words) => words.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60) || "picture";
 
-// Larger, of the same seed. A part that stays as it is would not fit: such a picture is itself drawn over.
-function enlarged(request, blob) {
+// Larger, of the same seed. A picture of which a part stayed as it was is itself what is enlarged, after a single step.
+function enlarged(request, blob, usual) {
   if (!request.mask) return { ...request, upscale: LARGER };
   const { mask, ...rest } = request;
-  return { ...rest, image: blob, strength: REDRAWN, width: LARGER * request.width, height: LARGER * request.height };
+  return { ...rest, image: blob, strength: Math.min(1, 1.01 / (request.steps ?? usual.steps)), upscale: LARGER };
 }
 
-// can: what the page does on request: draw, begin (from a picture), copy.
+// can: what the page does on request: draw, begin (from a picture), copy; and usual, a model's settings.
 export function showPicture(figure, blob, request, can) {
   const address = URL.createObjectURL(blob);
   const other = String(crypto.getRandomValues(new Uint32Array(1))[0]);
@@ -59,7 +58,7 @@ export function showPicture(figure, blob, request, can) {
     "div",
     { className: "buttons" },
     button("vary", () => can.draw({ ...plain, n: 4, vary: VARY, vary_seed: other })),
-    button("upscale", () => can.draw(enlarged(request, blob))),
+    button("upscale", () => can.draw(enlarged(request, blob, can.usual(request.model)))),
     button("begin", () => can.begin(blob)),
     button("save", () => element("a", { href: address, download: `${slug(request.prompt)}-${request.seed}.png` }).click()),
   );
