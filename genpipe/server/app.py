@@ -59,7 +59,7 @@ def create_app(
         log_prompts: log the prompts of each drawing, too.
     """
     limits = Limits() if limits is None else limits
-    served = Served(engine, Drawings(engine, limits), limits, lora_dir)
+    served = Served(engine, Drawings(engine), limits, lora_dir)
     if log_prompts:
         served = replace(served, log=partial(_log_prompts, json_log=json_log))
     app = FastAPI(title="genpipe", version=genpipe.__version__, docs_url=None, redoc_url=None)

@@ -12,7 +12,6 @@ from typing import Any
 from genpipe.messages import Notice
 from genpipe.server.engine import Engine
 from genpipe.server.jobs import Drawn, Failed, Job, News, Stepped
-from genpipe.server.limits import Limits
 from genpipe.server.reading import Asked
 
 # Bytes of finished images that are kept, and for how many seconds.
@@ -148,14 +147,11 @@ class Drawings:
 
     Args:
         engine: draws them.
-        limits: of requests.
         kept_bytes, kept_seconds: how much is kept of what is done, and for how long.
     """
 
-    def __init__(
-        self, engine: Engine, limits: Limits, *, kept_bytes: int = KEPT_BYTES, kept_seconds: float = KEPT_SECONDS
-    ) -> None:
-        self._engine, self._limits = engine, limits
+    def __init__(self, engine: Engine, *, kept_bytes: int = KEPT_BYTES, kept_seconds: float = KEPT_SECONDS) -> None:
+        self._engine = engine
         self._kept_bytes, self._kept_seconds = kept_bytes, kept_seconds
         self._drawings: dict[str, Drawing] = {}  # the oldest first
 
@@ -175,7 +171,7 @@ class Drawings:
                 asked.low,
                 asked.suffix,
                 previews,
-                time.monotonic() + self._limits.seconds,
+                time.monotonic() + asked.seconds,
             )
             for index, request in enumerate(asked.requests)
         ]

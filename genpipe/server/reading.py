@@ -18,6 +18,7 @@ from genpipe.inputs import ControlList, ImageInput, LoraList
 from genpipe.lora_tags import named_in
 from genpipe.messages import Notice, listed, quoted
 from genpipe.metadata import Made, read_made
+from genpipe.prompts.reading import read_prompts
 from genpipe.request import Request
 from genpipe.seeds import random_seed, seeds_for, varied
 from genpipe.server.limits import Limits
@@ -25,12 +26,13 @@ from genpipe.workers.messages import Model
 from genpipe.workers.settings import complete
 
 # What a body says beside the fields of `Request`.
-MODEL, FORMAT, PRIORITY = "model", "format", "priority"
+MODEL, FORMAT, PRIORITY, SECONDS = "model", "format", "priority", "seconds"
 OWN = {
     MODEL: Text(),
     "n": Whole(1, 100_000, "it is the number of images"),
     FORMAT: Choice(("png", "jpg", "webp"), {"jpeg": "jpg"}),
     PRIORITY: Choice(("normal", "low")),
+    SECONDS: Number(86400.0, "its images are of no more use after them", low=0.001),
 }
 _KINDS = {name: described.kind for name, described in settings_of(Request).items()}
 # Files that a request would name by a path: they come as data, or not at all.
@@ -46,6 +48,7 @@ class Asked:
         model: the name of the model.
         suffix: of the files.
         low: whether they give way to others' images.
+        seconds: after which they are of no more use.
         warnings: what has no effect, or is not read.
     """
 
@@ -53,6 +56,7 @@ class Asked:
     model: str
     suffix: str
     low: bool
+    seconds: float
     warnings: tuple[Notice, ...]
 
 
@@ -89,9 +93,13 @@ def read_asked(
     count = own.get("n", 1)
     if count > limits.images:
         raise ValueError(f"n may be up to {limits.images} on this server, not {count}: ask again for more")
+    if own.get(SECONDS, 0) > limits.seconds:
+        raise ValueError(f"seconds may be up to {limits.seconds:g} on this server, not {own[SECONDS]:g}")
     seed = given.pop("seed", None)
     first = complete({**given, "loras": loras}, models[name])
     limits.check(first)
+    # What cannot be read is refused at once, and not only by the worker.
+    read_prompts(first.prompt, first.negative_prompt, seed=first.seed, steps=first.steps, syntax=first.prompt_syntax)
     seeds = seeds_for(random_seed() if seed is None else seed, count)
     requests = varied(replace(first, seed=seeds[0] if first.vary else each) for each in seeds)
     return Asked(
@@ -99,6 +107,7 @@ def read_asked(
         name,
         f".{own.get(FORMAT, 'png')}",
         own.get(PRIORITY) == "low",
+        own.get(SECONDS, limits.seconds),
         tuple(ignored([first], models[name].traits)),
     )
 

@@ -11,6 +11,7 @@ _IMAGE = {"type": "string", "format": "byte", "description": "the image's file i
 _HELP = {
     "model": "its name, of those that /api/models lists",
     "n": "how many images, with seeds counted on from the first",
+    "seconds": "after which what is not done is let go of (default: as long as the server allows)",
 }
 
 

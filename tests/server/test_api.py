@@ -243,7 +243,15 @@ def test_a_full_queue_says_when_to_come_again(pipe: Pipeline, specs: dict[str, M
 def test_images_that_take_too_long_are_given_up(engine: Engine) -> None:
     with listening(create_app(engine, limits=Limits(seconds=0.3, steps=999))) as url:
         answer = httpx.post(f"{url}/v1/images/generations", json={"prompt": "a", "steps": 900, "n": 8})
-    assert answer.status_code == 504 and "it was not done within 0.3 s" in answer.json()["error"]["message"]
+        assert answer.status_code == 504 and "it was not done within 0.3 s" in answer.json()["error"]["message"]
+        assert (
+            "seconds may be up to 0.3 on this server, not 1"
+            in httpx.post(f"{url}/api/drawings", json={"prompt": "a", "seconds": 1}).text
+        )
+    with listening(create_app(engine, limits=Limits(steps=999))) as url:
+        own = {"prompt": "a", "steps": 900, "seconds": 0.2}
+        answer = httpx.post(f"{url}/v1/images/generations", json=own)
+        assert answer.status_code == 504 and "it was not done within 0.2 s" in answer.json()["error"]["message"]
 
 
 def test_finished_images_are_kept_up_to_a_limit(url: str, engine: Engine) -> None:
@@ -253,7 +261,7 @@ def test_finished_images_are_kept_up_to_a_limit(url: str, engine: Engine) -> Non
     from genpipe.server.reading import read_asked
 
     async def run() -> list[bool]:
-        drawings = Drawings(engine, Limits(), kept_bytes=4000)
+        drawings = Drawings(engine, kept_bytes=4000)
         made = []
         for seed in range(4):
             asked = read_asked({"prompt": "a", "seed": seed, **SMALL}, engine.models, Limits())
