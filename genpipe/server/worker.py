@@ -59,6 +59,8 @@ class Cancel:
 
 # What comes in; None is the end of the connection.
 Inbox = queue.SimpleQueue[tuple[Job, ...] | Cancel | None]
+# What goes out; None ends the thread that sends.
+Outbox = queue.SimpleQueue["Told | Sized | None"]
 
 
 @dataclass(frozen=True)
@@ -169,9 +171,19 @@ def _open(start: Start) -> "tuple[Batches, Opened]":
 def serve(connection: Connection, batches: "Batches") -> None:
     """Draw what is asked for over a connection, until it ends."""
     inbox: Inbox = queue.SimpleQueue()
-    # A thread of its own reads, so that whoever sends a large job never waits for an evaluation.
+    outbox: Outbox = queue.SimpleQueue()
+    # A thread of its own reads, so that whoever sends a large job never waits for an evaluation; and one sends, so that no
+    # evaluation waits until files have been taken.
     came = threading.Event()
     threading.Thread(target=_listen, args=(connection, inbox, came), daemon=True).start()
+    threading.Thread(target=_send, args=(connection, outbox), daemon=True).start()
+    try:
+        _draw(inbox, outbox, came, batches)
+    finally:
+        outbox.put(None)
+
+
+def _draw(inbox: Inbox, outbox: Outbox, came: threading.Event, batches: "Batches") -> None:
     news: list[News] = []
     evaluated: list[int] = []
     told = rest = 0.0
@@ -180,8 +192,7 @@ def serve(connection: Connection, batches: "Batches") -> None:
         if batches.sizes.unknown and not len(batches) and _is_idle(inbox, came, rest):
             found = batches.sizes.measure(lambda: not inbox.empty())
             rest = 0.0 if found else REST
-            with contextlib.suppress(OSError):
-                connection.send(Sized(batches.sizes.largest))
+            outbox.put(Sized(batches.sizes.largest))
         while not inbox.empty() or not (len(batches) or news or gone):
             message = inbox.get()
             if message is None:
@@ -199,10 +210,7 @@ def serve(connection: Connection, batches: "Batches") -> None:
         late = not len(batches) or time.monotonic() - told > PATIENCE
         if not (news or gone or evaluated) or not (late or gone or any(map(_presses, news))):
             continue
-        try:
-            connection.send(Told(tuple(news), tuple(evaluated), tuple(gone)))
-        except OSError:  # nobody listens any more
-            return
+        outbox.put(Told(tuple(news), tuple(evaluated), tuple(gone)))
         news, evaluated, told = [], [], time.monotonic()
 
 
@@ -217,6 +225,12 @@ def _is_idle(inbox: Inbox, came: threading.Event, seconds: float) -> bool:
     if inbox.empty():
         came.wait(seconds)
     return inbox.empty()
+
+
+def _send(connection: Connection, outbox: Outbox) -> None:
+    with contextlib.suppress(OSError):  # nobody listens any more, which ends the worker, too
+        while (message := outbox.get()) is not None:
+            connection.send(message)
 
 
 def _listen(connection: Connection, inbox: Inbox, came: threading.Event) -> None:
