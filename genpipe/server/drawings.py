@@ -67,10 +67,14 @@ class Drawing:
     _followers: list[asyncio.Queue[Event]] = field(default_factory=list)
     _ended: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def __post_init__(self) -> None:
+        self._places = {image.job.id: index for index, image in enumerate(self.images)}
+        self._left = len(self.images)
+
     @property
     def done(self) -> bool:
         """Whether nothing more will come of any image."""
-        return all(image.done for image in self.images)
+        return self._left == 0
 
     def state(self) -> dict[str, Any]:
         """Say how far it is, ready for JSON."""
@@ -107,8 +111,9 @@ class Drawing:
             self._take_up(one)
 
     def _take_up(self, news: News) -> None:
-        index = next(index for index, image in enumerate(self.images) if image.job.id == news.id)
+        index = self._places[news.id]
         image = self.images[index]
+        self._left -= not isinstance(news, Stepped)
         if isinstance(news, Stepped):
             image.step, image.steps, image.preview = news.step, news.steps, news.preview
         elif isinstance(news, Drawn):

@@ -5,9 +5,11 @@ became of the jobs, and `Sized`. When the connection ends, so does the process.
 """
 
 import contextlib
+import gc
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -128,6 +130,9 @@ def main(connection: Connection) -> None:
         connection.send(Refused(one_line(str(error)) or type(error).__name__, isinstance(error, ValueError)))
         return
     connection.send(opened)
+    # What is there by now stays, and need not be looked through for garbage again and again.
+    gc.collect()
+    gc.freeze()
     serve(connection, batches)
     os._exit(0)  # what writes files at this moment writes for nobody
 
@@ -142,10 +147,12 @@ def _open(start: Start) -> "tuple[Batches, Opened]":
     from genpipe.server.batches import Batches
     from genpipe.server.sizes import Sizes, first_request
     from genpipe.workers.described import describe
+    from genpipe.workers.process import SWITCH
 
     for other in start.others:
         if not environment_for(other)[0]:  # one that needs an environment of its own is not seen from here
             choose_device(other)
+    sys.setswitchinterval(SWITCH)
     if start.deterministic:
         torch.set_num_threads(1)
     pipelines, models = {}, {}
