@@ -1,7 +1,7 @@
 """Measure `genpipe serve` with the embedded model: whether every image is right, how long one waits, what HTTP costs.
 
     python -m scripts.benchmark.serve correct --requests 1000 --clients 64 --kills 5
-    python -m scripts.benchmark.serve poisson --images 120 --load 0.8
+    python -m scripts.benchmark.serve poisson --images 100 --load 0.8
     python -m scripts.benchmark.serve throughput
     python -m scripts.benchmark.serve latency
     python -m scripts.benchmark.serve start
@@ -12,7 +12,8 @@
 killed; afterwards every image is drawn again by the pipeline, in fp32. `poisson`: the same arrivals at a server that batches by
 the step, at one that draws one by one, and at diffusers behind a plain endpoint with a lock. The load is a share of what the
 one-by-one server draws per second while requests always wait. A wait lasts from asking until the client hears that the first
-step is done; diffusers tells no steps, there it is that to the lock.
+step is done; diffusers tells no steps, there it is that to the lock, and since more come than it can draw, its waits grow with
+every request.
 `throughput`: against `Pipeline` at the same batch. `latency`: of one request, over the bare pipeline with its PNG.
 `start`: from the command to /readyz, over `import torch`. `memory`: of the worker, over many requests. `hostile`: requests that
 should break something (`scripts.benchmark.hostile`). The last line is one JSON object.
@@ -114,8 +115,12 @@ def correct(count: int, clients: int, kills: int, leaving: float = 0.1) -> dict[
     }
 
 
-def poisson(images: int, load: float) -> dict[str, Any]:
-    """Waits at a server that batches, at one that does not, and at diffusers behind a lock, for the same arrivals."""
+def poisson(images: int, load: float, diffusers: int) -> dict[str, Any]:
+    """Waits at a server that batches, at one that does not, and at diffusers behind a lock, for the same arrivals.
+
+    Args:
+        diffusers: how many of the arrivals, from the first on, diffusers gets; 0 leaves it out.
+    """
     with served("--batch", "1") as server:
         capacity = _capacity(server.url)
         # Scaled to end when they should: a Poisson process of so many arrivals, without the luck of the load.
@@ -126,8 +131,9 @@ def poisson(images: int, load: float) -> dict[str, Any]:
     with served() as server:
         _capacity(server.url)  # which warms up batches
         found["step by step"] = _arrive(server.url, gaps)
-    with locked_diffusers() as url:
-        found["diffusers"] = _arrive(url, gaps)
+    if diffusers:
+        with locked_diffusers() as url:
+            found[f"diffusers, the first {diffusers}"] = _arrive(url, gaps[:diffusers])
     rows = {}
     print(f"{images} images at {load:.0%} of {capacity:.3g} images/s\n")
     print("| | median wait, s | p99 | median of the whole, s | p99 |\n|---|---|---|---|---|")
@@ -135,7 +141,7 @@ def poisson(images: int, load: float) -> dict[str, Any]:
         rows[name] = {}
         for field in ("wait", "took"):
             values = sorted(getattr(one, field) for one in outcomes)
-            rows[name] |= {f"{field}_s": statistics.median(values), f"{field}_p99_s": values[int(0.99 * images)]}
+            rows[name] |= {f"{field}_s": statistics.median(values), f"{field}_p99_s": values[int(0.99 * len(values))]}
         print(f"| {name} | {' | '.join(f'{value:.3f}' for value in rows[name].values())} |")
     ratio = rows["step by step"]["wait_s"] / rows["one by one"]["wait_s"]
     return {"capacity": capacity, "load": load, "rows": rows, "wait_ratio": ratio}
@@ -278,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             chosen.add_argument(f"--{option}", type=type(default), default=default)
 
     part("correct", requests=1000, clients=64, kills=5)
-    part("poisson", images=120, load=0.8)
+    part("poisson", images=100, load=0.8, diffusers=40)
     part("throughput", images=32, batch=8, runs=3)
     part("latency", runs=20)
     part("start", runs=5)
