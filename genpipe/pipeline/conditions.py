@@ -1,5 +1,6 @@
 """What the requests of a batch tell the denoiser."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,6 +13,8 @@ from genpipe.pipeline.networks import shown_beside
 from genpipe.prompts.encoder import PromptEncoder
 from genpipe.prompts.reading import Stage, read_prompts
 from genpipe.request import IMAGE_GUIDANCE, Request
+from genpipe.sampling.schedule import Step
+from genpipe.sampling.speed import SPEEDS
 
 # What SDXL's refiner is told of how good the image is, and of how good it is not to be.
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
@@ -27,12 +30,21 @@ class Conditions:
         weights: (parts, B), how much each of an image's prompts counts; None where each image has one, of weight 1.
         image_scale: weight of the image that the denoiser is shown, where each image has its negative prompt twice: first
             without the image, and then with it; None where it has one.
+        between: guidance applies where sigma / alpha is above the first and not above the second.
     """
 
     conditionings: tuple[Conditioning, ...]
     turns: tuple[int, ...]
     weights: Tensor | None = None
     image_scale: float | None = None
+    between: tuple[float, float] = (0.0, math.inf)
+
+    def leads(self, step: Step) -> bool:
+        """Say whether guidance applies at a step, if the batch is guided: elsewhere the prompt is evaluated alone.
+
+        Prompts that AND joins are always evaluated in full.
+        """
+        return self.weights is not None or self.between[0] < step.ratio <= self.between[1]
 
     def showing(self, extra: Tensor | None) -> "Conditions":
         """Give the same with channels (B, C, h, w) that follow each image's latents, of every prompt; None adds none."""
@@ -89,7 +101,9 @@ def conditions(
         if key not in found:
             found[key] = condition(encode, requests, checkpoint, texts=texts, guided=guided, edits=edits, device=device)
         turns.append(list(found).index(key))
-    return Conditions(tuple(found.values()), tuple(turns), weights, scale if edits else None)
+    low, high = SPEEDS[requests[0].speed].guided
+    between = low, min(high, checkpoint.defaults.get("guided_below", math.inf))
+    return Conditions(tuple(found.values()), tuple(turns), weights, scale if edits else None, between)
 
 
 def alike(encode: PromptEncoder, requests: Sequence[Request], *, guided: bool, steps: int) -> list[list[int]]:

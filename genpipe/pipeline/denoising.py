@@ -15,7 +15,6 @@ from genpipe.request import SHARED, Request
 from genpipe.sampling.guidance import composed, guided, x0_from_output
 from genpipe.sampling.sampler import Sampler
 from genpipe.sampling.schedule import Schedule, Step
-from genpipe.sampling.speed import SPEEDS
 
 # Denoisers of prompts that take turns which are kept, with the keys and values of their prompts.
 KEPT_TURNS = 4
@@ -80,7 +79,7 @@ def denoise(
     Raises:
         NonFiniteError: the latents are not finite in fp32 either.
     """
-    first, speed = requests[0], SPEEDS[requests[0].speed]
+    first = requests[0]
     rows = len(conditions.conditionings[0]) // len(requests)  # per image
     guides, device = rows > 1, conditions.conditionings[0].context.device
     scales = [request.guidance_scale for request in requests]
@@ -90,7 +89,7 @@ def denoise(
     timesteps = [step.timestep for step in schedule.steps]
 
     def evaluate(x: Tensor, step: Step, denoiser: Denoiser) -> Tensor:
-        alone = guides and conditions.weights is None and not speed.guides(step.ratio)
+        alone = guides and not conditions.leads(step)
         output = denoiser(x, step.timestep, last=alone).float()
         if guides and not alone:
             output = led_away(

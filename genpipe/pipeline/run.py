@@ -17,7 +17,6 @@ from genpipe.sampling.guidance import x0_from_output
 from genpipe.sampling.sampler import Sampler, answer
 from genpipe.sampling.schedule import Schedule
 from genpipe.sampling.solvers import Evaluation
-from genpipe.sampling.speed import SPEEDS
 
 
 class Run:
@@ -60,7 +59,7 @@ class Run:
         self.steps = self._last = before + len(schedule.steps) - 1
         self.then: Callable[[Tensor], Run] | None = None
         self._prediction_type, self._weights = sampler.prediction_type, conditions.weights
-        self._image_scale, self._speed = conditions.image_scale, SPEEDS[request.speed]
+        self._image_scale, self._leads_at = conditions.image_scale, conditions.leads
         noise = image_noise([request], shape, conditions.conditionings[0].context.device)
         begun = start(noise)
         conditions = conditions.showing(begun.extra_channels)
@@ -102,8 +101,8 @@ class Run:
 
     @property
     def alone(self) -> bool:
-        """Whether its prompt is evaluated next without the negative one, since its speed leaves guidance out there."""
-        return self._prompts > 1 and self._weights is None and not self._speed.guides(self.asked.step.ratio)
+        """Whether its prompt is evaluated next without the negative one, since guidance does not apply there."""
+        return self._prompts > 1 and not self._leads_at(self.asked.step)
 
     @property
     def _leads(self) -> Hashable:

@@ -21,10 +21,6 @@ class Speed:
     refresh: int = 1
     tiny: bool = False
 
-    def guides(self, ratio: float) -> bool:
-        """Whether guidance applies at this sigma / alpha."""
-        return self.guided[0] < ratio <= self.guided[1]
-
 
 # The interval is that of the paper's Stable Diffusion XL.
 SPEEDS = {

@@ -12,9 +12,10 @@ import torch
 from genpipe.checkpoints import Checkpoint, families, load_checkpoint
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.unet import UNet
-from genpipe.pipeline.conditions import condition, time_ids
+from genpipe.pipeline.conditions import Conditions, condition, time_ids
 from genpipe.prompts.encoder import PromptEncoder, TextPart
 from genpipe.request import Request
+from genpipe.sampling.schedule import Step
 
 CPU = torch.device("cpu")
 
@@ -93,3 +94,14 @@ def test_a_refiner_is_told_of_a_score_in_place_of_the_target() -> None:
     assert time_ids(given, count=5) == (64, 96, 3, 5, 6.0)
     assert time_ids(given, count=5, negative=True) == (64, 96, 0, 0, 2.5)
     assert time_ids(request(), count=5) == (32, 48, 0, 0, 6.0)
+
+
+def test_the_interval_of_guidance_is_open_below_and_closed_above() -> None:
+    nothing = Conditioning(context=torch.zeros(2, 1, 1))
+    ratios, usual = (0.0, 0.28, 0.281, 5.42, 5.43), Conditions((nothing,), (0,))
+    steps = [Step(0.0, alpha=1.0, sigma=ratio) for ratio in ratios] + [Step(0.0, alpha=0.0, sigma=1.0)]
+    assert [usual.leads(step) for step in steps] == [False, True, True, True, True, True]
+    between = replace(usual, between=(0.28, 5.42))
+    assert [between.leads(step) for step in steps] == [False, False, True, True, False, False]
+    joined = replace(between, weights=torch.ones(2, 1))
+    assert all(joined.leads(step) for step in steps)
