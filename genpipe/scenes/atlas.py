@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,8 @@ def pyramid(largest: int) -> tuple[Tensor, ...]:
     import torch
     import torch.nn.functional as F
 
-    level, levels = _sprites(), []
+    with (files("genpipe.scenes") / "atlas.webp").open("rb") as file:
+        level, levels = read_sprites(file, len(owners())), []
     while True:
         if level.shape[-1] <= largest:
             levels.append(level)
@@ -44,15 +45,26 @@ def pyramid(largest: int) -> tuple[Tensor, ...]:
         level = torch.cat([F.avg_pool2d(part.float(), 2).round().to(torch.uint8) for part in level.split(64)])
 
 
-def _sprites() -> Tensor:
+def read_sprites(file: BinaryIO, count: int) -> Tensor:
+    """Read the sprites of an atlas: (count, 4, SPRITE_SIDE, SPRITE_SIDE) uint8, premultiplied RGBA.
+
+    Raises:
+        ValueError: there are fewer.
+    """
     import numpy as np
     import torch
     from PIL import Image
 
     bands = []
-    with (files("genpipe.scenes") / "atlas.webp").open("rb") as file, Image.open(file) as image:
+    with Image.open(file) as image:
         for top in range(0, image.height, SPRITE_SIDE):
             band = image.crop((0, top, image.width, top + SPRITE_SIDE)).convert("RGBA").convert("RGBa")
             squares = np.asarray(band).reshape(SPRITE_SIDE, -1, SPRITE_SIDE, 4).transpose(1, 3, 0, 2)
             bands.append(torch.from_numpy(squares.copy()))
-    return torch.cat(bands)[: len(owners())]
+    sprites = torch.cat(bands)
+    if len(sprites) < count:
+        raise ValueError(
+            f"the atlas of sprites has room for {len(sprites)}, not for the {count} that atlas.txt names: install genpipe "
+            "again, or make both anew with python -m scripts.make.sprites"
+        )
+    return sprites[:count]

@@ -1,4 +1,8 @@
 from importlib.resources import files
+from io import BytesIO
+
+import pytest
+from PIL import Image
 
 from genpipe.scenes import SETTINGS, atlas, concepts, names
 from genpipe.scenes.english import english_names
@@ -41,3 +45,11 @@ def test_the_atlas_holds_each_recipe_in_order_and_is_small():
     rim = alpha.clone()
     rim[:, :, 1:-1, 1:-1] = 0
     assert int(rim.max()) <= 8, "a clear rim, so that edges fade"
+
+
+def test_an_atlas_with_too_few_sprites_is_refused() -> None:
+    file, side = BytesIO(), atlas.SPRITE_SIDE
+    Image.new("RGBA", (2 * side, side), (90, 60, 30, 255)).save(file, "WEBP", lossless=True)
+    assert atlas.read_sprites(file, 2).shape == (2, 4, side, side)
+    with pytest.raises(ValueError, match=r"room for 2, not for the 3 that atlas\.txt names: install genpipe again"):
+        atlas.read_sprites(file, 3)
