@@ -4,6 +4,7 @@ The first stage of "On Distillation of Guided Diffusion Models" (2023), with the
 Models" (2023), whose layout the checkpoint has.
 """
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -39,7 +40,13 @@ def distilled(unet: UNet) -> UNet:
 
 
 def guidance_loss(
-    pool: LatentPool, tokenizer: Tokenizer, alphas_cumprod: list[float], teacher: UNet, *, batch: int = 128
+    pool: LatentPool,
+    tokenizer: Tokenizer,
+    alphas_cumprod: list[float],
+    teacher: UNet,
+    *,
+    batch: int = 128,
+    below: float = math.inf,
 ) -> StagedLoss[Any]:
     """Return the loss of a distilled denoiser: mean squared distance of its velocity from the teacher's guided one.
 
@@ -47,6 +54,7 @@ def guidance_loss(
 
     Args:
         teacher: the denoiser without a scale as input, on the device that trains.
+        below: the sigma / alpha above which the teacher's prompt is evaluated alone, whatever the scale.
     """
     plain = diffusion_loss(pool, tokenizer, alphas_cumprod, batch=batch, caption_dropout=0.0)
     nothing = torch.tensor(tokenizer([""]).ids)
@@ -64,7 +72,8 @@ def guidance_loss(
                 context = model.text_encoder(ids).context
                 without = model.text_encoder(empty).context.expand_as(context)
                 uncond, cond = (teacher(noisy, timestep, each).float() for each in (without, context))
-                target = guided(uncond, cond, scale[:, None, None, None])
+                applied = torch.where(sigma / alpha > below, 1.0, scale)
+                target = guided(uncond, cond, applied[:, None, None, None])
             output = model.unet(noisy, timestep, context, guidance=scale).float()
         return (weight * (output - target).square().mean(dim=(1, 2, 3))).mean()
 

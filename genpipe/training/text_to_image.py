@@ -4,6 +4,7 @@ A training lives in one folder: the states of its stages in `vae` (or `decoder`)
 `samples.png` beside each, and in `checkpoint` what a pipeline draws from. Killed and begun again, it continues.
 """
 
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -297,7 +298,8 @@ def train(
     if guidance is not None:
         teacher = networks.requires_grad_(False)
         student = TextToImage(teacher.text_encoder, distilled(teacher.unet)).to(device)
-        loss = guidance_loss(pool(), tokenizer, alphas, teacher.unet, batch=batch)
+        below = model.defaults.get("guided_below", math.inf)
+        loss = guidance_loss(pool(), tokenizer, alphas, teacher.unet, batch=batch, below=below)
         stage_of("guidance", student, loss, guidance, rate, save)
 
 

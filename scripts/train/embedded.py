@@ -27,7 +27,7 @@ from genpipe.scenes.concepts import names
 from genpipe.training.loop import Budget, choose_accelerator
 from genpipe.training.text_to_image import BATCH, RATE, new_model, train, trained_model
 from scripts.train.recipe import RECIPES, carry_out, without_gpu
-from scripts.train.scenes import GPU_BATCH, SAMPLES, TOKENS, Scenes, read_accuracy, teach
+from scripts.train.scenes import GPU_BATCH, SAMPLES, TOKENS, Scenes, of_scenes, read_accuracy, teach
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -133,7 +133,7 @@ def run(arguments: argparse.Namespace) -> None:
         budgets = {stage: Budget(minutes=time) for stage, time in stages.items() if time}
         model = trained_model(out, arguments.init, grow="growth" in budgets)
     train(
-        replace(model, defaults={**model.defaults, "prompt": "scenes", "concepts": list(arguments.concepts)}),
+        of_scenes(model, arguments.concepts),
         Scenes(model.defaults["height"], concepts=arguments.concepts, seed=seed, accuracy=accuracy),
         out=out,
         accelerator=accelerator,

@@ -35,7 +35,7 @@ from genpipe.training.loop import Budget, Randomness, StagedLoss, Stopped
 from genpipe.training.text_to_image import MEASURED, new_model, squared_alphas, train, trained_model
 from genpipe.training.update import Update
 from scripts.evaluate.embedded import main as evaluate
-from scripts.train.scenes import GPU_BATCH, SAMPLES, TOKENS, Scenes, teach
+from scripts.train.scenes import GPU_BATCH, SAMPLES, TOKENS, Scenes, of_scenes, teach
 
 SHARD_BYTES = 16_000_000 - 65_536  # of weights; the file has a header too
 LOG_CHARACTERS = 2000
@@ -142,8 +142,7 @@ def carry_out(
         shared = {**settings, "prompts": recipe.prompts, "checkpoint_minutes": minutes / 6, "batch": recipe.batch,
                   "measured": recipe.measured}  # fmt: skip
         try:
-            model = begin(base)
-            model = replace(model, defaults={**model.defaults, "prompt": "scenes", "concepts": list(concepts)})
+            model = of_scenes(begin(base), concepts)
             scenes = Scenes(model.defaults["height"], concepts=concepts, seed=seed, accuracy=accuracy)
             if not (base / "text").exists():
                 print(_plan(recipe, model, scenes, budgets, accelerator), flush=True)
@@ -159,8 +158,7 @@ def carry_out(
                 **shared,
             )
             _publish(base, out)
-            larger = trained_model(grown, base / "checkpoint", grow=True)
-            larger = replace(larger, defaults={**larger.defaults, "prompt": "scenes", "concepts": list(concepts)})
+            larger = of_scenes(trained_model(grown, base / "checkpoint", grow=True), concepts)
             train(
                 larger,
                 Scenes(larger.defaults["height"], concepts=concepts, seed=seed, accuracy=accuracy),

@@ -3,12 +3,14 @@
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
 from accelerate import Accelerator
 from torch import Tensor
 
+from genpipe.checkpoints import Checkpoint
 from genpipe.models.text_encoder import TextEncoder
 from genpipe.models.tokenizer import Tokenizer
 from genpipe.scenes.captions import Style, caption
@@ -58,6 +60,11 @@ def draw_scene(rng: random.Random, pool: Pool | None = None, *, more_pairs: floa
     while pair and scene.kind != "pair" and (pool is None or len(pool.names) > 1):
         scene = sample(rng, pool)
     return scene
+
+
+def of_scenes(model: Checkpoint, concepts: Sequence[str]) -> Checkpoint:
+    """Have a model say that it draws these concepts, and reads prompts as the world's captions."""
+    return replace(model, defaults={**model.defaults, "prompt": "scenes", "concepts": list(concepts)})
 
 
 class Scenes:
