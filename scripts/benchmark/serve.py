@@ -32,7 +32,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -41,21 +40,10 @@ from PIL import Image
 
 from genpipe import Pipeline
 from genpipe.images import encode_image
+from scripts.benchmark.arrivals import poisson
 from scripts.benchmark.hostile import hostile
-from scripts.benchmark.locked import locked_diffusers
-from scripts.benchmark.serving import Outcome, draw, served
+from scripts.benchmark.serving import PROMPTS, Outcome, bodies, draw, rate_of, served
 from scripts.benchmark.step import processor
-
-PROMPTS = ("pirate ship", "a red cat", "two dogs", "castle in the snow", "three balloons", "an owl at night")
-
-
-def bodies(count: int, seed: int, **settings: Any) -> list[dict[str, Any]]:
-    """Requests for different images."""
-    rng = random.Random(seed)
-    return [
-        {"prompt": rng.choice(PROMPTS), "seed": rng.getrandbits(32), "previews": False, **settings}
-        for _ in range(count)
-    ]
 
 
 def correct(count: int, clients: int, kills: int, leaving: float = 0.1) -> dict[str, Any]:
@@ -115,72 +103,6 @@ def correct(count: int, clients: int, kills: int, leaving: float = 0.1) -> dict[
     }
 
 
-def poisson(images: int, load: float, diffusers: int) -> dict[str, Any]:
-    """Waits at a server that batches, at one that does not, and at diffusers behind a lock, for the same arrivals.
-
-    Args:
-        diffusers: how many of the arrivals, from the first on, diffusers gets; 0 leaves it out.
-    """
-    with served("--batch", "1") as server:
-        capacity = _capacity(server.url)
-        # Scaled to end when they should: a Poisson process of so many arrivals, without the luck of the load.
-        rng = random.Random(3)
-        gaps = [rng.expovariate(1) for _ in range(images)]
-        gaps = [gap / sum(gaps) * images / (load * capacity) for gap in gaps]
-        found = {"one by one": _arrive(server.url, gaps)}
-    with served() as server:
-        _capacity(server.url)  # which warms up batches
-        found["step by step"] = _arrive(server.url, gaps)
-    if diffusers:
-        with locked_diffusers() as url:
-            found[f"diffusers, the first {diffusers}"] = _arrive(url, gaps[:diffusers])
-    rows = {}
-    print(f"{images} images at {load:.0%} of {capacity:.3g} images/s\n")
-    print("| | median wait, s | p99 | median of the whole, s | p99 |\n|---|---|---|---|---|")
-    for name, outcomes in found.items():
-        rows[name] = {}
-        for field in ("wait", "took"):
-            values = sorted(getattr(one, field) for one in outcomes)
-            rows[name] |= {f"{field}_s": statistics.median(values), f"{field}_p99_s": values[int(0.99 * len(values))]}
-        print(f"| {name} | {' | '.join(f'{value:.3f}' for value in rows[name].values())} |")
-    ratio = rows["step by step"]["wait_s"] / rows["one by one"]["wait_s"]
-    return {"capacity": capacity, "load": load, "rows": rows, "wait_ratio": ratio}
-
-
-def _capacity(url: str, images: int = 24, clients: int = 4) -> float:
-    """Images per second where some always wait."""
-    with ThreadPoolExecutor(clients) as pool:
-
-        def work(count: int) -> None:
-            _check([one.result() for one in [pool.submit(draw, *call) for call in _calls(url, count, 2)]])
-
-        work(clients)  # which warms up
-        return _rate(lambda: work(images), images)
-
-
-def _calls(url: str, count: int, seed: int) -> list[tuple[str, dict[str, Any], str]]:
-    """What `draw` is called with for different clients."""
-    return [(url, body, f"client {index}") for index, body in enumerate(bodies(count, seed))]
-
-
-def _check(outcomes: list[Outcome]) -> list[Outcome]:
-    if errors := [one.error for one in outcomes if one.data is None]:
-        raise RuntimeError(f"{len(errors)} were not drawn: {errors[0]}")
-    return outcomes
-
-
-def _arrive(url: str, gaps: Sequence[float]) -> list[Outcome]:
-    """Ask for images, each so many seconds after the last, whatever became of that."""
-    draw(url, bodies(1, 5)[0], "warm up")
-    with ThreadPoolExecutor(len(gaps)) as pool:
-        due, asked = time.perf_counter(), []
-        for gap, call in zip(gaps, _calls(url, len(gaps), 4), strict=True):
-            due += gap
-            time.sleep(max(0.0, due - time.perf_counter()))
-            asked.append(pool.submit(draw, *call))
-        return _check([one.result() for one in asked])
-
-
 def throughput(images: int, batch: int, runs: int) -> dict[str, Any]:
     """Images per second of the server and of `Pipeline`, in turns."""
     pipeline = Pipeline.from_pretrained()
@@ -199,7 +121,7 @@ def throughput(images: int, batch: int, runs: int) -> dict[str, Any]:
 
         for run in range(runs + 1):
             for name, work in (("server", ask), ("pipeline", here)):
-                rate = _rate(work, images)
+                rate = rate_of(work, images)
                 if run:  # the first warms up
                     rates[name].append(rate)
     medians = {name: statistics.median(values) for name, values in rates.items()}
@@ -265,12 +187,6 @@ def memory(count: int, clients: int) -> dict[str, Any]:
         raise RuntimeError(f"{images:.0f} of {count} images were drawn")
     growth = {name: sizes[1][name] / sizes[0][name] - 1 for name in sizes[0]}
     return {"requests": count, "bytes": sizes[1], "growth_of_second_half": growth}
-
-
-def _rate(work: Callable[[], Any], images: int) -> float:
-    started = time.perf_counter()
-    work()
-    return images / (time.perf_counter() - started)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -2,13 +2,14 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import requests
 
 PATIENCE = 600.0
+PROMPTS = ("pirate ship", "a red cat", "two dogs", "castle in the snow", "three balloons", "an owl at night")
 
 
 @contextmanager
@@ -134,3 +136,19 @@ def draw(url: str, body: dict[str, Any], client: str, *, leaves: bool = False) -
             if outcome.data is None and outcome.error is None:
                 outcome.error = "the stream ended without an image"
             return outcome
+
+
+def bodies(count: int, seed: int, **settings: Any) -> list[dict[str, Any]]:
+    """Requests for different images."""
+    rng = random.Random(seed)
+    return [
+        {"prompt": rng.choice(PROMPTS), "seed": rng.getrandbits(32), "previews": False, **settings}
+        for _ in range(count)
+    ]
+
+
+def rate_of(work: Callable[[], Any], images: int) -> float:
+    """Images per second."""
+    started = time.perf_counter()
+    work()
+    return images / (time.perf_counter() - started)
