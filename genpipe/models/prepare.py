@@ -11,7 +11,15 @@ from genpipe.blocks import Network, PhaseUpsample, Upsample
 from genpipe.models.attention import Attention, FusedSelfAttention, GatedFeedForward, SpatialAttention, TransformerBlock
 from genpipe.models.contracting import ContractingPath
 from genpipe.models.cpu.forms import PLAIN, Forms
-from genpipe.models.cpu.packed import USUAL_SIDE, PackedGatedFeedForward, can_pack, kind_of, pack
+from genpipe.models.cpu.packed import (
+    USUAL_SIDE,
+    PackedGatedFeedForward,
+    PatchConv,
+    can_pack,
+    kind_of,
+    pack,
+    suits_patches,
+)
 from genpipe.models.cpu.quantised import QuantisedGatedFeedForward, quantise, worth_quantising
 from genpipe.models.cpu.winograd import DifferenceUpsample, WinogradConv, suits_difference, suits_winograd
 from genpipe.models.cpu.winograd4 import Winograd4Conv, suits_winograd4
@@ -162,6 +170,8 @@ def _prepare(module: nn.Module, target: _Target, side: int) -> nn.Module:
         if forms.winograd and can_pack(dtype) and suits_winograd(module, side, forms.winograd_from):
             return WinogradConv(cast(nn.Conv2d, module), dtype, side)
         module = module.to(device=device, dtype=dtype)
+        if can_pack(dtype) and suits_patches(module, forms.patches):
+            return PatchConv(cast(nn.Conv2d, module))
         if can_pack(dtype) and kind_of(module) in forms.packed:
             return pack(module, side)
         if forms.winograd4 is not None and isinstance(module, nn.Conv2d):

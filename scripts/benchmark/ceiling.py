@@ -15,7 +15,7 @@ from genpipe.checkpoints.weights import skeleton
 from genpipe.models.attention import Attention, GatedFeedForward
 from genpipe.models.cpu.attention import blocked_attention
 from genpipe.models.cpu.forms import PLAIN, TABLE
-from genpipe.models.cpu.packed import PackedGatedFeedForward, can_pack, pack
+from genpipe.models.cpu.packed import PackedGatedFeedForward, PatchConv, can_pack, pack, suits_patches
 from genpipe.models.cpu.winograd import DifferenceUpsample, WinogradConv, suits_difference, suits_winograd
 from genpipe.models.cpu.winograd4 import Winograd4Conv, suits_winograd4
 from genpipe.models.unet import UNet
@@ -24,7 +24,7 @@ from genpipe.models.unet_config import UNetConfig
 # A kind and its numbers: ("linear", rows, in, out), ("convolution", batch, in, out, kernel, stride, height, width),
 # ("upsampling", batch, channels, height, width before it), ("attention", batch · heads, queries, keys, head width).
 Operation = tuple[Any, ...]
-FEWEST = 64  # channels of a `WinogradConv` or `Winograd4Conv` that is measured in fp32
+FEWEST = 64  # channels of a `WinogradConv` or `Winograd4Conv` that is measured in fp32, and of a `PatchConv`
 # Convolutions of decoders, which have fewer channels than those of a U-Net, and how often they come.
 _DECODER: dict[Operation, int] = {
     ("convolution", 1, width, width, 3, 1, side, side): 1 for width, side in ((64, 256), (128, 256), (256, 128))
@@ -132,6 +132,9 @@ def forms_of(operation: Operation, dtype: torch.dtype) -> Iterator[tuple[str, Ca
     if dtype == torch.float32 and large and suits_winograd4(layer, x.shape[-1], FEWEST):
         tiled = Winograd4Conv(cast(nn.Conv2d, layer))
         yield "winograd4", lambda: tiled(x)
+    if can_pack(dtype) and suits_patches(layer, FEWEST):
+        patched = PatchConv(cast(nn.Conv2d, layer))
+        yield "patches", lambda: patched(x)
     if kind == "convolution":
         layer = layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     yield "plain", lambda: layer(x)
@@ -177,16 +180,19 @@ def tune(instruction_set: str, dtypes: list[torch.dtype], processor: str) -> dic
     table = json.loads(TABLE.read_text(encoding="utf-8"))
     for dtype in dtypes:
         spent: dict[str, Counter[str]] = {}
-        # Seconds that `WinogradConv` and `Winograd4Conv` save, by the fewest channels; and `DifferenceUpsample` with the first.
-        saved2: Counter[int] = Counter()
-        saved4: Counter[int] = Counter()
+        # Seconds that these forms save, by the fewest channels; and `DifferenceUpsample` with the first.
+        saved2: Counter[int] = Counter()  # `WinogradConv`
+        saved4: Counter[int] = Counter()  # `Winograd4Conv`
+        saved_patches: Counter[int] = Counter()  # `PatchConv`, where neither of the two can be
         faster = 0.0
         for operation, count in {**step_operations(512, 1), **_DECODER}.items():
             kind = operation[0] if operation[0] != "convolution" else f"convolution {operation[4]}x{operation[4]}"
             if kind == "attention":
                 continue
             times = {form: count * best_seconds(run, budget=0.15) for form, run in forms_of(operation, dtype)}
-            fast4, fast2 = (times.pop(form, None) for form in ("winograd4", "winograd"))
+            fast4, fast2, patches = (times.pop(form, None) for form in ("winograd4", "winograd", "patches"))
+            if fast4 is None and fast2 is None and patches is not None:
+                saved_patches[min(operation[2:4])] += min(times.values()) - patches  # type: ignore[assignment]
             if fast4 is not None:
                 saved4[min(operation[2:4])] += min(times.values()) - fast4  # type: ignore[assignment]
             elif fast2 is not None:
@@ -207,7 +213,13 @@ def tune(instruction_set: str, dtypes: list[torch.dtype], processor: str) -> dic
                     break
                 blocked[str(width)] = keys
         row = {"packed": [*packed, *(["upsampling"] if phases and can_pack(dtype) else [])], "phases": phases}
-        row |= {"winograd": faster > 0, "winograd4": _fewest(saved4), "blocked": blocked, "measured": processor}
+        row |= {
+            "winograd": faster > 0,
+            "winograd4": _fewest(saved4),
+            "patches": _fewest(saved_patches),
+            "blocked": blocked,
+            "measured": processor,
+        }
         if dtype == torch.float32 and can_pack(dtype):
             row["fused_gelu"] = _fused_gelu()
         if dtype == torch.float32 and (least := _fewest(saved2)) is not None:

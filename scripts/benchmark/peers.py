@@ -187,6 +187,7 @@ def diffusers(task: Task, *, tuned: bool, compiled: bool = False) -> Run:
 
 
 def openvino(task: Task) -> Run:
+    """What it converts, which takes minutes, stays in `folder`/openvino for later runs."""
     library: Any = importlib.import_module("openvino")
     reference: Any = importlib.import_module("diffusers")
     inputs_ = inputs(task)
@@ -201,14 +202,20 @@ def openvino(task: Task) -> Run:
             call: Any = self.network if task.part == "step" else self.network.decode
             return call(*tensors, return_dict=False)[0]
 
+    given = (latents / inputs_.scaling,)
     if task.part == "step":
-        network = reference.UNet2DConditionModel.from_pretrained(task.folder, subfolder="unet")
         given = (torch.cat([latents, latents]), torch.tensor(TIMESTEP), context)
-    else:
-        network = reference.AutoencoderKL.from_pretrained(task.folder, subfolder="vae")
-        given = (latents / inputs_.scaling,)
-    model = library.convert_model(Part(network.eval()), example_input=given)
-    model.reshape({index: library.PartialShape(list(tensor.shape)) for index, tensor in enumerate(given)})
+    kept = Path(task.folder, "openvino", f"{task.part}-{task.size}-{task.batch}")
+    if not kept.is_dir():
+        kind, name = ("UNet2DConditionModel", "unet") if task.part == "step" else ("AutoencoderKL", "vae")
+        network = getattr(reference, kind).from_pretrained(task.folder, subfolder=name)
+        converted = library.convert_model(Part(network.eval()), example_input=given)
+        converted.reshape({index: library.PartialShape(list(tensor.shape)) for index, tensor in enumerate(given)})
+        new = kept.with_name(f"new-{kept.name}")
+        library.save_model(converted, new / "model.xml", compress_to_fp16=False)
+        new.rename(kept)
+        del network, converted
+    model = library.Core().read_model(kept / "model.xml")
     bf16 = choose_dtype(None, torch.device("cpu")) == torch.bfloat16
     compiled = library.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"})
     arrays = [tensor.numpy() for tensor in given]

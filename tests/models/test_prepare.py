@@ -65,6 +65,7 @@ def test_every_row_of_the_table_computes_the_same(
         forms,
         winograd4=forms.winograd4 and 16,
         winograd4_side=16,
+        patches=forms.patches and 16,
         blocked=forms.blocked and {1024: 16},
         winograd_from=16,
         differences_from=32,
@@ -79,6 +80,7 @@ def test_every_row_of_the_table_computes_the_same(
     for name, wanted in (
         ("WinogradConv", forms.winograd and forms.winograd4 is None),
         ("Winograd4Conv", forms.winograd4),
+        ("PatchConv", forms.patches),
     ):
         assert (name in kinds) == bool(wanted)
     assert ("DifferenceUpsample" in kinds) == forms.winograd and ("PackedLinear" in kinds) == ("linear" in forms.packed)

@@ -211,9 +211,9 @@ def test_the_rate_of_a_large_product(modules: dict[str, ModuleType], monkeypatch
     [
         (("linear", 6, 8, 5), {"plain", "packed"}),
         (("convolution", 1, 8, 8, 1, 1, 4, 4), {"plain", "packed"}),
-        (("convolution", 1, 512, 512, 3, 1, 16, 16), {"plain", "packed", "winograd"}),
-        (("convolution", 1, 64, 64, 3, 1, 32, 36), {"plain", "packed", "winograd", "winograd4"}),
-        (("convolution", 1, 512, 512, 3, 2, 16, 16), {"plain", "packed"}),
+        (("convolution", 1, 512, 512, 3, 1, 16, 16), {"plain", "packed", "patches", "winograd"}),
+        (("convolution", 1, 64, 64, 3, 1, 32, 36), {"plain", "packed", "patches", "winograd", "winograd4"}),
+        (("convolution", 1, 512, 512, 3, 2, 16, 16), {"plain", "packed", "patches"}),
         (("upsampling", 1, 32, 4, 4), {"plain", "phases"}),
         (("upsampling", 1, 256, 4, 6), {"plain", "phases", "winograd"}),
         (("attention", 2, 5, 7, 8), {"plain"}),

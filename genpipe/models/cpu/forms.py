@@ -25,6 +25,8 @@ class Forms:
             `suits_difference` a `DifferenceUpsample`.
         winograd4: the fewest channels, in and out, of a convolution that is a `Winograd4Conv` if it `suits_winograd4`; None
             for never. For fp32 alone, which hides its rounding anywhere.
+        patches: the fewest channels, in and out, of a 3×3 convolution that is a `PatchConv` where it is neither of the two
+            before; None for never.
         fused_gelu: whether oneDNN computes a packed feed-forward layer's GELU inside its product, or torch afterwards: with
             AVX2 oneDNN looks it up in tables, and takes several times as long.
         blocked: from how many keys on self-attention is blocked, by the widest head for which that is so.
@@ -43,6 +45,7 @@ class Forms:
     phases: bool = False
     winograd: bool = False
     winograd4: int | None = None
+    patches: int | None = None
     fused_gelu: bool = True
     blocked: Mapping[int, int] = field(default_factory=dict)
     int8: bool = False

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from genpipe.blocks import layer_plus
 from genpipe.models.attention import GatedFeedForward
@@ -16,6 +17,9 @@ from genpipe.models.attention import GatedFeedForward
 # The order that oneDNN prefers depends on the input's size. Without a size it may guess an order that makes a
 # convolution ten times slower; with a wrong one it may reorder the weights at every call.
 USUAL_SIDE = 64
+
+# Numbers between the products of a feed-forward layer, or of the patches of a convolution, at once.
+STRIP = 2**21
 
 OPERATORS = (
     "_reorder_linear_weight",
@@ -52,6 +56,13 @@ def kind_of(layer: nn.Module) -> str | None:
     if type(layer) is nn.ConvTranspose2d:
         return "upsampling"
     return "convolution 1x1" if layer.kernel_size == (1, 1) else "convolution 3x3"
+
+
+def suits_patches(layer: nn.Module, fewest: int | None) -> bool:
+    """Whether a layer is a convolution, not 1×1, of `fewest` channels or more that a `PatchConv` computes; None: never."""
+    if fewest is None or kind_of(layer) != "convolution 3x3":
+        return False
+    return min(cast(Tensor, layer.weight).shape[:2]) >= fewest
 
 
 def pack(layer: nn.Module, side: int = USUAL_SIDE) -> nn.Module:
@@ -145,25 +156,34 @@ class PackedGatedFeedForward(nn.Module):
     Args:
         layer: what to compute.
         side: as of `pack`.
-        fused: whether oneDNN computes GELU; else torch does, after the product.
+        fused: whether oneDNN computes GELU and multiplies; else torch does, after the products, strip by strip.
+        strip: how many numbers lie between the products at once where torch multiplies them, so that they stay in caches.
     """
 
     linear: Callable[[nn.Linear, int], PackedLayer] = PackedLinear
 
-    def __init__(self, layer: GatedFeedForward, side: int = USUAL_SIDE, *, fused: bool = True) -> None:
+    def __init__(
+        self, layer: GatedFeedForward, side: int = USUAL_SIDE, *, fused: bool = True, strip: int = STRIP
+    ) -> None:
         super().__init__()
-        self.fused = fused
+        self.fused, self._rows = fused, max(1, strip // layer.out.in_features)
         self.value, self.gate = (self.linear(half, side) for half in _halves(layer.project))
         self.out = self.linear(layer.out, side)
 
     def forward(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
         """Map (B, N, C) to (B, N, C), with `plus` added."""
-        product = torch.ops.mkldnn._linear_pointwise
-        gate = product(x, self.gate.weight, self.gate.bias, "gelu" if self.fused else "none", [], "none")
-        if not self.fused:
-            torch.ops.aten.gelu_(gate)
-        h = product.binary(x, gate, self.value.weight, self.value.bias, "mul")
-        return layer_plus(self.out, h, plus)
+        if self.fused:
+            product = torch.ops.mkldnn._linear_pointwise
+            gate = product(x, self.gate.weight, self.gate.bias, "gelu", [], "none")
+            h = product.binary(x, gate, self.value.weight, self.value.bias, "mul")
+            return layer_plus(self.out, h, plus)
+        rows, result = x.flatten(0, -2), torch.empty_like(x)  # (B · N, C)
+        for top in range(0, len(rows), self._rows):
+            part = slice(top, top + self._rows)
+            h = self.value(rows[part]).mul_(torch.ops.aten.gelu_(self.gate(rows[part])))
+            added = None if plus is None else plus.flatten(0, -2)[part]
+            result.flatten(0, -2)[part] = layer_plus(self.out, h, added)
+        return result
 
     def unpacked(self) -> GatedFeedForward:
         """Build the plain layer that it was made of."""
@@ -209,6 +229,45 @@ class PackedConv(PackedLayer):
             return result if plus is None else plus + result
         plus = plus.contiguous(memory_format=torch.channels_last)
         return convolve.binary(x, plus, self.weight, bias, *self._settings, "add", 1.0, None, [], None)
+
+
+class PatchConv(PackedLinear):
+    """An `nn.Conv2d` without groups as a linear layer of the patches that its kernel sees, which are copied side by side.
+
+    Its weights suit maps of any size, where a `PackedConv` may reorder them at every call. Works in channels_last, and
+    returns it.
+
+    Args:
+        layer: with its weights.
+        strip: how many numbers of patches are copied at once.
+    """
+
+    arguments = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
+
+    def __init__(self, layer: nn.Conv2d, *, strip: int = STRIP) -> None:
+        weight = layer.weight.detach().movedim(1, -1).flatten(1)  # (C_out, kernel height · kernel width · C_in)
+        PackedLayer.__init__(self, layer, torch.ops.mkldnn._reorder_linear_weight(weight, strip // weight.shape[1]))
+        self._numbers = strip
+        self._padding, self._stride, self._kernel = layer.padding, layer.stride, layer.kernel_size
+
+    def _dense_weight(self) -> Tensor:
+        return self.weight.to_dense().unflatten(1, (*self._kernel, -1)).movedim(-1, 1).contiguous()
+
+    def forward(self, x: Tensor, *, shift: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
+        """Map (B, C_in, H, W) to (B, C_out, H', W'); `shift` (C_out) and `plus`, of that shape, are added in fp32."""
+        down, across = cast(tuple[int, int], self._padding)
+        patches = F.pad(x.movedim(1, -1), (0, 0, across, across, down, down))
+        for dim, (kernel, stride) in enumerate(zip(self._kernel, self._stride, strict=True)):
+            patches = patches.unfold(1 + dim, kernel, stride)
+        patches = patches.movedim(3, -1)  # (B, H', W', kernel height, kernel width, C_in), not copied yet
+        result = x.new_empty(*patches.shape[:3], self.weight.shape[0])
+        added = None if plus is None else plus.movedim(1, -1)
+        strip = max(1, self._numbers // patches[:, 0].numel())
+        for top in range(0, result.shape[1], strip):
+            part = slice(top, top + strip)
+            more = None if added is None else added[:, part]
+            result[:, part] = PackedLinear.forward(self, patches[:, part].flatten(3), shift=shift, plus=more)
+        return result.movedim(-1, 1)
 
 
 class PackedConvTranspose(PackedLayer):

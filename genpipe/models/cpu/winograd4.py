@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from genpipe.models.cpu.winograd import suits_winograd
 
 # The most in · out channels per pixel of a map: with more, transforming the weights takes too much beside the products.
-MOST_CHANNELS = 300
+MOST_CHANNELS = 400
 # Numbers that are transformed at once, so that they are multiplied while still in caches.
-STRIP = 2**20
+STRIP = 2**22
 # Where the polynomials are evaluated, beside infinity. They round half as much as the usual 0, ±1 and ±2, and are exact in
 # binary.
 _POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)

@@ -14,7 +14,7 @@ def test_the_table_that_ships_is_sound() -> None:
     for rows in table.values():
         assert rows.keys() <= {"bfloat16", "float32"}
         for row in rows.values():
-            assert row.keys() - {"winograd_from", "fused_gelu"} == {
+            assert row.keys() - {"winograd_from", "patches", "fused_gelu"} == {
                 "packed",
                 "phases",
                 "winograd",
@@ -24,7 +24,7 @@ def test_the_table_that_ships_is_sound() -> None:
             }
             assert set(row["packed"]) <= set(PACKABLE)
             assert all(isinstance(row[form], bool) for form in ("phases", "winograd"))
-            assert row["winograd4"] is None or row["winograd4"] > 0
+            assert all(row.get(form) is None or row[form] > 0 for form in ("winograd4", "patches"))
             assert row["measured"].strip()
             assert all(int(width) > 0 and keys > 0 for width, keys in row["blocked"].items())
 

@@ -11,7 +11,14 @@ from genpipe.blocks import AddingLayer, PhaseUpsample, ResidualBlock, Upsample, 
 from genpipe.models.attention import GatedFeedForward, SpatialTransformer
 from genpipe.models.cpu import packed
 from genpipe.models.cpu.forms import PACKABLE, Forms
-from genpipe.models.cpu.packed import PackedGatedFeedForward, can_pack, multiplies_bf16, pack
+from genpipe.models.cpu.packed import (
+    PackedGatedFeedForward,
+    PatchConv,
+    can_pack,
+    multiplies_bf16,
+    pack,
+    suits_patches,
+)
 from genpipe.models.finite import nonfinite_weights
 from genpipe.models.prepare import prepare
 from tests.models.conftest import BOTH, packs_bf16, packs_fp32
@@ -73,6 +80,37 @@ def test_a_layer_that_says_that_it_adds_does_so(name: str) -> None:
     assert (small(x, shift=shift, plus=plus) - (result + shift.view(per_channel) + plus)).abs().max() <= 1e-5
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", BOTH)
+@pytest.mark.parametrize("name", [name for name in LAYERS if "conv" in name and name != "transposed convolution"])
+def test_a_convolution_of_patches_computes_what_the_plain_one_computes(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    build, shape = LAYERS[name]
+    layer, x = build().to(dtype), torch.randn(shape).to(dtype)
+    patched = PatchConv(layer, strip=2000)  # most in several strips
+    expected = copy.deepcopy(layer).double()(x.double())
+    plus, shift = torch.randn(expected.shape).to(dtype), torch.randn(len(layer.weight)).to(dtype)
+    assert patched(x).dtype == dtype and patched(x).shape == expected.shape
+    assert (patched(x) - expected).abs().max() <= (1e-5 if dtype == torch.float32 else 2e-2)
+    assert is_adding(patched)
+    added = patched(x, shift=shift, plus=plus) - (expected + shift[:, None, None] + plus)
+    assert added.abs().max() <= (1e-5 if dtype == torch.float32 else 5e-2)
+    copied = unpacked_copy(nn.Sequential(patched))
+    assert type(copied[0]) is nn.Conv2d and torch.equal(copied(x), layer(x))
+
+
+def test_patches_suit_convolutions_that_are_wide() -> None:
+    assert suits_patches(nn.Conv2d(16, 24, 3, stride=2), 16)
+    assert not suits_patches(nn.Conv2d(16, 24, 3), None) and not suits_patches(nn.Conv2d(16, 24, 3), 17)
+    for layer in (
+        nn.Conv2d(32, 32, 1),
+        nn.Conv2d(32, 32, 3, groups=2),
+        nn.ConvTranspose2d(32, 32, 4),
+        nn.Linear(32, 32),
+    ):
+        assert not suits_patches(layer, 16)
+
+
 def test_what_cannot_be_packed_stays_as_it_is() -> None:
     for layer in (nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 3, padding_mode="circular"), nn.GroupNorm(2, 8)):
         assert pack(layer) is layer
@@ -110,10 +148,11 @@ def test_weights_that_are_not_finite_are_named_in_their_packing() -> None:
 def test_a_packed_feed_forward_computes_what_the_plain_one_computes(dtype: torch.dtype, fused: bool) -> None:
     torch.manual_seed(0)
     layer, x = GatedFeedForward(24).to(dtype), torch.randn(2, 9, 24).to(dtype)
-    small = PackedGatedFeedForward(layer, fused=fused)
+    small = PackedGatedFeedForward(layer, fused=fused, strip=5 * 4 * 24)  # five rows of eighteen
     expected = copy.deepcopy(layer).double()(x.double())
     assert float(expected.std()) > 0.05
     assert (small(x) - expected).abs().max() <= (1e-6 if dtype == torch.float32 else 5e-3)
+    assert (small(x, plus=x) - (expected + x)).abs().max() <= (1e-6 if dtype == torch.float32 else 2e-2)
     copied = unpacked_copy(nn.Sequential(small))[0]
     assert type(copied) is GatedFeedForward
     assert all(torch.equal(copied.state_dict()[key], tensor) for key, tensor in layer.state_dict().items())

@@ -84,7 +84,7 @@ def test_which_convolutions_it_suits() -> None:
     assert not suits_winograd4(conv(), 32, 25)
     with torch.device("meta"):
         wide, others = (
-            nn.Conv2d(640, 640, 3, padding=1),
+            nn.Conv2d(700, 700, 3, padding=1),
             (nn.Conv2d(64, 64, 3, padding=1, stride=2), nn.Conv2d(64, 64, 3, padding=1, padding_mode="circular")),
         )
     assert suits_winograd4(wide, 64, 24) and not suits_winograd4(wide, 32, 24)  # its weights are many for a small map
