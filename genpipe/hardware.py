@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 
@@ -129,12 +130,7 @@ def instruction_set() -> str:
     The environment variable `ONEDNN_MAX_CPU_ISA`, which tells oneDNN to use less than there is, is obeyed. What oneDNN does
     not know it ignores, and so does this, with a warning.
     """
-    name = next((name for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA") if name in os.environ), "")
-    limit = (os.environ.get(name) or "DEFAULT").upper()
-    if limit not in _LIMITS:
-        known = f"use one of {', '.join(_LIMITS)}, or unset it"
-        warnings.warn(f"{name}={quoted(limit)} is not known to oneDNN, and limits nothing: {known}", stacklevel=1)
-        limit = "DEFAULT"
+    limit = _limit()
     # Private names: where a torch release lacks one, less is the safe answer.
     bf16 = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     for name, (check, limits, multiplies_bf16) in INSTRUCTION_SETS.items():
@@ -142,6 +138,31 @@ def instruction_set() -> str:
         if allowed and getattr(torch.cpu, check, lambda: False)() and (not multiplies_bf16 or (bf16 and bf16())):
             return name
     return "other"
+
+
+def multiplies_int8() -> bool:
+    """Whether the CPU multiplies int8 natively (AVX512-VNNI or AVX-VNNI), and oneDNN's limit allows it that."""
+    if _limit() in ("SSE41", "AVX", "AVX2", "AVX512_CORE"):
+        return False
+    return bool(getattr(torch.cpu, "_is_vnni_supported", lambda: False)()) or _flagged("avx_vnni")
+
+
+def _limit() -> str:
+    """Read how far oneDNN may go."""
+    name = next((name for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA") if name in os.environ), "")
+    limit = (os.environ.get(name) or "DEFAULT").upper()
+    if limit not in _LIMITS:
+        known = f"use one of {', '.join(_LIMITS)}, or unset it"
+        warnings.warn(f"{name}={quoted(limit)} is not known to oneDNN, and limits nothing: {known}", stacklevel=1)
+        limit = "DEFAULT"
+    return limit
+
+
+def _flagged(name: str, file: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether Linux lists a feature of the CPU."""
+    with suppress(OSError):
+        return name in file.read_text(encoding="utf-8", errors="replace").split()
+    return False
 
 
 def use_huge_pages() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from genpipe.checkpoints import save_checkpoint
-from genpipe.hardware import choose_dtype, free_memory
+from genpipe.hardware import choose_dtype, free_memory, multiplies_int8
 from genpipe.models.cpu.quantised import can_quantise
 from genpipe.models.text_encoder import TextEncoder, TextEncoderConfig
 from genpipe.models.tokenizer import Tokenizer, train_tokenizer
@@ -31,7 +31,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 needs_int8 = pytest.mark.skipif(
-    choose_dtype(None, torch.device("cpu")) != torch.bfloat16 or not can_quantise(),
+    choose_dtype(None, torch.device("cpu")) != torch.bfloat16 or not (multiplies_int8() and can_quantise()),
     reason="this torch or this CPU has no int8 beside bf16",
 )
 

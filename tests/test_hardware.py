@@ -13,6 +13,7 @@ from genpipe.hardware import (
     cuda_cards,
     device_name,
     instruction_set,
+    multiplies_int8,
     obey_quota,
     one_thread,
 )
@@ -125,6 +126,18 @@ def test_a_card_that_is_not_there_or_has_too_old_a_driver_says_why(monkeypatch: 
     assert count == 0 and why.startswith("CUDA initialization: The driver is too old (found version 11040); install")
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
     assert cuda_cards() == (0, "this torch is built without CUDA")
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [("DEFAULT", True), ("AVX2_VNNI", True), ("AVX512_CORE_VNNI", True), ("AVX2", False), ("AVX512_CORE", False)],
+)
+def test_int8_is_native_where_onednns_limit_leaves_it(
+    limit: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True, raising=False)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert multiplies_int8() == expected
 
 
 @pytest.mark.parametrize("name", ["int8", "", "x" * 5000, 5, [], {}, torch.int8, torch.device("cpu"), "fp16"])

@@ -151,7 +151,7 @@ def _prepare(module: nn.Module, target: _Target, side: int) -> nn.Module:
     elif isinstance(module, SpatialAttention):
         module.register_module("attention", _fused(module.attention, forms))
     elif isinstance(module, GatedFeedForward) and forms.int8 and worth_quantising(module.out, forms.int8_from):
-        return QuantisedGatedFeedForward(module, side)
+        return QuantisedGatedFeedForward(module, side, dtype)
     elif isinstance(module, GatedFeedForward) and can_pack(dtype) and "linear" in forms.packed:
         return PackedGatedFeedForward(module.to(device=device, dtype=dtype), side, fused=forms.fused_gelu)
     children = dict(module.named_children())
@@ -159,7 +159,7 @@ def _prepare(module: nn.Module, target: _Target, side: int) -> nn.Module:
         if isinstance(module, nn.Embedding) and device.type == "cpu":
             return module  # mapped from its file: few of its rows are ever read
         if forms.int8 and worth_quantising(module, forms.int8_from):
-            return quantise(module, side)  # of the file's own type: its weights are rounded once
+            return quantise(module, side, dtype)  # of the file's own type: its weights are rounded once
         if (
             forms.winograd4 is not None
             and dtype == torch.float32

@@ -21,6 +21,7 @@ from genpipe.hardware import (
     free_memory,
     instruction_set,
     keep_freed_memory,
+    multiplies_int8,
     obey_quota,
     use_huge_pages,
     without_overflow,
@@ -174,7 +175,7 @@ def prepare_process(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -
     if device.type == "cpu":
         obey_quota()
     if spec.int8:
-        check_int8(device, dtype, native=choose_dtype(None, device) == torch.bfloat16 and can_quantise())
+        check_int8(device, dtype, usual=choose_dtype(None, device), native=multiplies_int8() and can_quantise())
     if device.type == "cpu" and not spec.low_memory:
         keep_freed_memory(large=dtype != torch.float32)  # from the first conversion on
 
@@ -213,18 +214,27 @@ def check_compile(device: torch.device, *, possible: bool) -> None:
         )
 
 
-def check_int8(device: torch.device, dtype: torch.dtype, *, native: bool) -> None:
-    """Raise ValueError unless int8 runs on this device in this dtype; `native`: whether the processor multiplies it."""
+def check_int8(device: torch.device, dtype: torch.dtype, *, usual: torch.dtype, native: bool) -> None:
+    """Raise ValueError unless int8 runs on this device in this dtype.
+
+    Args:
+        device, dtype: where and in what the network runs.
+        usual: the dtype that the processor runs fastest, the only one that int8 goes with.
+        native: whether the processor multiplies int8.
+    """
     if device.type != "cpu":
         raise ValueError(f"int8 runs on a CPU alone, not on {device}: use cpu, or leave int8 out (--no-int8)")
     if not native:
         raise ValueError(
-            "int8 needs a CPU with AVX512-BF16 or AMX, and a torch with oneDNN's int8 operators: "
+            "int8 needs a CPU with VNNI (AVX-VNNI, AVX512-VNNI or AMX), and a torch with oneDNN's int8 operators: "
             "leave int8 out here (--no-int8)"
         )
-    if dtype != torch.bfloat16:
-        name = str(dtype).removeprefix("torch.")
-        raise ValueError(f"int8 goes with bf16 alone, not with {name}: use --dtype bf16, or leave int8 out (--no-int8)")
+    if dtype != usual:
+        name, known = (DTYPES[str(each).removeprefix("torch.")] for each in (dtype, usual))
+        raise ValueError(
+            f"int8 goes with {known} alone on this processor, not with {name}: use --dtype {known}, or leave int8 out "
+            "(--no-int8)"
+        )
 
 
 def shown_beside(checkpoint: Checkpoint) -> str | None:

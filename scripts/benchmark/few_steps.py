@@ -7,7 +7,6 @@ The weights are random, the path from the prompt to the PNG is the usual one. Th
 """
 
 import argparse
-import io
 import json
 import statistics
 import tempfile
@@ -22,6 +21,7 @@ from safetensors.torch import save_file
 
 from genpipe.checkpoints.layout import tiny_vae
 from genpipe.hardware import device_name
+from genpipe.images import save_image
 from genpipe.models.tiny_vae import TinyVAE, TinyVAEConfig
 from genpipe.pipeline import Pipeline
 from scripts.make.checkpoint import FAMILIES, PROMPT, make_checkpoint
@@ -59,8 +59,9 @@ class Spent:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
-def draw(pipe: Pipeline, steps: int, seed: int) -> dict[str, float]:
-    """Draw one image into a PNG; seconds of the whole and of its parts. Each prompt is another: none is remembered."""
+def draw(pipe: Pipeline, steps: int, seed: int, folder: Path) -> dict[str, float]:
+    """Draw one image into a file, as the command does; seconds of the whole and of its parts. Each prompt is another: none
+    is remembered."""
     spent, networks, tiny = Spent(), pipe.networks, pipe.own.tiny_vae
     assert tiny is not None
     evaluate, decode, encode = networks.evaluate, tiny.decode, pipe.text_encoders[0].forward
@@ -73,7 +74,7 @@ def draw(pipe: Pipeline, steps: int, seed: int) -> dict[str, float]:
                 f"{PROMPT} {seed}", seed=seed, steps=steps, guidance_scale=0.0, speed="draft", progress=False
             )
             with spent.counted("PNG"):
-                image.save(io.BytesIO(), "PNG")
+                save_image(image, folder / f"{seed}.png")
     finally:
         networks.evaluate, tiny.decode, pipe.text_encoders[0].forward = evaluate, decode, encode
     named = ("denoiser", "text", "decoding", "PNG")
@@ -96,7 +97,7 @@ def main(given: list[str] | None = None) -> None:
         if not (checkpoint.parent / "taesd").is_dir():
             make_tiny_vae(checkpoint.parent / "taesd")
         pipe = Pipeline.from_pretrained(checkpoint, device="cpu", tiny_vae=checkpoint.parent / "taesd")
-        rows = [draw(pipe, arguments.steps, seed) for seed in range(arguments.runs + 1)][1:]
+        rows = [draw(pipe, arguments.steps, seed, Path(folder)) for seed in range(arguments.runs + 1)][1:]
     medians = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
     share = 1 - medians["denoiser"] / medians["whole"]
     for name, seconds in medians.items():

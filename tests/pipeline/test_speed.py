@@ -124,14 +124,14 @@ def test_int8_that_pays_for_no_layer_is_refused(tiny_checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("device", "dtype", "native", "says"),
     [
-        ("cpu", torch.float32, True, "not with float32: use --dtype bf16"),
+        ("cpu", torch.float32, True, "not with fp32: use --dtype bf16"),
         ("cuda", torch.bfloat16, True, "not on cuda: use cpu"),
-        ("cpu", torch.bfloat16, False, "AVX512-BF16 or AMX"),
+        ("cpu", torch.bfloat16, False, "AVX-VNNI, AVX512-VNNI or AMX"),
     ],
 )
 def test_int8_where_it_cannot_run_gets_one_clear_line(device: str, dtype: torch.dtype, native: bool, says: str) -> None:
     with pytest.raises(ValueError, match=says) as caught:
-        check_int8(torch.device(device), dtype, native=native)
+        check_int8(torch.device(device), dtype, usual=torch.bfloat16, native=native)
     assert "\n" not in str(caught.value) and "--no-int8" in str(caught.value)
 
 

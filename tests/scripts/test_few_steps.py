@@ -35,9 +35,9 @@ def pipe(tiny_checkpoint: Path, tmp_path: Path) -> Pipeline:
     return Pipeline.from_pretrained(tiny_checkpoint, device="cpu", dtype="fp32", tiny_vae=folder)
 
 
-def test_the_parts_are_the_whole_and_nothing_stays_changed(pipe: Pipeline) -> None:
+def test_the_parts_are_the_whole_and_nothing_stays_changed(pipe: Pipeline, tmp_path: Path) -> None:
     before = pipe.networks.evaluate
-    seconds = few_steps.draw(pipe, steps=2, seed=1)
+    seconds = few_steps.draw(pipe, steps=2, seed=1, folder=tmp_path)
     whole = seconds.pop("whole")
     assert set(seconds) == {"denoiser", "text", "decoding", "PNG", "the rest"}
     assert all(part > 0 for part in seconds.values()) and sum(seconds.values()) == pytest.approx(whole)

@@ -38,17 +38,14 @@ def blocked_attention(q: Tensor, k: Tensor, v: Tensor, *, block: int = BLOCK) ->
     spare = values.shape[-1] - width
     values[..., width:] = torch.eye(spare, dtype=v.dtype).repeat(-(-keys // spare), 1)[:keys]
 
+    sample = padded_keys[:, :: keys // SAMPLE | 1].contiguous()
+    queries[..., width] = (torch.bmm(sample, queries.mT).amax(1) + SHIFT).neg_()
     height = max(block * torch.get_num_threads() // keys, LANES)
     result = values.new_empty(batch * heads, rows, values.shape[-1])
-    for index in range(len(queries)):
-        sample = padded_keys[index, :: keys // SAMPLE | 1].contiguous()
-        queries[index, :, width] = (torch.mm(sample, queries[index].T).amax(0) + SHIFT).neg_()
-        for top in range(0, rows, height):
-            part = slice(top, top + height)
-            powers = torch.ops.mkldnn._linear_pointwise(
-                queries[index, part], padded_keys[index], None, "sigmoid", [], ""
-            )
-            torch.mm(powers, values[index], out=result[index, part])
+    for *given, its_keys, its_values in zip(queries, result, padded_keys, values, strict=True):  # head by head
+        for part, out in zip(*(each.split(height) for each in given), strict=True):
+            powers = torch.ops.mkldnn._linear_pointwise(part, its_keys, None, "sigmoid", [], "")
+            torch.mm(powers, its_values, out=out)
     wide = result.float()
     sums = wide[..., width:].sum(-1, keepdim=True)
     least, most = sums.aminmax()

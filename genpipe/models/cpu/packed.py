@@ -62,7 +62,8 @@ def suits_patches(layer: nn.Module, fewest: int | None) -> bool:
     """Whether a layer is a convolution, not 1×1, of `fewest` channels or more that a `PatchConv` computes; None: never."""
     if fewest is None or kind_of(layer) != "convolution 3x3":
         return False
-    return min(cast(Tensor, layer.weight).shape[:2]) >= fewest
+    layer = cast(nn.Conv2d, layer)
+    return layer.dilation == (1, 1) and min(layer.in_channels, layer.out_channels) >= fewest
 
 
 def pack(layer: nn.Module, side: int = USUAL_SIDE) -> nn.Module:
@@ -158,17 +159,22 @@ class PackedGatedFeedForward(nn.Module):
         side: as of `pack`.
         fused: whether oneDNN computes GELU and multiplies; else torch does, after the products, strip by strip.
         strip: how many numbers lie between the products at once where torch multiplies them, so that they stay in caches.
+        linear: packs a linear layer for maps of this side.
     """
 
-    linear: Callable[[nn.Linear, int], PackedLayer] = PackedLinear
-
     def __init__(
-        self, layer: GatedFeedForward, side: int = USUAL_SIDE, *, fused: bool = True, strip: int = STRIP
+        self,
+        layer: GatedFeedForward,
+        side: int = USUAL_SIDE,
+        *,
+        fused: bool = True,
+        strip: int = STRIP,
+        linear: Callable[[nn.Linear, int], PackedLayer] = PackedLinear,
     ) -> None:
         super().__init__()
         self.fused, self._rows = fused, max(1, strip // layer.out.in_features)
-        self.value, self.gate = (self.linear(half, side) for half in _halves(layer.project))
-        self.out = self.linear(layer.out, side)
+        self.value, self.gate = (linear(half, side) for half in _halves(layer.project))
+        self.out = linear(layer.out, side)
 
     def forward(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
         """Map (B, N, C) to (B, N, C), with `plus` added."""
@@ -177,13 +183,13 @@ class PackedGatedFeedForward(nn.Module):
             gate = product(x, self.gate.weight, self.gate.bias, "gelu", [], "none")
             h = product.binary(x, gate, self.value.weight, self.value.bias, "mul")
             return layer_plus(self.out, h, plus)
-        rows, result = x.flatten(0, -2), torch.empty_like(x)  # (B · N, C)
+        rows, added = x.flatten(0, -2), None if plus is None else plus.flatten(0, -2)  # (B · N, C)
+        result = x.new_empty(rows.shape)
         for top in range(0, len(rows), self._rows):
             part = slice(top, top + self._rows)
             h = self.value(rows[part]).mul_(torch.ops.aten.gelu_(self.gate(rows[part])))
-            added = None if plus is None else plus.flatten(0, -2)[part]
-            result.flatten(0, -2)[part] = layer_plus(self.out, h, added)
-        return result
+            result[part] = layer_plus(self.out, h, None if added is None else added[part])
+        return result.view(x.shape)
 
     def unpacked(self) -> GatedFeedForward:
         """Build the plain layer that it was made of."""
@@ -232,7 +238,7 @@ class PackedConv(PackedLayer):
 
 
 class PatchConv(PackedLinear):
-    """An `nn.Conv2d` without groups as a linear layer of the patches that its kernel sees, which are copied side by side.
+    """An `nn.Conv2d` without groups and dilation as a linear layer of the patches that its kernel sees, which are copied side by side.
 
     Its weights suit maps of any size, where a `PackedConv` may reorder them at every call. Works in channels_last, and
     returns it.
@@ -242,7 +248,7 @@ class PatchConv(PackedLinear):
         strip: how many numbers of patches are copied at once.
     """
 
-    arguments = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
+    arguments = ("in_channels", "out_channels", "kernel_size", "stride", "padding")
 
     def __init__(self, layer: nn.Conv2d, *, strip: int = STRIP) -> None:
         weight = layer.weight.detach().movedim(1, -1).flatten(1)  # (C_out, kernel height · kernel width · C_in)

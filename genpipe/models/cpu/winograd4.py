@@ -17,9 +17,12 @@ from torch.nn import functional as F
 from genpipe.models.cpu.winograd import suits_winograd
 
 # The most in · out channels per pixel of a map: with more, transforming the weights takes too much beside the products.
-MOST_CHANNELS = 400
-# Numbers that are transformed at once, so that they are multiplied while still in caches.
-STRIP = 2**22
+MOST_CHANNELS = 800
+# Numbers that are transformed at once, so that they are multiplied while still in caches; and the fewest tiles, however many
+# channels they have, since products of few rows take as long as reading their weights.
+STRIP, TILES = 2**20, 160
+# Numbers in one part of the transformed weights: 16 MB, which the system need not fetch new memory for.
+WEIGHTS = 2**22
 # Where the polynomials are evaluated, beside infinity. They round half as much as the usual 0, ±1 and ±2, and are exact in
 # binary.
 _POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
@@ -62,6 +65,7 @@ class Winograd4Conv(nn.Module):
     Args:
         layer: with its weights.
         strip: how many numbers are transformed at once.
+        tiles: the fewest tiles at once.
     """
 
     adds = True
@@ -71,9 +75,9 @@ class Winograd4Conv(nn.Module):
     before: Tensor
     after: Tensor
 
-    def __init__(self, layer: nn.Conv2d, *, strip: int = STRIP) -> None:
+    def __init__(self, layer: nn.Conv2d, *, strip: int = STRIP, tiles: int = TILES) -> None:
         super().__init__()
-        self._numbers = strip
+        self._tiles = max(strip // (_SIZE**2 * max(layer.in_channels, layer.out_channels)), tiles)
         self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
         after, taps, before = _matrices()
         self.register_buffer("weight", layer.weight.detach().float().flatten(2).permute(2, 1, 0).contiguous())
@@ -94,23 +98,32 @@ class Winograd4Conv(nn.Module):
         result = x.new_empty(len(x), down, _TILE, across, _TILE, self.out_channels)
         added = None if plus is None else plus.movedim(1, -1).unflatten(2, (across, _TILE)).unflatten(1, (down, _TILE))
         bias = shift if self.bias is None else self.bias if shift is None else self.bias + shift
-        weight = torch.mm(self.taps, self.weight.flatten(1)).view(-1, self.in_channels, self.out_channels)
-        widest = max(self.in_channels, self.out_channels)
-        strip = max(1, self._numbers // (len(x) * across * _SIZE**2 * widest))
+        weights = [
+            torch.mm(taps, self.weight.flatten(1)).view(-1, self.in_channels, self.out_channels)
+            for taps in self.taps.split(max(1, WEIGHTS // self.weight[0].numel()))
+        ]
+        strip = max(1, self._tiles // (len(x) * across))
         padded = x.new_zeros(len(x), min(strip, down) * _TILE + 2, width + 2, self.in_channels)
         for top in range(0, down, strip):
             part = slice(top, min(top + strip, down))
-            tiles = self._products(_tiles(_rows(x, part, padded), across), weight)  # (4, 4, B, n, W / 4, C_out)
+            tiles = self._products(_tiles(_rows(x, part, padded), across), weights)  # (4, 4, B, n, W / 4, C_out)
             if added is None:
                 _sum(tiles, bias, result[:, part])
             else:
                 _sum(tiles if bias is None else tiles.add_(bias), added[:, part], result[:, part])
         return result.view(len(x), height, width, -1).movedim(-1, 1)
 
-    def _products(self, tiles: Tensor, weight: Tensor) -> Tensor:
-        """Map tiles (6, 6, B, n, W / 4, C_in) to the results of each, (4, 4, B, n, W / 4, C_out); weights (36, C_in, C_out)."""
+    def _products(self, tiles: Tensor, weights: list[Tensor]) -> Tensor:
+        """Map tiles (6, 6, B, n, W / 4, C_in) to the results of each, (4, 4, B, n, W / 4, C_out).
+
+        The weights are (C_in, C_out) for each of 36 products, in parts.
+        """
         transformed = _both_axes(self.before, tiles).view(_SIZE**2, -1, self.in_channels)
-        results = _both_axes(self.after, torch.bmm(transformed, weight))
+        products = transformed.new_empty(*transformed.shape[:2], self.out_channels)
+        counts = [len(weight) for weight in weights]
+        for given, weight, out in zip(transformed.split(counts), weights, products.split(counts), strict=True):
+            torch.bmm(given, weight, out=out)
+        results = _both_axes(self.after, products)
         return results.view(_TILE, _TILE, *tiles.shape[2:-1], self.out_channels)
 
     def unpacked(self) -> nn.Conv2d:

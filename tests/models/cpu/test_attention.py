@@ -95,7 +95,7 @@ def test_memory_grows_with_the_tokens_and_not_with_their_square() -> None:
         with Largest() as mode:
             blocked_attention(*inputs(tokens, tokens, 16, heads=1), block=16 * 1024)
         largest.append(mode.numbers)
-    assert largest[1] <= 2 * largest[0] < 1024 * 1024
+    assert largest[1] <= 2.1 * largest[0] < 1024 * 1024  # 61 keys of 1,024 are sampled, and 63 of 2,048
 
 
 @torch.inference_mode()

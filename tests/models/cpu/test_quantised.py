@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from genpipe.blocks import ResidualBlock, unpacked_copy
+from genpipe.hardware import multiplies_int8
 from genpipe.models.attention import GatedFeedForward
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.cpu import quantised
@@ -29,7 +30,8 @@ from genpipe.models.prepare import prepare
 from genpipe.models.unet import UNet
 from genpipe.models.unet_config import UNetConfig
 
-pytestmark = pytest.mark.skipif(not can_quantise(), reason="this torch or this CPU lacks the int8 operators")
+NATIVE = multiplies_int8() and can_quantise()
+pytestmark = pytest.mark.skipif(not NATIVE, reason="this torch or this CPU lacks the int8 operators")
 
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -79,6 +81,37 @@ def assert_rounded_once(result: Tensor, expected: Tensor) -> None:
 def test_what_int8_can_hold_is_multiplied_exactly(name: str) -> None:
     layer, x = built(name)
     assert_rounded_once(quantise(layer)(x), product(layer, x))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", LAYERS)
+def test_in_fp32_nothing_is_rounded_but_the_sum(name: str) -> None:
+    layer, x = built(name)
+    small, x = quantise(layer, dtype=torch.float32), x.float()
+    expected = copy.deepcopy(layer).double()(x.double())
+    result = small(x)
+    assert result.dtype == torch.float32 and (result - expected).abs().max() <= 1e-6 * expected.abs().max()
+    copied = unpacked_copy(nn.Sequential(small))[0]
+    assert all(torch.equal(tensor, layer.state_dict()[key]) for key, tensor in copied.state_dict().items())
+    if isinstance(small, QuantisedConv):
+        shift, plus = torch.randn(len(layer.weight)), torch.randn(expected.shape)  # type: ignore[arg-type]
+        added = small(x, shift=shift, plus=plus) - (expected + shift[:, None, None] + plus)
+        assert added.abs().max() <= 1e-6 * expected.abs().max()
+
+
+@torch.inference_mode()
+def test_blocks_in_fp32_are_close_to_the_plain_ones() -> None:
+    torch.manual_seed(0)
+    layer, x = GatedFeedForward(64).requires_grad_(False), torch.randn(3, 9, 64)
+    forms = Forms(packed=PACKABLE, winograd4=64, patches=64, int8=True, int8_from=64)
+    block = nn.Sequential(ResidualBlock(64, 64).requires_grad_(False))
+    maps, fast = torch.randn(2, 64, 32, 32), []
+    for exact in (nn.Sequential(layer), block):
+        fast.append(prepare(copy.deepcopy(exact), device=torch.device("cpu"), dtype=torch.float32, forms=forms)[0])
+    assert type(fast[0]) is QuantisedGatedFeedForward and type(fast[1].conv2) is QuantisedConv
+    for small, exact, given in ((fast[0], layer, x), (fast[1], block[0], maps)):
+        result, expected = small(given), copy.deepcopy(exact).double()(given.double())
+        assert result.dtype == torch.float32 and 0.001 < (result - expected).norm() / expected.norm() <= 0.03
 
 
 @torch.inference_mode()

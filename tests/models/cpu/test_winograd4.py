@@ -51,11 +51,11 @@ def test_layout_and_batch_make_no_difference() -> None:
 def test_strips_make_no_difference(strip: int) -> None:
     x, plus = torch.randn(2, 24, 28, 8), torch.randn(2, 40, 28, 8)
     whole = Winograd4Conv(conv())(x, plus=plus)
-    assert torch.allclose(Winograd4Conv(conv(), strip=strip)(x, plus=plus), whole, atol=1e-5)
+    assert torch.allclose(Winograd4Conv(conv(), strip=strip, tiles=1)(x, plus=plus), whole, atol=1e-5)
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("channels", [320, 128], ids=["denoiser", "autoencoder"])
+@pytest.mark.parametrize("channels", [384, 320, 128], ids=["weights in two parts", "denoiser", "autoencoder"])
 def test_it_rounds_less_than_eight_times_as_much(channels: int) -> None:
     """Measured: 5 times, 1e-6, where 1/255 is 4e-3."""
     torch.manual_seed(0)
@@ -84,7 +84,7 @@ def test_which_convolutions_it_suits() -> None:
     assert not suits_winograd4(conv(), 32, 25)
     with torch.device("meta"):
         wide, others = (
-            nn.Conv2d(700, 700, 3, padding=1),
+            nn.Conv2d(960, 960, 3, padding=1),
             (nn.Conv2d(64, 64, 3, padding=1, stride=2), nn.Conv2d(64, 64, 3, padding=1, padding_mode="circular")),
         )
     assert suits_winograd4(wide, 64, 24) and not suits_winograd4(wide, 32, 24)  # its weights are many for a small map
