@@ -16,6 +16,9 @@ from genpipe.server.engine import Engine
 from genpipe.server.options import Options
 
 _log = logging.getLogger("genpipe.server")
+# Seconds that a connection without requests stays open: longer than proxies (Caddy: 120) and clients keep theirs, or a request
+# would now and then be sent into one that is being closed.
+KEPT_ALIVE = 130
 
 
 class _Server(uvicorn.Server):
@@ -80,6 +83,7 @@ def serve(options: Options, *, listening: Callable[[str], None] = lambda address
         ws="none",
         server_header=False,
         timeout_graceful_shutdown=5,
+        timeout_keep_alive=KEPT_ALIVE,
     )
     server = _Server(config, lambda: _drained(engine, options.drain_seconds))
     failed: list[Exception] = []

@@ -200,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             chosen.add_argument(f"--{option}", type=type(default), default=default)
 
     part("correct", requests=1000, clients=64, kills=5)
-    part("poisson", images=100, load=0.8, diffusers=40)
+    part("poisson", images=100, load=0.8, diffusers=30)
     part("throughput", images=32, batch=8, runs=3)
     part("latency", runs=20)
     part("start", runs=5)
