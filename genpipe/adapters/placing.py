@@ -55,7 +55,7 @@ def warn_of_memory(
         _numbers_in(folder / part, spec.variant) * (stored if part in denoisers else dtype.itemsize) for part in parts
     ]
     if single is not None:
-        sizes.append(single.memory(stored))
+        sizes += single.memory(dtype.itemsize, stored)
     needed = max(sizes, default=0) if spec.offload else sum(sizes)
     needed += sum(_numbers_in(each, spec.variant) for each in beside) * dtype.itemsize
     free = free_memory(device) if free is None else free

@@ -1,4 +1,6 @@
-"""Single files of models that diffusers draws: their denoiser, and their autoencoder where they hold one; the rest is a base's."""
+"""Single files of models that diffusers draws: their denoiser, and of autoencoder and text encoders what they hold; the rest is
+a base's.
+"""
 
 import math
 import warnings
@@ -16,6 +18,15 @@ from genpipe.messages import listed, one_line
 
 _DENOISER = "model.diffusion_model."
 _DECODERS = ("first_stage_model.", "vae.")
+# Where text encoders lie in files that hold all -> what their classes of transformers begin with, in the order of a base's parts.
+_TEXTS = {
+    "text_encoders.clip_l.": "CLIPTextModel",
+    "text_encoders.clip_g.": "CLIPTextModel",
+    "text_encoders.t5xxl.": "T5EncoderModel",
+}
+_INNER = "transformer."
+_UNPROJECTED = "text_encoders.clip_l."  # its summary of a prompt is taken as it is
+_PROJECTION = "text_projection.weight"
 
 
 class SingleFile:
@@ -51,19 +62,24 @@ class SingleFile:
         if decoder is not None and whole and any(key.startswith(_DECODERS) for key in self._file.entries):
             self._prefixes[decoder] = _DECODERS
         self._kinds = {part: readable[part] for part in self._prefixes}
-        self.replaced = tuple(self._kinds)
+        self._texts = self._texts_in(parts) if whole else {}
+        self._prefixes |= {part: (prefix,) for part, (prefix, _) in self._texts.items()}
+        self.replaced = tuple(self._prefixes)
         known = tuple(prefix for prefixes in self._prefixes.values() for prefix in prefixes)
         if unread := [key for key in self._file.entries if not key.startswith(known)]:
-            names = list(dict.fromkeys(key.partition(".")[0] for key in unread))
+            names = list(dict.fromkeys(_place(key) for key in unread))
             warnings.warn(f"{path}: its {listed(names)} is not read: the parts of {base} are used there", stacklevel=2)
 
-    def memory(self, each: float) -> float:
-        """Say how many bytes it takes in memory, at so many per number."""
+    def memory(self, each: float, stored: float) -> list[float]:
+        """Say how many bytes each of its parts takes in memory, at so many per number; `stored` those of the denoiser."""
         if self.packed:
-            return self.path.stat().st_size
-        known = tuple(prefix for prefixes in self._prefixes.values() for prefix in prefixes)
-        entries = (entry for key, entry in self._file.entries.items() if key.startswith(known))
-        return each * sum(math.prod(entry.shape) for entry in entries)
+            return [self.path.stat().st_size]
+        denoiser, *_ = self._prefixes
+        return [
+            (stored if part == denoiser else each)
+            * sum(math.prod(entry.shape) for key, entry in self._file.entries.items() if key.startswith(prefixes))
+            for part, prefixes in self._prefixes.items()
+        ]
 
     def load(self, folder: Path, dtype: torch.dtype, quantisation: Any = None) -> dict[str, Any]:
         """Build the parts by a base's configs, in a dtype; weights of a `.gguf` stay as they are and are widened as they run.
@@ -75,10 +91,48 @@ class SingleFile:
         Raises:
             CheckpointError: the file's tensors are not those of the base's part.
         """
-        return {
+        networks = {
             part: self._loaded(part, kind, folder, dtype, None if is_decoder(part) else quantisation)
             for part, kind in self._kinds.items()
         }
+        return networks | {
+            part: self._text_encoder(part, kind, prefix, folder, dtype) for part, (prefix, kind) in self._texts.items()
+        }
+
+    def _texts_in(self, parts: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, Any]]:
+        """Where the text encoders lie that it holds, and their classes of transformers, by the parts of the base."""
+        import transformers
+
+        waiting = {part: name for part, (library, name) in sorted(parts.items()) if library == "transformers"}
+        found = {}
+        for prefix, name in _TEXTS.items():
+            part = next((part for part, kind in waiting.items() if kind.startswith(name)), None)
+            if part is None:
+                continue
+            kind = getattr(transformers, waiting.pop(part))
+            if any(key.startswith(f"{prefix}{_INNER}") for key in self._file.entries):
+                found[part] = prefix, kind
+        return found
+
+    def _text_encoder(self, part: str, kind: Any, prefix: str, folder: Path, dtype: torch.dtype) -> Any:
+        """Build a text encoder, whose tensors have the names of transformers behind a prefix."""
+        config, place = kind.config_class.from_pretrained(folder / part), f"{prefix}{_INNER}"
+        given = {key.removeprefix(place): tensor for key, tensor in self._tensors((place,), dtype).items()}
+        if prefix == _UNPROJECTED:
+            given.pop(_PROJECTION, None)
+            if kind.__name__.endswith("WithProjection"):  # diffusers, too, has the identity there
+                given[_PROJECTION] = torch.eye(config.hidden_size)
+        try:
+            network, told = kind.from_pretrained(
+                None, config=config, state_dict=given, torch_dtype=dtype, output_loading_info=True
+            )
+        except (KeyError, ValueError, RuntimeError, AttributeError, TypeError) as error:
+            raise self._misfit(part, kind, one_line(str(error), 200)) from error
+        if missing := sorted(told["missing_keys"]):
+            raise self._misfit(part, kind, f"it lacks {listed(missing)}")
+        if unread := sorted(told["unexpected_keys"]):
+            warnings.warn(f"{self.path}: {listed(unread)} of its {part} is not read", stacklevel=2)
+        return network.eval()
 
     def _loaded(self, part: str, kind: Any, folder: Path, dtype: torch.dtype, quantisation: Any) -> Any:
         more: dict[str, Any] = {
@@ -97,14 +151,14 @@ class SingleFile:
         try:
             return kind.from_single_file(given, **more)
         except NotImplementedError as error:  # what was not in the file has no numbers
-            raise CheckpointError(
-                f"{self.path} lacks tensors of the {part} of {self._base}, a {kind.__name__}: give the base that it was made for"
-            ) from error
+            raise self._misfit(part, kind, "it lacks tensors") from error
         except (KeyError, ValueError, IndexError, RuntimeError, AttributeError, TypeError) as error:
-            raise CheckpointError(
-                f"{self.path} does not fit the {part} of {self._base}, a {kind.__name__}: "
-                f"{one_line(str(error), 200)}: give the base that it was made for"
-            ) from error
+            raise self._misfit(part, kind, one_line(str(error), 200)) from error
+
+    def _misfit(self, part: str, kind: type, why: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path} does not fit the {part} of {self._base}, a {kind.__name__}: {why}: give the base that it was made for"
+        )
 
     def _tensors(self, prefixes: tuple[str, ...], dtype: torch.dtype) -> dict[str, Tensor]:
         """The tensors of a part; those in fp8 with a scale, times that."""
@@ -115,8 +169,15 @@ class SingleFile:
             if key.startswith(prefixes) and not is_companion(self._file, key):
                 tensor = self._file.tensor(key)
                 factor = factors.get(key)
-                found[key] = tensor if factor is None else tensor.to(dtype) * self._file.tensor(factor).to(dtype)
+                name = key.removeprefix(_DENOISER)  # not all of diffusers' readers know it
+                found[name] = tensor if factor is None else tensor.to(dtype) * self._file.tensor(factor).to(dtype)
         return found
+
+
+def _place(key: str) -> str:
+    """What a message calls the part of a file that a tensor is in."""
+    first, _, rest = key.partition(".")
+    return f"{first}.{rest.partition('.')[0]}" if first == "text_encoders" else first
 
 
 def _readable(name: str) -> Any:
