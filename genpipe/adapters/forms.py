@@ -10,7 +10,7 @@ from inspect import signature
 from typing import Any
 
 from genpipe.adapters.signature import Signature
-from genpipe.adapters.skipping import can_skip
+from genpipe.adapters.skipping import cache_of
 from genpipe.request import Request
 
 
@@ -27,7 +27,7 @@ class Form:
     def __init__(self, kind: type, base: Any, draws: str, controls: Sequence[Any] = ()) -> None:
         self.kind, self.draws, self._base, self._controls = kind, draws, base, list(controls)
         self.signature = Signature.of(kind)
-        self.skips = can_skip(kind, base)
+        self.cache = cache_of(kind, base)
 
     @cached_property
     def pipe(self) -> Any:
@@ -107,7 +107,7 @@ def form_for(request: Request, forms: dict[str, Form]) -> Form:
             raise ValueError("control over an image is not for models that diffusers draws: leave out image or control")
         wanted = "control"
     if wanted in forms:
-        if request.speed != "exact" and not forms[wanted].skips:
+        if request.speed != "exact" and forms[wanted].cache is None:
             raise ValueError(f"speed {request.speed!r} is not for this model's {wanted}: leave it out")
         return forms[wanted]
     if list(forms) == ["mask"]:
@@ -121,5 +121,5 @@ def taken_by(forms: dict[str, Form]) -> tuple[str, ...]:
     """The settings that one form or another takes."""
     names = [name for form in forms.values() for name in form.signature.takes]
     names += [name for name in ("image", "mask", "control") if name in forms or (name == "image" and "mask" in forms)]
-    names += ["speed"] if any(form.skips for form in forms.values()) else []
+    names += ["speed"] if any(form.cache for form in forms.values()) else []
     return tuple(dict.fromkeys(names))

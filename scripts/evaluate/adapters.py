@@ -129,7 +129,8 @@ def saving(family: Family, folder: Path, device: str = "cpu") -> dict[str, str]:
         made, shown = network(family.name, pipe), Image.linear_gradient("L").resize((32, 32)).convert("RGB")
         made.save_pretrained(folder / "control")
         drawn = draw(load(control_model=folder / "control"), control=[shown], height=32, width=32)
-        return np.array_equal(drawn, controlled_by_hand(pipeline, family.name, [made], control_image=shown))
+        given = {"control_image": shown, "controlnet_conditioning_scale": 1.0}
+        return np.array_equal(drawn, controlled_by_hand(pipeline, family.name, [made], **given))
 
     works: dict[str, Callable[[], str | bool]] = {
         "int8 weights": lambda: bool(draw(load(weights="int8")).std() > 0),

@@ -19,6 +19,10 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "Sana": ("SanaControlNetModel", {"num_layers": 1}),
     "Qwen-Image": ("QwenImageControlNetModel", {"extra_condition_channels": 0}),
     "HunyuanDiT": ("HunyuanDiT2DControlNetModel", {"transformer_num_layers": 4}),
+    "Z-Image": (
+        "ZImageControlNetModel",
+        {"control_layers_places": [0, 1], "control_refiner_layers_places": [0], "control_in_dim": 4},
+    ),
 }
 
 
