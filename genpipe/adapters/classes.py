@@ -11,9 +11,15 @@ from genpipe.checkpoints.foreign import LIBRARIES, Foreign
 from genpipe.messages import listed, quoted
 
 # What parameters of pipelines that make something else are called.
-_KINDS = {"videos": ("num_frames", "video_length", "frames", "motion"), "sound": ("audio", "duration", "music")}
+_KINDS = {
+    "videos": ("num_frames", "video_length", "frames", "motion"),
+    "sound": ("audio", "duration", "music"),
+    "shapes": ("frame_size",),
+}
 # What packages are called where pip has them.
 _PACKAGES = {"PIL": "pillow", "cv2": "opencv-python", "google.protobuf": "protobuf", "bs4": "beautifulsoup4"}
+# What diffusers calls packages -> what they are imported as.
+_MODULES = {"opencv": "cv2"}
 
 
 def find_class(wanted: Foreign, source: str, *, trusted: bool = False) -> type | None:
@@ -80,17 +86,18 @@ def refuse_others(kind: type, source: str) -> None:
     for made, words in _KINDS.items():
         if any(word in name for name in signature.parameters for word in words):
             raise CheckpointError(f"{source} is a {kind.__name__}, which makes {made}: genpipe draws images from text")
-    if "prompt" not in signature.parameters and "image" not in signature.parameters:
-        raise CheckpointError(f"{source} is a {kind.__name__}, which takes no prompt: genpipe draws images from text")
     if needed := [name for name in signature.needs() if name != "image"]:
         raise CheckpointError(
             f"{source} is a {kind.__name__}, which cannot draw without {listed(needed)}: genpipe draws images from text"
         )
+    if "prompt" not in signature.parameters and "image" not in signature.parameters:
+        raise CheckpointError(f"{source} is a {kind.__name__}, which takes no prompt: genpipe draws images from text")
 
 
 def missing_packages(kind: Any) -> list[str]:
     """The packages that a class wants and that are not installed: diffusers has a stand-in in its place."""
-    return [name for name in getattr(kind, "_backends", []) if find_spec(name) is None]
+    modules = [_MODULES.get(name, name) for name in getattr(kind, "_backends", [])]
+    return [name for name in modules if find_spec(name) is None]
 
 
 def missing_of(error: BaseException) -> list[str]:

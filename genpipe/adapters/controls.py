@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from genpipe.adapters.fetching import chosen_weights
+from genpipe.adapters.whole import check_whole
 from genpipe.checkpoints.errors import CheckpointError
 from genpipe.checkpoints.hub import Repository
 from genpipe.checkpoints.source import Folder, Source, read_json
@@ -57,6 +58,7 @@ def load_control(source: Folder, spec: ModelSpec, *, device: torch.device, dtype
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{source} cannot be loaded: {one_line(str(error), 300)}") from error
+    check_whole({"network": network}, str(source))
     return network.to(device)
 
 

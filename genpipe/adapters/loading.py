@@ -3,18 +3,20 @@
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from genpipe.adapters.classes import find_class, is_stray, missing_of, own_part, pip_line, refuse_others
+from genpipe.adapters.classes import find_class, missing_of, pip_line, refuse_others
 from genpipe.adapters.fetching import fetched
+from genpipe.adapters.parts import load_strays, load_text_encoders
 from genpipe.adapters.placing import check_placing, place, warn_of_memory
 from genpipe.adapters.single import SingleFile
 from genpipe.adapters.storing import denoisers_in, quantisation
+from genpipe.adapters.whole import check_whole
 from genpipe.checkpoints.errors import CheckpointError
 from genpipe.checkpoints.foreign import INDEX, Foreign
 from genpipe.checkpoints.hub import Repository
@@ -90,15 +92,15 @@ def _load(
     assert isinstance(found, Folder)
     warn_of_memory(found.root, own, spec, device=device, dtype=dtype, single=single, beside=beside)
     read = {} if single is None else single.load(found.root, dtype, quantisation(spec, dtype))
-    strays = {} if kind is None else _strays(found.root, kind, wanted, spec, dtype)
-    given, denoisers = {**strays, **read}, denoisers_in(own)
-    if strays:
-        with _without(found.root, strays) as folder:
-            pipe = _loaded(folder, str(source), spec, dtype, reachable, given, denoisers)
-    else:
-        pipe = _loaded(found.root, str(source), spec, dtype, reachable, given, denoisers)
+    with _told(str(source)):
+        how = {"torch_dtype": dtype, "use_safetensors": None if allowed else True, "local_files_only": True}
+        strays = {} if kind is None else load_strays(found.root, kind, own, spec, how)
+        given = {**strays, **load_text_encoders(found.root, own, spec, how), **read}
+        with _without(found.root, strays) if strays else nullcontext(found.root) as folder:
+            pipe = _loaded(folder, spec, dtype, reachable, given, denoisers_in(own))
     if kind is None:
         refuse_others(type(pipe), str(source))
+    check_whole(pipe.components, str(source))
     pipe.set_progress_bar_config(disable=True)
     return place(pipe, spec, device=device, dtype=dtype)
 
@@ -109,42 +111,43 @@ def _quiet() -> Iterator[None]:
     from diffusers.utils import logging as ours
     from transformers.utils import logging as theirs
 
-    before = theirs.get_verbosity()
-    ours.disable_progress_bar()
-    theirs.disable_progress_bar()
-    theirs.set_verbosity_error()
+    before = ours.get_verbosity(), theirs.get_verbosity()
+    for each in (ours, theirs):
+        each.disable_progress_bar()
+        each.set_verbosity_error()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
-        theirs.set_verbosity(before)
+        for each, verbosity in zip((ours, theirs), before, strict=True):
+            each.set_verbosity(verbosity)
 
 
 def _loaded(
-    folder: Path,
-    shown: str,
-    spec: ModelSpec,
-    dtype: torch.dtype,
-    reachable: bool,
-    parts: Mapping[str, Any],
-    denoisers: Sequence[str],
+    folder: Path, spec: ModelSpec, dtype: torch.dtype, reachable: bool, parts: Mapping[str, Any], denoisers: Sequence[str]
 ) -> Any:
     """Load a folder by diffusers; where the hub is reachable, a prior that its page names is fetched from there."""
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+    return DiffusionPipeline.from_pretrained(
+        folder,
+        torch_dtype=dtype,
+        variant=spec.variant,
+        use_safetensors=None if spec.allow_pickle else True,
+        trust_remote_code=spec.trust_remote_code,
+        load_connected_pipeline=True,  # two stages where it is one of them
+        local_files_only=not reachable,
+        **_quantised(denoisers, spec, dtype),
+        **parts,
+    )
+
+
+@contextmanager
+def _told(shown: str) -> Iterator[None]:
+    """Raise what keeps diffusers from loading a model as one line, with the command that installs what is missing."""
     try:
-        return DiffusionPipeline.from_pretrained(
-            folder,
-            torch_dtype=dtype,
-            variant=spec.variant,
-            use_safetensors=None if spec.allow_pickle else True,
-            trust_remote_code=spec.trust_remote_code,
-            load_connected_pipeline=True,  # two stages where it is one of them
-            local_files_only=not reachable,
-            **_quantised(denoisers, spec, dtype),
-            **parts,
-        )
+        yield
     except (OSError, ValueError, ImportError, RuntimeError, AttributeError, KeyError, TypeError) as error:
         if missing := missing_of(error):
             raise CheckpointError(f"{shown} needs {listed(missing)}: {pip_line(missing)}") from error
@@ -160,17 +163,6 @@ def _quantised(denoisers: Sequence[str], spec: ModelSpec, dtype: torch.dtype) ->
 
     mapping: dict[str, Any] = dict.fromkeys(denoisers, how)
     return {"quantization_config": PipelineQuantizationConfig(quant_mapping=mapping)}
-
-
-def _strays(folder: Path, kind: type, wanted: Foreign, spec: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
-    """The parts that diffusers does not find where the index says: those of pipelines that it has moved since."""
-    found = {}
-    for part, (library, name) in wanted.parts.items():
-        own = own_part(kind, name) if is_stray(library, name) else None
-        if own is not None:
-            safe = None if spec.allow_pickle else True
-            found[part] = own.from_pretrained(folder / part, torch_dtype=dtype, use_safetensors=safe)
-    return found
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from genpipe.adapters.classes import missing_packages, pip_line
 from genpipe.checkpoints.errors import CheckpointError
@@ -43,7 +43,9 @@ def index(folder: Path, **content: Any) -> Path:
         ("AnimateDiffPipeline", None, "makes videos"),
         ("AudioLDM2Pipeline", None, "makes sound"),
         ("StableAudioPipeline", None, "makes sound"),
+        ("ShapEPipeline", None, "makes shapes"),
         ("DDPMPipeline", None, "takes no prompt"),
+        ("KandinskyV22ControlnetPipeline", None, "cannot draw without image_embeds, negative_image_embeds, hint"),
         ("StableDiffusionAttendAndExcitePipeline", None, "cannot draw without token_indices"),
     ],
 )  # fmt: skip
@@ -68,6 +70,8 @@ def test_the_packages_of_a_stand_in_are_looked_up():
         _backends = ["torch", "a_package_that_is_not_there"]  # noqa: RUF012 - as diffusers has it
 
     assert missing_packages(StandIn) == ["a_package_that_is_not_there"]
+    StandIn._backends = ["torch", "opencv"]
+    assert missing_packages(StandIn) == (["cv2"] if find_spec("cv2") is None else [])
     assert pip_line(["cv2", "ftfy"]) == "pip install opencv-python ftfy"
 
 
@@ -126,6 +130,25 @@ def test_weights_in_pickles_are_read_only_where_that_is_allowed(copied: Path):
         Pipeline.from_pretrained(copied, device="cpu")
     allowed = Pipeline.from_pretrained(copied, device="cpu", dtype="fp32", allow_pickle=True)
     assert allowed("a red cat", seed=1, steps=2, progress=False).size == (32, 32)
+
+
+def lacking(folder: Path, tensor: str) -> None:
+    """Take a tensor out of a folder's weights."""
+    (file,) = folder.glob("*.safetensors")
+    save_file({name: one for name, one in load_file(file).items() if name != tensor}, file, metadata={"format": "pt"})
+
+
+def test_weights_that_a_text_encoder_lacks_are_told(copied: Path):
+    lacking(copied / "text_encoder_3", "encoder.block.1.layer.0.SelfAttention.k.weight")
+    with pytest.warns(UserWarning, match=r"text_encoder_3 lacks encoder.block.1.layer.0.SelfAttention.k.weight: random"):
+        Pipeline.from_pretrained(copied, device="cpu", dtype="fp32")
+
+
+@pytest.mark.parametrize(("part", "tensor"), [("transformer", "proj_out.bias"), ("vae", "decoder.conv_in.weight")])
+def test_weights_that_a_network_lacks_are_an_error(part: str, tensor: str, copied: Path):
+    lacking(copied / part, tensor)
+    with pytest.raises(CheckpointError, match=f"its {part} lacks {tensor}: download it again"):
+        Pipeline.from_pretrained(copied, device="cpu")
 
 
 @pytest.mark.parametrize(("option", "value"), [("int8", True), ("refiner", "x"), ("vae_tiling", "on"), ("vae", "x")])
@@ -242,7 +265,7 @@ def test_the_command_ends_in_one_line(
         (["--height", "33"], "height must be a multiple of 2"),
         (["--steps", "0"], "steps must be"),
         (["--sampler", "ddim"], "sampler is not for this model"),
-        (["--speed", "draft"], "speed is not for this model"),
+        (["--speed", "quick"], "speed"),
         (["--argument", "max_sequence_length=x"], "max_sequence_length must be a number"),
         (["--offload", "model"], "the device is a CPU"),
         (["--weights", "nf4"], "the device is cpu"),
