@@ -1,6 +1,7 @@
 """Where a pipeline of diffusers keeps its weights, and in what; and whether there is room for them."""
 
 import math
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,10 @@ from genpipe.checkpoints.tensors import open_tensors
 from genpipe.hardware import free_memory
 from genpipe.messages import listed, one_line
 from genpipe.spec import ModelSpec
+
+
+# Diffusers' own variable: how attention is computed. Torch, which is "native", chooses among its kernels by itself.
+ATTENTION, NATIVE = "DIFFUSERS_ATTN_BACKEND", "native"
 
 
 def check_placing(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> None:
@@ -97,9 +102,40 @@ def place(pipe: Any, spec: ModelSpec, *, device: torch.device, dtype: torch.dtyp
             raise ValueError(f"offload 'group' is not for {type(pipe).__name__}: {reason}; use model") from error
     else:
         pipe.to(device)
+    if (attention := os.environ.get(ATTENTION, NATIVE).lower()) != NATIVE and not choose_attention(pipe, attention):
+        warnings.warn(
+            f"{ATTENTION} has no effect on {type(pipe).__name__}, whose attention diffusers does not choose", stacklevel=2
+        )
     if spec.compile:
         compile_blocks(pipe)
     return pipe
+
+
+def choose_attention(pipe: Any, name: str) -> bool:
+    """Let the denoisers of a pipeline compute attention by one of diffusers' backends, where they leave the choice to it.
+
+    Args:
+        pipe: the pipeline.
+        name: of the backend: "native", "flash", "sage", "xformers" or another of diffusers'.
+
+    Returns:
+        Whether one of them does.
+
+    Raises:
+        ValueError: there is no such backend, or its package is not installed.
+    """
+    networks = [
+        part
+        for part in pipe.components.values()
+        if hasattr(part, "set_attention_backend")
+        and any(hasattr(getattr(module, "processor", None), "_attention_backend") for module in part.modules())
+    ]
+    for network in networks:
+        try:
+            network.set_attention_backend(name)
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"{ATTENTION} {name!r} cannot be used: {one_line(str(error), 300)}") from error
+    return bool(networks)
 
 
 def compile_blocks(pipe: Any, backend: str = "inductor") -> None:

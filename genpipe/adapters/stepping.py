@@ -57,7 +57,7 @@ def steps_of(call: Callable[[], T], schedulers: Sequence[Any], device: torch.dev
     Raises:
         Exception: whatever the call raises.
     """
-    # Both are held but for the moment in which one thread hands over to the other; semaphores would take ten times as long.
+    # Both are held but for the moment in which one thread hands over to the other; a semaphore would take several locks for that.
     turn, told = threading.Lock(), threading.Lock()
     turn.acquire()
     told.acquire()

@@ -10,9 +10,10 @@ pipeline takes one generator alone; offload is that by groups of layers, as othe
 fp8 keeps the denoiser's weights so.
 
 The second table is of what saves memory or time, and of control: int8 weights are those of torchao, nf4 those of bitsandbytes
-(on a GPU); a prompt is kept where the second image of it runs no text encoder, and is what diffusers draws by hand; speed is
-that of diffusers' First Block Cache, pixel for pixel; blocks are those that diffusers lets torch compile; control is what
-diffusers draws with a control network.
+(on a GPU); a prompt is kept where the second image of it runs no text encoder, and is what diffusers draws by hand; speed names
+what is not computed at every step: all but the first block (diffusers' First Block Cache), or attention (its Pyramid Attention
+Broadcast); blocks are those that diffusers lets torch compile; attention is chosen where the denoiser leaves the choice among
+diffusers' backends, of which torch's plainest is tried; control is what diffusers draws with a control network.
 """
 
 import argparse
@@ -29,7 +30,7 @@ import torch
 from PIL import Image
 
 from genpipe import Pipeline
-from genpipe.adapters.placing import compile_blocks
+from genpipe.adapters.placing import NATIVE, choose_attention, compile_blocks
 from genpipe.adapters.skipping import skipping
 from genpipe.pipeline.progress import Progress
 from genpipe.pipeline.wrapped import WrappedDrawer
@@ -39,7 +40,7 @@ from tests.adapters.control_networks import by_hand as controlled_by_hand
 from tests.adapters.tiny import Family
 
 COLUMNS = ("text", "image", "mask", "negative", "batch seeds", "preview", "offload", "fp8 weights")
-SAVING = ("int8 weights", "prompt kept", "speed", "compiled blocks", "control")
+SAVING = ("int8 weights", "prompt kept", "speed", "compiled blocks", "attention chosen", "control")
 YES, NO, UNTRIED = "yes", "–", "not tried"
 Find = Callable[[Family, Path, str], dict[str, str]]
 PROMPT, SEED = "a red cat", 3
@@ -110,17 +111,25 @@ def saving(family: Family, folder: Path, device: str = "cpu") -> dict[str, str]:
             drawn = draw(pipeline)
         return not ran and np.array_equal(drawn, by_hand(pipeline, family))
 
-    def skips() -> bool:
-        if "speed" not in (pipeline.traits.takes or ()):
+    def skips() -> str | bool:
+        cache = _drawer(pipeline).adapted.forms["text"].cache
+        if cache is None:
             return False
         drawn = draw(pipeline, speed="draft")
-        with skipping(pipe, "draft"):
-            return np.array_equal(drawn, by_hand(pipeline, family))
+        with skipping(pipe, cache, "draft"):
+            return cache if np.array_equal(drawn, by_hand(pipeline, family)) else False
 
     def compiled() -> bool:
         other = load()
         compile_blocks(_drawer(other).adapted.pipe, backend="eager")
         return np.array_equal(draw(other), draw(pipeline))
+
+    def chosen() -> bool:
+        before = draw(pipeline).astype(int)
+        try:
+            return choose_attention(pipe, "_native_math") and np.abs(draw(pipeline) - before).max() <= 2
+        finally:
+            choose_attention(pipe, NATIVE)
 
     def controlled() -> str | bool:
         if family.name not in NETWORKS:
@@ -137,6 +146,7 @@ def saving(family: Family, folder: Path, device: str = "cpu") -> dict[str, str]:
         "prompt kept": kept,
         "speed": skips,
         "compiled blocks": compiled,
+        "attention chosen": chosen,
         "control": controlled,
     }
     if device != "cpu":

@@ -138,6 +138,33 @@ def test_what_saves_nothing_or_wants_a_gpu_is_refused(folder_of: Save, tiny_chec
         Pipeline.from_pretrained(tiny_checkpoint, device="cpu", weights="nf4")
 
 
+def test_attention_is_computed_as_diffusers_variable_says(
+    folder_of: Save, loaded: Load, monkeypatch: pytest.MonkeyPatch
+):
+    given: Any = {"device": "cpu", "dtype": "fp32"}
+    monkeypatch.setenv("DIFFUSERS_ATTN_BACKEND", "_native_math")
+    pipeline = Pipeline.from_pretrained(folder_of(family_named(FLUX)), **given)
+    network = parts_of(pipeline)["transformer"]
+    try:
+        chosen = {module.processor._attention_backend for module in network.modules() if hasattr(module, "processor")}
+        assert chosen == {"_native_math"}
+        assert np.abs(drawn(pipeline) - drawn(loaded(family_named(FLUX)))).max() <= 1
+    finally:
+        placing.choose_attention(pipeline.drawer.adapted.pipe, "native")  # type: ignore[attr-defined]
+    with pytest.warns(UserWarning, match="DIFFUSERS_ATTN_BACKEND has no effect on StableDiffusion3Pipeline"):
+        Pipeline.from_pretrained(folder_of(family_named("Stable Diffusion 3")), **given)
+    monkeypatch.setenv("DIFFUSERS_ATTN_BACKEND", "quickest")
+    with pytest.raises(ValueError, match=r"DIFFUSERS_ATTN_BACKEND 'quickest' cannot be used: .*must be one of"):
+        Pipeline.from_pretrained(folder_of(family_named(FLUX)), **given)
+
+
+@pytest.mark.skipif(find_spec("sageattention") is not None, reason="sageattention is installed")
+def test_a_backend_of_attention_that_is_not_installed_is_asked_for(folder_of: Save, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DIFFUSERS_ATTN_BACKEND", "sage")
+    with pytest.raises(ValueError, match="'sage' cannot be used: .*Please install `sageattention>="):
+        Pipeline.from_pretrained(folder_of(family_named(FLUX)), device="cpu")
+
+
 def test_offload_is_not_for_genpipes_own_networks(tiny_checkpoint: Path):
     with pytest.raises(ValueError, match="offload is for models that diffusers draws"):
         Pipeline.from_pretrained(tiny_checkpoint, device="cpu", offload="group")

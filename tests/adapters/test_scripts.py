@@ -30,8 +30,9 @@ def test_a_row_says_what_was_done(tmp_path: Path) -> None:
 
 def test_a_row_says_what_saves_and_what_does_not(tmp_path: Path) -> None:
     rows = evaluate.rows_of([family_named("PixArt-Σ"), family_named("Qwen-Image")], find=evaluate.saving)
-    assert rows["PixArt-Σ"] == {**dict.fromkeys(evaluate.SAVING, "–"), "prompt kept": "yes", "int8 weights": INT8}
-    assert rows["Qwen-Image"] == {**dict.fromkeys(evaluate.SAVING, "yes"), "int8 weights": INT8}
+    kept = {"prompt kept": "yes", "int8 weights": INT8}
+    assert rows["PixArt-Σ"] == {**dict.fromkeys(evaluate.SAVING, "–"), **kept, "speed": "attention"}
+    assert rows["Qwen-Image"] == {**dict.fromkeys(evaluate.SAVING, "yes"), **kept, "speed": "first block"}
 
 
 def test_the_readmes_table_is_what_works(loaded: Callable[[Family], Pipeline]) -> None:
