@@ -150,7 +150,11 @@ class Adapted:
             # A watermark is put on PIL images alone.
             keywords["output_type"] = "pil" if getattr(self.pipe, "watermarker", None) is not None else "np"
         try:
-            with self._texts.kept(form.pipe), skipping(self.pipe, form.cache, first.speed), self._seeded(form, first.seed):
+            with (
+                self._texts.kept(form.pipe),
+                skipping(self.pipe, form.cache, first.speed),
+                self._seeded(form, first.seed),
+            ):
                 result = form.pipe(**keywords)
         except (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError) as error:
             raise RuntimeError(f"{form.kind.__name__} failed: {type(error).__name__}: {error}") from error

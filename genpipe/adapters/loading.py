@@ -125,7 +125,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _loaded(
-    folder: Path, spec: ModelSpec, dtype: torch.dtype, reachable: bool, parts: Mapping[str, Any], denoisers: Sequence[str]
+    folder: Path,
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    reachable: bool,
+    parts: Mapping[str, Any],
+    denoisers: Sequence[str],
 ) -> Any:
     """Load a folder by diffusers; where the hub is reachable, a prior that its page names is fetched from there."""
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline

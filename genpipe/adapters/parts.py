@@ -48,7 +48,8 @@ def load_text_encoders(
             )
             if missing := sorted(told["missing_keys"]):
                 warnings.warn(
-                    f"{folder / part} lacks {listed(missing)}: random numbers stand there, download it again", stacklevel=2
+                    f"{folder / part} lacks {listed(missing)}: random numbers stand there, download it again",
+                    stacklevel=2,
                 )
     return found
 

@@ -16,7 +16,6 @@ from genpipe.hardware import free_memory
 from genpipe.messages import listed, one_line
 from genpipe.spec import ModelSpec
 
-
 # Diffusers' own variable: how attention is computed. Torch, which is "native", chooses among its kernels by itself.
 ATTENTION, NATIVE = "DIFFUSERS_ATTN_BACKEND", "native"
 
@@ -104,7 +103,8 @@ def place(pipe: Any, spec: ModelSpec, *, device: torch.device, dtype: torch.dtyp
         pipe.to(device)
     if (attention := os.environ.get(ATTENTION, NATIVE).lower()) != NATIVE and not choose_attention(pipe, attention):
         warnings.warn(
-            f"{ATTENTION} has no effect on {type(pipe).__name__}, whose attention diffusers does not choose", stacklevel=2
+            f"{ATTENTION} has no effect on {type(pipe).__name__}, whose attention diffusers does not choose",
+            stacklevel=2,
         )
     if spec.compile:
         compile_blocks(pipe)

@@ -40,10 +40,11 @@ def _run(arguments: list[str]) -> int:
     from genpipe.cli.output import complain, flush, logged_lines, show_warning
 
     warnings.showwarning = show_warning
+    warnings.simplefilter("ignore", FutureWarning)  # what libraries will drop one day is for those who call them
     if any(action == "error" for action, *_ in warnings.filters):
         # `python -W error` is for finding faults in code: here a warning is a message to whoever draws.
         warnings.resetwarnings()
-        for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+        for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning, ResourceWarning):
             warnings.simplefilter("ignore", category)
     try:
         try:

@@ -34,6 +34,7 @@ def main(renderer: Callable[[Job, str | None], Any] | None = None) -> None:
     # Ctrl-C reaches the whole group; the coordinator says when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.showwarning = _show_warning
+    warnings.simplefilter("ignore", FutureWarning)  # what libraries will drop one day is for those who call them
     lock = threading.Lock()
 
     def send(**message: Any) -> None:

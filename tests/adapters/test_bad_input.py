@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
@@ -140,7 +141,9 @@ def lacking(folder: Path, tensor: str) -> None:
 
 def test_weights_that_a_text_encoder_lacks_are_told(copied: Path):
     lacking(copied / "text_encoder_3", "encoder.block.1.layer.0.SelfAttention.k.weight")
-    with pytest.warns(UserWarning, match=r"text_encoder_3 lacks encoder.block.1.layer.0.SelfAttention.k.weight: random"):
+    with pytest.warns(
+        UserWarning, match=r"text_encoder_3 lacks encoder.block.1.layer.0.SelfAttention.k.weight: random"
+    ):
         Pipeline.from_pretrained(copied, device="cpu", dtype="fp32")
 
 
@@ -280,3 +283,14 @@ def test_a_setting_out_of_range_ends_the_command_in_one_line(
     assert main(["a red cat", *model, "-s", "1", *options, "-o", str(tmp_path / "x.png")]) == 2
     said = capsys.readouterr().err.strip()
     assert message in said and "\n" not in said and not (tmp_path / "x.png").exists()
+
+
+def test_what_diffusers_will_drop_one_day_is_not_told(
+    folder_of: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    model = ["-m", str(folder_of(family_named("Kandinsky 2.2"))), "--device", "cpu", "--dtype", "fp32"]
+    given = ["--steps", "1", "--argument", "prior_num_inference_steps=1", "--height", "32", "--width", "32"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", FutureWarning)
+        assert main(["a red cat", *model, *given, "-o", str(tmp_path / "x.png")]) == 0
+    assert "deprecated" not in capsys.readouterr().err

@@ -161,7 +161,7 @@ def test_attention_is_computed_as_diffusers_variable_says(
 @pytest.mark.skipif(find_spec("sageattention") is not None, reason="sageattention is installed")
 def test_a_backend_of_attention_that_is_not_installed_is_asked_for(folder_of: Save, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DIFFUSERS_ATTN_BACKEND", "sage")
-    with pytest.raises(ValueError, match="'sage' cannot be used: .*Please install `sageattention>="):
+    with pytest.raises(ValueError, match=r"'sage' cannot be used: .*Please install `sageattention>="):
         Pipeline.from_pretrained(folder_of(family_named(FLUX)), device="cpu")
 
 

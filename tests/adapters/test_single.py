@@ -103,7 +103,9 @@ def all_in_one(pipe: Any, denoiser: dict[str, torch.Tensor], names: dict[str, st
     found = {f"{UNET}{key}": tensor for key, tensor in denoiser.items()} | autoencoder(pipe.vae.state_dict(), 2)
     for part, name in names.items():
         network = getattr(pipe, part)
-        plain = "" if type(network).__name__ != "CLIPTextModel" else "text_model."  # which files have, and transformers 5 not
+        plain = (
+            "" if type(network).__name__ != "CLIPTextModel" else "text_model."
+        )  # which files have, and transformers 5 not
         found |= {f"text_encoders.{name}.transformer.{plain}{key}": one for key, one in network.state_dict().items()}
         found[f"text_encoders.{name}.logit_scale"] = torch.zeros(())
     del found["text_encoders.t5xxl.transformer.encoder.embed_tokens.weight"]
@@ -292,7 +294,9 @@ def test_a_file_that_lacks_tensors_is_an_error(folder_of: Save, tmp_path: Path):
     state = weights(folder, "transformer")
     del state["proj_out.bias"]
     save_file(state, tmp_path / "mine.safetensors")
-    with pytest.raises(CheckpointError, match=r"the transformer of .*, a QwenImageTransformer2DModel: it lacks tensors"):
+    with pytest.raises(
+        CheckpointError, match=r"the transformer of .*, a QwenImageTransformer2DModel: it lacks tensors"
+    ):
         load(tmp_path / "mine.safetensors", folder)
 
 

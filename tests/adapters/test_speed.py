@@ -95,7 +95,9 @@ def test_attention_is_computed_at_one_of_so_many_steps(name: str, speed: str, st
         assert np.array_equal(plain, by_hand(pipeline, exact, "a red cat", 3)), "nothing is left behind"
     with broadcast(pipe, steps) as computed:
         assert np.array_equal(drawn, by_hand(pipeline, exact, "a red cat", 3))
-    assert computed[0] / whole[0] == {2: 8, 3: 7}[steps] / STEPS  # of steps 3 to 10 those are skipped that it does not divide
+    assert (
+        computed[0] / whole[0] == {2: 8, 3: 7}[steps] / STEPS
+    )  # of steps 3 to 10 those are skipped that it does not divide
 
 
 @pytest.mark.parametrize("name", ["Stable Diffusion 3", "PixArt-Σ"])
@@ -108,7 +110,9 @@ def test_attention_is_kept_as_by_diffusers(name: str, loaded: Load):
 
     family = family_named(name)
     pipeline, pipe = loaded(family), pipe_of(loaded(family))
-    drawn = levels(pipeline("a red cat", seed=3, progress=False, **{**family.settings, "steps": STEPS, "speed": "balanced"}))
+    drawn = levels(
+        pipeline("a red cat", seed=3, progress=False, **{**family.settings, "steps": STEPS, "speed": "balanced"})
+    )
     evaluated = [-1]
     hook = pipe.transformer.register_forward_pre_hook(lambda *_: evaluated.__setitem__(0, evaluated[0] + 1))
     apply_pyramid_attention_broadcast(
@@ -121,7 +125,9 @@ def test_attention_is_kept_as_by_diffusers(name: str, loaded: Load):
     )
     exact = Family(name, None, {**family.by_hand, "num_inference_steps": STEPS}, {})
     assert np.array_equal(drawn, by_hand(pipeline, exact, "a red cat", 3))
-    HookRegistry.check_if_exists_or_initialize(pipe.transformer).remove_hook("pyramid_attention_broadcast", recurse=True)
+    HookRegistry.check_if_exists_or_initialize(pipe.transformer).remove_hook(
+        "pyramid_attention_broadcast", recurse=True
+    )
     hook.remove()
 
 
