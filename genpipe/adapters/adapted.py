@@ -13,7 +13,7 @@ from torch import Tensor
 from genpipe.adapters.controls import told_of
 from genpipe.adapters.forms import Form, form_for, forms_of, taken_by
 from genpipe.adapters.pixels import pictures_of, pixels_of
-from genpipe.adapters.sizes import default_size, size_factor
+from genpipe.adapters.sizes import check_size, default_size, size_factor
 from genpipe.adapters.skipping import skipping
 from genpipe.adapters.stepping import Step, steps_of
 from genpipe.adapters.texts import Texts
@@ -85,6 +85,7 @@ class Adapted:
         """
         form = form_for(requests[0], self.forms)
         form.signature.check(requests[0].arguments)
+        check_size(self.pipe, (requests[0].height, requests[0].width))
         if not self._drawing.acquire(blocking=False):
             raise RuntimeError(f"{self.name} draws one batch at a time: let the other end, or close its stream")
         try:

@@ -26,6 +26,14 @@ def default_size(pipe: Any, signature: Signature) -> tuple[int, int]:
     return int(height) * scale(pipe), int(width) * scale(pipe)
 
 
+def check_size(pipe: Any, size: tuple[int, int]) -> None:
+    """Raise ValueError where a pipeline has a list of sizes, as Kandinsky 5, and (height, width) is none of it."""
+    sizes = {(height, width) for width, height in getattr(pipe, "resolutions", ())}
+    if sizes and size not in sizes:
+        known = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
+        raise ValueError(f"this model draws {known} alone, not {size[1]}x{size[0]}: ask for one of them")
+
+
 def scale(pipe: Any) -> int:
     """How many pixels a side one latent pixel stands for; 1 for pipelines that denoise pixels."""
     decoder = decoder_of(pipe)
