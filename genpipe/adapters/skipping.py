@@ -5,8 +5,8 @@ what the others added at the last full step; it is used where diffusers knows th
 transformer's evaluations apart. In other transformers it is Pyramid Attention Broadcast (arXiv 2408.12588): in the middle of
 the schedule, what attention gave at one step is used at the next ones, too.
 
-Its FasterCache is not used. It needs to know which arguments hold prompt and negative prompt side by side, which of the families
-in the tests it does for PixArt, Sana and AuraFlow alone.
+Its FasterCache is not used: it wants to be told which arguments hold prompt and negative prompt side by side, and of the
+families in the tests that have no First Block Cache it runs with PixArt, Sana and AuraFlow alone.
 """
 
 import functools

@@ -202,7 +202,7 @@ def test_a_size_is_refused_by_a_model_that_has_but_one(loaded: Load):
 def test_a_size_that_is_not_on_the_models_list_is_refused_before_it_is_drawn(loaded: Load):
     pipeline = loaded(family_named("Kandinsky 5"))
     (request,) = pipeline.requests("a red cat", seed=1, height=64, width=64)
-    with pytest.raises(ValueError, match="this model draws 1408x640, .*1024x1024.* alone, not 64x64: ask for one"):
+    with pytest.raises(ValueError, match=r"this model draws 1408x640, .*1024x1024.* alone, not 64x64: ask for one"):
         next(iter(pipeline.stream([request])))
 
 

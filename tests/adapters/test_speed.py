@@ -181,14 +181,17 @@ def test_over_an_image_attention_is_kept_where_the_pipeline_tells_no_evaluations
     assert computed[0] == 7 * 2 and not np.array_equal(drawn, plain)
 
 
-def test_a_stream_that_is_closed_leaves_nothing_behind(loaded: Load):
-    family = family_named("FLUX.1 dev")
+@pytest.mark.parametrize("name", ["FLUX.1 dev", "Stable Diffusion 3"])
+def test_a_stream_that_is_closed_leaves_nothing_behind(name: str, loaded: Load):
+    family = family_named(name)
     pipeline = loaded(family)
     (request,) = pipeline.requests("a red cat", seed=3, speed="draft", **family.settings)
     stream = pipeline.stream([request])
     next(stream)
     stream.close()  # type: ignore[attr-defined]
-    assert not pipe_of(pipeline).transformer.is_cache_enabled
+    hooks = [getattr(module, "_diffusers_hook", None) for module in pipe_of(pipeline).transformer.modules()]
+    assert not any(registry.hooks for registry in hooks if registry is not None)
+    assert "step" not in vars(pipe_of(pipeline).scheduler)
     image = levels(pipeline("a red cat", seed=3, progress=False, **family.settings))
     assert np.array_equal(image, by_hand(pipeline, family, "a red cat", 3))
     assert torch.is_inference_mode_enabled() is False
