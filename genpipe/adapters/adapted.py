@@ -158,6 +158,8 @@ class Adapted:
             ):
                 result = form.pipe(**keywords)
         except (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError) as error:
+            if isinstance(error, ZeroDivisionError) and (few := form.signature.single_steps(keywords)):
+                raise ValueError(f"{form.kind.__name__} cannot draw with {listed(few)} 1: give 2 or more") from error
             raise RuntimeError(f"{form.kind.__name__} failed: {type(error).__name__}: {error}") from error
         drawn = next((one for name in ("images", "image") if (one := getattr(result, name, None)) is not None), None)
         if drawn is None:

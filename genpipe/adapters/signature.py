@@ -122,6 +122,11 @@ class Signature:
                 given[name] = value
         return given
 
+    def single_steps(self, given: Mapping[str, Any]) -> list[str]:
+        """The numbers of steps that are 1 for these keywords, which schedulers as of unCLIP cannot share out."""
+        names = [name for name in self.parameters if name.endswith("num_inference_steps")]
+        return [name for name in names if given.get(name, self.default(name)) == 1]
+
     def step_count(self, given: Mapping[str, Any]) -> int:
         """How many steps all stages together take about, for these keywords."""
         names = [name for name in self.parameters if name.endswith("num_inference_steps")]

@@ -213,6 +213,12 @@ def test_a_size_that_the_model_rounds_is_refused(loaded: Load):
         loaded(family)("a red cat", seed=1, progress=False, **given)
 
 
+def test_a_single_step_that_a_prior_cannot_share_out_is_refused(loaded: Load):
+    given: Any = {**family_named("Kandinsky 2.2").settings, "arguments": {"prior_num_inference_steps": 1}}
+    with pytest.raises(ValueError, match="cannot draw with prior_num_inference_steps 1: give 2 or more"):
+        loaded(family_named("Kandinsky 2.2"))("a red cat", seed=1, progress=False, **given)
+
+
 def test_numbers_that_are_not_finite_are_an_error(copied: Path):
     pipeline = Pipeline.from_pretrained(copied, device="cpu", dtype="fp32")
     assert isinstance(pipeline.drawer, WrappedDrawer)
@@ -296,7 +302,7 @@ def test_what_diffusers_will_drop_one_day_is_not_told(
     folder_of: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     model = ["-m", str(folder_of(family_named("Kandinsky 2.2"))), "--device", "cpu", "--dtype", "fp32"]
-    given = ["--steps", "1", "--argument", "prior_num_inference_steps=1", "--height", "32", "--width", "32"]
+    given = ["--steps", "2", "--argument", "prior_num_inference_steps=2", "--height", "32", "--width", "32"]
     with warnings.catch_warnings():
         warnings.simplefilter("default", FutureWarning)
         assert main(["a red cat", *model, *given, "-o", str(tmp_path / "x.png")]) == 0
