@@ -82,7 +82,8 @@ def check_taken(request: Request, takes: Sequence[str], usual: Mapping[str, Any]
         if name in takes or name == "negative_prompt" or value == standing.get(name, value):
             continue
         only = f": it draws {standing[name]} alone" if name in ("height", "width") else ""
-        raise ValueError(f"{name} is not for this model, a pipeline of diffusers that takes none{only}; leave it out")
+        fix = "give its network (control_model), or leave it out" if name == "control" else "leave it out"
+        raise ValueError(f"{name} is not for this model, a pipeline of diffusers that takes none{only}; {fix}")
 
 
 def ignored(requests: Sequence[Request], traits: Traits) -> list[Notice]:

@@ -94,6 +94,8 @@ def test_what_cannot_be_controlled_is_an_error(controlled: Any, folder_of: Save,
     given: Any = {"device": "cpu", "dtype": "fp32", "control_model": tmp_path / "0"}
     with pytest.raises(ValueError, match="diffusers has no AuraFlowControlNetPipeline"):
         Pipeline.from_pretrained(folder_of(family_named("AuraFlow")), **given)
+    with pytest.raises(ValueError, match=r"control is not for this model.*give its network \(control_model\)"):
+        Pipeline.from_pretrained(folder_of(family_named("HunyuanDiT")), device="cpu")("a red cat", control=[shown])
     given["control_model"] = folder_of(family_named("AuraFlow")) / "transformer"
     with pytest.raises(CheckpointError, match="is a 'AuraFlowTransformer2DModel', not a control network"):
         Pipeline.from_pretrained(folder_of(family_named("HunyuanDiT")), **given)
