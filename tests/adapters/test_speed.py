@@ -90,7 +90,7 @@ def test_attention_is_computed_at_one_of_so_many_steps(name: str, speed: str, st
     family = family_named(name)
     pipeline, settings = loaded(family), {**family.settings, "steps": STEPS, "seed": 3, "progress": False}
     pipe, exact = pipe_of(pipeline), Family(name, None, {**family.by_hand, "num_inference_steps": STEPS}, {})
-    drawn, plain = (levels(pipeline("a red cat", **settings, **more)) for more in ({"speed": speed}, {}))
+    drawn, plain = (levels(pipeline("a red cat", **settings, speed=each)) for each in (speed, "exact"))
     with broadcast(pipe, 1) as whole:
         assert np.array_equal(plain, by_hand(pipeline, exact, "a red cat", 3)), "nothing is left behind"
     with broadcast(pipe, steps) as computed:
@@ -174,7 +174,7 @@ def test_over_an_image_attention_is_kept_where_the_pipeline_tells_no_evaluations
     family = family_named("FLUX.1 dev")
     given: Any = {**family.settings, "steps": STEPS, "image": picture((32, 32)), "strength": 1.0, "progress": False}
     pipeline = loaded(family)
-    drawn, plain = (levels(pipeline("a red cat", seed=3, **given, **more)) for more in ({"speed": "draft"}, {}))
+    drawn, plain = (levels(pipeline("a red cat", seed=3, speed=each, **given)) for each in ("draft", "exact"))
     assert isinstance(pipeline.drawer, WrappedDrawer)
     with broadcast(pipeline.drawer.adapted.forms["image"].pipe, 3) as computed:
         assert np.array_equal(drawn, levels(pipeline("a red cat", seed=3, **given)))
