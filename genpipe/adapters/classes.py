@@ -96,7 +96,8 @@ def refuse_others(kind: type, source: str) -> None:
 
 def missing_packages(kind: Any) -> list[str]:
     """The packages that a class wants and that are not installed: diffusers has a stand-in in its place."""
-    modules = [_MODULES.get(name, name) for name in getattr(kind, "_backends", [])]
+    backends: list[str] = getattr(kind, "_backends", [])
+    modules = [_MODULES.get(name, name) for name in backends]
     return [name for name in modules if find_spec(name) is None]
 
 

@@ -10,7 +10,7 @@ from inspect import signature
 from typing import Any
 
 from genpipe.adapters.signature import Signature
-from genpipe.adapters.skipping import cache_of
+from genpipe.adapters.skipping import Cache, cache_of
 from genpipe.request import Request
 
 
@@ -27,7 +27,7 @@ class Form:
     def __init__(self, kind: type, base: Any, draws: str, controls: Sequence[Any] = ()) -> None:
         self.kind, self.draws, self._base, self._controls = kind, draws, base, list(controls)
         self.signature = Signature.of(kind)
-        self.cache = cache_of(kind, base)
+        self.cache: Cache | None = cache_of(kind, base)
 
     @cached_property
     def pipe(self) -> Any:

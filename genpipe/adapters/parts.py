@@ -43,7 +43,8 @@ def load_text_encoders(
     for part, (library, name) in parts.items():
         kind = getattr(transformers, name, None) if library == "transformers" else None
         if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
-            found[part], told = kind.from_pretrained(
+            read: Any = kind.from_pretrained
+            found[part], told = read(
                 folder / part, variant=_variant(folder / part, spec), output_loading_info=True, **given
             )
             if missing := sorted(told["missing_keys"]):

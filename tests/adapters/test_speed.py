@@ -68,7 +68,7 @@ def broadcast(pipe: Any, steps: int) -> Iterator[list[int]]:
         return run
 
     hook = transformer.register_forward_pre_hook(lambda *_: evaluation.__setitem__(0, evaluation[0] + 1))
-    changed = [
+    changed: list[Any] = [
         module
         for name, module in transformer.named_modules()
         if isinstance(module, Attention | AttentionModuleMixin) and ("blocks" in name or "layers" in name)
@@ -110,9 +110,8 @@ def test_attention_is_kept_as_by_diffusers(name: str, loaded: Load):
 
     family = family_named(name)
     pipeline, pipe = loaded(family), pipe_of(loaded(family))
-    drawn = levels(
-        pipeline("a red cat", seed=3, progress=False, **{**family.settings, "steps": STEPS, "speed": "balanced"})
-    )
+    given: Any = {**family.settings, "steps": STEPS, "speed": "balanced", "progress": False}
+    drawn = levels(pipeline("a red cat", seed=3, **given))
     evaluated = [-1]
     hook = pipe.transformer.register_forward_pre_hook(lambda *_: evaluated.__setitem__(0, evaluated[0] + 1))
     apply_pyramid_attention_broadcast(
