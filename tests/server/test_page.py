@@ -27,6 +27,7 @@ def test_examples_show_what_to_write(opened: Open) -> None:
     page.get_by_role("button", name="an owl at night").click()
     drawn(page, 4)
     assert page.get_by_label("A picture of").input_value() == "an owl at night"
+    until(page, "document.getElementById('words').textContent.startsWith('Length: ')")
     assert page.locator("#examples").is_hidden()
 
 

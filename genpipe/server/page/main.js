@@ -14,12 +14,14 @@ translate(document);
 listen(trying);
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
+  if (!document.body.dataset.ready) return; // the status says what it waits for
   trying(async () => draw(await asked(), shown()));
 });
 $("cancel").addEventListener("click", cancel);
 for (const example of $("examples").querySelectorAll("button")) {
   example.addEventListener("click", () => {
     $("prompt").value = example.textContent;
+    $("prompt").dispatchEvent(new Event("input"));
     $("form").requestSubmit();
   });
 }
