@@ -30,8 +30,9 @@ if IN_MEMORY.is_dir() and min(shutil.disk_usage(IN_MEMORY).free, free_memory(tor
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+HAS_INT8 = multiplies_int8() and can_quantise()
 needs_int8 = pytest.mark.skipif(
-    choose_dtype(None, torch.device("cpu")) != torch.bfloat16 or not (multiplies_int8() and can_quantise()),
+    choose_dtype(None, torch.device("cpu")) != torch.bfloat16 or not HAS_INT8,
     reason="this torch or this CPU has no int8 beside bf16",
 )
 
