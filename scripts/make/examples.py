@@ -1,6 +1,7 @@
-"""The image at the head of the README: what the embedded model draws of 24 prompts, all with seed 1.
+"""What the embedded model draws: the image at the head of the README, 24 prompts with seed 1, and that of its model card.
 
 python -m scripts.make.examples --output .assets/examples.png
+python -m scripts.make.examples --seeds 8 --output .assets/seeds.png
 """
 
 import argparse
@@ -17,6 +18,11 @@ PROMPTS = (
     "cat", "a cat and a dog", "two apples", "three balloons", "pizza", "strawberry",
     "sunflower", "palm tree on the beach", "robot", "pumpkin at night", "snowman", "teddy bear",
 )  # fmt: skip
+# One per row, where each is drawn of several seeds.
+OF_SEEDS = (
+    "pirate ship", "castle", "cat", "a red car in the snow", "house", "tree", "rocket in space", "a dog and a cat",
+    "two apples", "tiny mouse",
+)  # fmt: skip
 SEED = 1
 
 
@@ -24,10 +30,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("examples.png"), help="where to save (%(default)s)")
     parser.add_argument("--model", help="a checkpoint to draw with instead of the embedded model")
+    parser.add_argument("--seeds", type=int, help="ten prompts at half the size, each of so many seeds")
     arguments = parser.parse_args()
+    if arguments.seeds is not None and arguments.seeds < 1:
+        parser.error(f"--seeds {arguments.seeds} is too few: use 1 or more")
     pipe = Pipeline.from_pretrained(arguments.model)
-    images = pipe(list(PROMPTS), seeds=[SEED] * len(PROMPTS))
-    save_image(grid([labelled(*pair) for pair in zip(images, PROMPTS, strict=True)], columns=6), arguments.output)
+    count = arguments.seeds or 1
+    drawn = [(prompt, SEED + k) for prompt in (OF_SEEDS if arguments.seeds else PROMPTS) for k in range(count)]
+    usual = pipe.defaults()
+    half = {name: usual[name] // 2 for name in ("height", "width")} if arguments.seeds else {}
+    images = pipe([prompt for prompt, _ in drawn], seeds=[seed for _, seed in drawn], **half)
+    cells = [
+        labelled(image, prompt if seed == SEED else "") for image, (prompt, seed) in zip(images, drawn, strict=True)
+    ]
+    save_image(grid(cells, columns=arguments.seeds or 6), arguments.output)
 
 
 def labelled(image: Image.Image, prompt: str) -> Image.Image:
