@@ -28,18 +28,27 @@ def test_a_row_says_what_was_done(tmp_path: Path) -> None:
     )
 
 
+def lines_of_the_readme(table: str) -> dict[str, str]:
+    """The lines of one of its tables, by what they begin with."""
+    _, _, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition(f"<!-- {table}")
+    said = rest.partition("\n")[2].partition(f"\n<!-- end of {table} -->")[0]
+    return {line.split(" | ")[0].removeprefix("| "): line for line in said.splitlines()}
+
+
 def test_a_row_says_what_saves_and_what_does_not(tmp_path: Path) -> None:
     rows = evaluate.rows_of([family_named("PixArt-Σ"), family_named("Qwen-Image")], find=evaluate.saving)
     kept = {"prompt kept": "yes", "int8 weights": INT8}
     assert rows["PixArt-Σ"] == {**dict.fromkeys(evaluate.SAVING, "–"), **kept, "speed": "attention"}
     assert rows["Qwen-Image"] == {**dict.fromkeys(evaluate.SAVING, "yes"), **kept, "speed": "first block"}
+    lines = lines_of_the_readme("savings")
+    assert list(lines) == ["family", "---", *sorted((one.name for one in families()), key=str.lower)]
+    told = evaluate.table({name: {**row, "int8 weights": "yes"} for name, row in rows.items()}).splitlines()
+    assert told == [lines[name] for name in ("family", "---", "PixArt-Σ", "Qwen-Image")]
 
 
 def test_the_readmes_table_is_what_works(loaded: Callable[[Family], Pipeline]) -> None:
     """Its cells are held to what the loaded pipelines take, and whole rows to what is drawn, as of all takes a minute."""
-    _, _, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition("<!-- families: ")
-    said = rest.partition("\n")[2].partition("\n<!-- end of families -->")[0]
-    lines = {line.split(" | ")[0].removeprefix("| "): line for line in said.splitlines()}
+    lines = lines_of_the_readme("families")
     names = [one.name for one in families()]
     assert list(lines) == ["family", "---", *sorted(names, key=str.lower)]
     rows = evaluate.rows_of([family_named(name) for name in DRAWN])
