@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from genpipe.models.cpu.winograd import suits_winograd
 
 # The most in · out channels per pixel of a map: with more, transforming the weights takes too much beside the products.
-MOST_CHANNELS = 800
+MOST_CHANNELS = 600
 # Numbers that are transformed at once, so that they are multiplied while still in caches; and the fewest tiles, however many
 # channels they have, since products of few rows take as long as reading their weights.
 STRIP, TILES = 2**20, 160
