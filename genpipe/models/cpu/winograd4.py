@@ -20,9 +20,9 @@ from genpipe.models.cpu.winograd import suits_winograd
 MOST_CHANNELS = 600
 # Numbers that are transformed at once, so that they are multiplied while still in caches; and the fewest tiles, however many
 # channels they have, since products of few rows take as long as reading their weights.
-STRIP, TILES = 2**20, 160
-# Numbers in one part of the transformed weights: 16 MB, which the system need not fetch new memory for.
-WEIGHTS = 2**22
+STRIP, TILES = 2**20, 64
+# Numbers in one part of the transformed weights: 32 MB, up to which memory that was freed is used again.
+WEIGHTS = 2**23
 # Where the polynomials are evaluated, beside infinity. They round half as much as the usual 0, ±1 and ±2, and are exact in
 # binary.
 _POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
