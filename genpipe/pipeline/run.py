@@ -148,21 +148,26 @@ class Run:
         self._asked = asked
 
 
+# Groups of runs that take turns whose parts stay joined.
+KEPT_JOINED = 4
+
+
 class Together:
-    """Evaluates the network for runs of one form; what is computed of who they are is kept while they stay the same."""
+    """Evaluates the network for runs of one form; what is computed of who they are is kept, of the last few groups of runs."""
 
     def __init__(self) -> None:
-        self._parts: list[tuple[UNetDenoiser, bool]] = []
-        self._joined: JoinedDenoiser | None = None
+        self._joined: dict[tuple[tuple[UNetDenoiser, bool], ...], JoinedDenoiser] = {}  # the one used last at the end
 
     @torch.inference_mode()
     def __call__(self, runs: Sequence[Run]) -> None:
         """Evaluate the network once, and take every run one evaluation further."""
-        parts = [(run.denoiser, run.alone) for run in runs]
-        if self._joined is None or parts != self._parts:
-            self._parts, self._joined = parts, JoinedDenoiser(parts)
+        parts = tuple((run.denoiser, run.alone) for run in runs)
+        joined = self._joined.pop(parts, None) or JoinedDenoiser(parts)
+        self._joined[parts] = joined
+        if len(self._joined) > KEPT_JOINED:
+            del self._joined[next(iter(self._joined))]
         x = torch.cat([run.asked.x for run in runs])
-        joined, timesteps, tile = self._joined, [run.asked.step.timestep for run in runs], runs[0].tile
+        timesteps, tile = [run.asked.step.timestep for run in runs], runs[0].tile
         if tile is None:
             outputs = joined(x, timesteps).float()
         else:

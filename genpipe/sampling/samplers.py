@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from genpipe.sampling import levels, solvers
@@ -106,7 +106,7 @@ def _sampler(
         name=f"{solver_name}_{respacing}" if respacing else solver_name,
         prediction_type=settings.get("prediction_type", "flow"),
         train_steps=settings["num_train_timesteps"],
-        make_schedule=make_schedule,
+        make_schedule=lru_cache(64)(make_schedule),  # each image of a server asks for its own, and most for the same
         solve=solve,
         order=order,
     )
