@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +45,7 @@ def pyramid(largest: int) -> tuple[Tensor, ...]:
         level = torch.cat([F.avg_pool2d(part.float(), 2).round().to(torch.uint8) for part in level.split(64)])
 
 
-def read_sprites(file: BinaryIO, count: int) -> Tensor:
+def read_sprites(file: IO[bytes], count: int) -> Tensor:
     """Read the sprites of an atlas: (count, 4, SPRITE_SIDE, SPRITE_SIDE) uint8, premultiplied RGBA.
 
     Raises:

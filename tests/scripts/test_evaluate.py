@@ -12,11 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+from genpipe.embedded import JUDGES
 from genpipe.judge import Score, Unscored
 from genpipe.judge.scene_judge import Judge
 from genpipe.judge.scene_segmentation import MaskHead, Segmentation
 from genpipe.scenes import COLOURS, SETTINGS, canonical, held_out, names, sample
 from genpipe.vision.scene_model import SceneModel
+from scripts.evaluate.diversity import diversity
 
 POOL = ("pirate ship", "cat", "castle", "apple", "car", "owl")
 
@@ -76,11 +78,27 @@ def test_every_part_gives_its_figures(
     assert diverse["prompts"] == 2 and diverse["seeds"] == 8
     assert diverse["ratio"] == pytest.approx(diverse["generated_distance"] / diverse["drawn_distance"])
     assert diverse["drawn_distance"] > 0
+    assert set(diverse["object_top1_error_by_kind"]) <= set(diverse["ratio_by_kind"])
     assert report["cost"]["gflop_per_image"] > 0 and report["cost"]["weights_mb"] > 0.1
     del report["best-of"]
     table = evaluate.table(report)
     assert "| object_top1_error | ≤ 20 % | ≤ 5 % | " in table and "\ncost:\n- weights_mb: " in table
     assert "best-of" not in table
+
+
+def test_images_without_things_have_no_diversity_and_all_things_wrong() -> None:
+    class Blank:
+        def __call__(self, prompts: list[str], **_: Any) -> list[Image.Image]:
+            return [Image.new("RGB", (128, 128), "grey")] * len(prompts)
+
+        def defaults(self) -> dict[str, int]:
+            return {"height": 128}
+
+    judge, pool = Judge.load(JUDGES / "model.safetensors", device="cpu"), names(core=True)
+    found = diversity(Blank(), judge, pool, 6)  # pyright: ignore[reportArgumentType]
+    assert found["ratio"] == pytest.approx(0, abs=1e-3) and found["drawn_distance"] > 1
+    errors = found["object_top1_error_by_kind"].values()
+    assert errors and all(error["generated"] > 0.8 and error["drawn"] < 0.5 for error in errors)
 
 
 def test_held_out_scenes_are_held_out_and_of_every_kind(evaluate: ModuleType) -> None:
