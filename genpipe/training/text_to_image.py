@@ -169,7 +169,7 @@ def trained_model(out: Path, init: str | Path, *, size: int | None = None, grow:
     check_size(size, size, factor)
     model.unet.config = replace(model.unet.config, sample_size=size // factor)
     # What else it says of itself, such as what it can draw, will not hold for what it learns.
-    kept = {key: value for key, value in model.defaults.items() if key in (*DEFAULTS, "half_size")}
+    kept = {key: value for key, value in model.defaults.items() if key in (*DEFAULTS, "half_size", "guided_below")}
     kept |= {"half_size": True} if grow else {}
     return replace(model, defaults={**kept, "height": size, "width": size})
 

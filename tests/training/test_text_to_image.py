@@ -1,4 +1,5 @@
 import importlib
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -170,6 +171,13 @@ def test_a_denoiser_killed_after_its_last_state_still_leaves_a_checkpoint(tmp_pa
     (tmp_path / "checkpoint").unlink()
     run(tmp_path, tiny_model(images.captions), images, autoencoder=1, denoiser=1)
     assert load_checkpoint(tmp_path / "checkpoint")
+
+
+def test_a_warm_start_keeps_how_its_model_is_run_and_not_what_it_knows(tmp_path: Path, trained: Path) -> None:
+    said = json.loads((trained / "genpipe.json").read_text(encoding="utf-8"))
+    run_by = {"half_size": True, "guided_below": 9.0}
+    (trained / "genpipe.json").write_text(json.dumps({**said, **run_by, "prompt": "scenes", "concepts": ["cat"]}))
+    assert trained_model(tmp_path / "out", trained, size=SIZE).defaults == {**said, **run_by}
 
 
 def test_a_warm_start_begins_at_the_saved_weights(tmp_path: Path, folder: Path, trained: Path) -> None:
