@@ -237,7 +237,7 @@ def test_a_grown_model_draws_twice_as_large_from_the_same_latents_and_keeps_its_
 
 def test_a_distilled_denoiser_draws_with_one_evaluation_per_step(tmp_path: Path, folder: Path, trained: Path) -> None:
     images = read_folder(folder, SIZE)
-    run(tmp_path / "out", trained_model(tmp_path / "out", trained, size=SIZE), images, guidance=3)
+    run(tmp_path / "out", trained_model(tmp_path / "out", trained, size=SIZE), images, guidance=20)
     pipe = Pipeline.from_pretrained(tmp_path / "out" / "checkpoint", device="cpu", dtype="fp32")
     evaluated: list[int] = []
     pipe.checkpoint.unet.conv_in.register_forward_pre_hook(lambda _, given: evaluated.append(len(given[0])))
