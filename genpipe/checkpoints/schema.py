@@ -193,6 +193,7 @@ DEFAULTS: Kinds = {
     "upscale_guidance_scale": number(0, MAX_GUIDANCE),
     "concepts": list_of(text(), 0, 2**16),
     "prompt": one_of("scenes"),
+    "details": FLAG,
     "half_size": FLAG,
 }
 

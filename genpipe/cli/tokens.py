@@ -1,6 +1,7 @@
 """`genpipe tokens PROMPT`: what the text encoders read, step by step, chunk by chunk, token by token."""
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from genpipe.cli.options import add_fields, given_fields
@@ -42,12 +43,15 @@ def _tokens(args: argparse.Namespace) -> int:
 
     import torch
 
+    from genpipe.pipeline.conditions import stages_of
     from genpipe.pipeline.loaded import Loaded, checkpoint_of, name_of
     from genpipe.prompts.listing import distinct, list_tokens
 
     checkpoint = checkpoint_of(spec)
     name = name_of(checkpoint.source)
     loaded = Loaded(checkpoint, spec, device=torch.device("cpu"), dtype=torch.float32, name=name)
+    if "seed" in settings:  # then what the seed says where the prompt says nothing
+        stages = stages_of(replace(request, prompt=args.prompt), steps or 20, checkpoint)
     tokenizers = [part.tokenizer for part in loaded.prompt_encoder.parts]
     for stage in stages:
         if len(stages) > 1:

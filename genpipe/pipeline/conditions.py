@@ -12,6 +12,7 @@ from genpipe.models.conditioning import Conditioning, common_length
 from genpipe.pipeline.networks import shown_beside
 from genpipe.prompts.encoder import PromptEncoder
 from genpipe.prompts.reading import Stage, read_prompts
+from genpipe.prompts.syntax import Span, plain_text
 from genpipe.request import IMAGE_GUIDANCE, Request
 from genpipe.sampling.schedule import Step
 from genpipe.sampling.speed import SPEEDS
@@ -76,7 +77,7 @@ def conditions(
     Raises:
         ValueError: a prompt cannot be drawn as it is; AND joins prompts where there is no guidance.
     """
-    read = [_stages(request, total) for request in requests]
+    read = [stages_of(request, total, checkpoint) for request in requests]
     edits = guided and shown_beside(checkpoint) == "image"
     scale = IMAGE_GUIDANCE if requests[0].image_guidance_scale is None else requests[0].image_guidance_scale
     weights = None
@@ -106,7 +107,9 @@ def conditions(
     return Conditions(tuple(found.values()), tuple(turns), weights, scale if edits else None, between)
 
 
-def alike(encode: PromptEncoder, requests: Sequence[Request], *, guided: bool, steps: int) -> list[list[int]]:
+def alike(
+    encode: PromptEncoder, requests: Sequence[Request], checkpoint: Checkpoint, *, guided: bool, steps: int
+) -> list[list[int]]:
     """Group the requests of a batch by the form of what guides them, so that none changes what another is told.
 
     Within a group all images have as many prompts, and at each step contexts that are repeated to the same length.
@@ -116,7 +119,7 @@ def alike(encode: PromptEncoder, requests: Sequence[Request], *, guided: bool, s
     groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     for index, request in enumerate(requests):
         form: list[tuple[int, ...]] = []
-        for stage in _stages(request, steps):
+        for stage in stages_of(request, steps, checkpoint):
             texts = [part.text for part in stage.parts] + ([stage.negative] if guided else [])
             length = common_length(encode.lengths(texts, syntax=request.prompt_syntax))
             if form and form[-1][1:] == (len(stage.parts), length):
@@ -146,14 +149,16 @@ def condition(
         guided: whether each image has a negative prompt too, whose rows come first.
         device: where the denoiser runs.
         edits: whether these are there twice, as InstructPix2Pix is guided.
-        texts: what the requests say, where it is not their negative prompts and prompts: one list per row of an image.
+        texts: what the requests say, one list per row of an image; None is what they say first, and of prompts that AND joins
+            the first.
 
     Returns:
         A row per prompt: 2B where guided, else B; more where AND joins prompts.
     """
     if texts is None:
-        negatives = [[request.negative_prompt for request in requests]] * (int(guided) + edits)
-        texts = [*negatives, [request.prompt for request in requests]]
+        begun = [stages_of(request, request.steps, checkpoint)[0] for request in requests]
+        negatives = [[stage.negative for stage in begun]] * (int(guided) + edits)
+        texts = [*negatives, [stage.parts[0].text for stage in begun]]
     sizes, first = checkpoint.family.added_numbers, requests[0]
     negative = [text for each in texts[: int(guided) + edits] for text in each]
     rows = [text for each in texts for text in each]
@@ -175,10 +180,26 @@ def condition(
     return conditioning
 
 
-def _stages(request: Request, steps: int) -> tuple[Stage, ...]:
-    return read_prompts(
+def stages_of(request: Request, steps: int, checkpoint: Checkpoint) -> tuple[Stage, ...]:
+    """Read what a request says to a model at each step of an image.
+
+    Of models that were trained on captions that leave nothing open, the seed says what the prompt does not: see
+    `genpipe.scenes.details`. It does not where an image is given, which says it, or where the prompt is to be read as it is.
+    """
+    stages = read_prompts(
         request.prompt, request.negative_prompt, seed=request.seed, steps=steps, syntax=request.prompt_syntax
     )
+    if not checkpoint.defaults.get("details") or request.image is not None or request.prompt_syntax == "plain":
+        return stages
+    from genpipe.scenes.details import open_details
+
+    pool = tuple(checkpoint.defaults.get("concepts", ())) or None
+
+    def in_full(part: Span) -> Span:
+        added = open_details(plain_text(part.text), request.seed, pool)
+        return part._replace(text=f"{part.text} {added}".rstrip())
+
+    return tuple(replace(stage, parts=tuple(map(in_full, stage.parts))) for stage in stages)
 
 
 def time_ids(request: Request, *, count: int, negative: bool = False) -> tuple[float, ...]:

@@ -133,7 +133,7 @@ class Loaded:
 
     def groups(self, requests: Sequence[Request], steps: int) -> list[list[int]]:
         """Say which requests of a batch go through the denoiser together; see `genpipe.pipeline.conditions.alike`."""
-        return alike(self.prompt_encoder, requests, guided=self._guided(requests), steps=steps)
+        return alike(self.prompt_encoder, requests, self.checkpoint, guided=self._guided(requests), steps=steps)
 
     def _guided(self, requests: Sequence[Request]) -> bool:
         return is_guided(requests, distilled=self.checkpoint.unet.config.guidance_channels is not None)

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 from genpipe.scenes import english
 from genpipe.scenes.concepts import concepts
 from genpipe.scenes.english import english_names
+from genpipe.scenes.places import LIGHTS
 from genpipe.scenes.russian import Name, agree, russian_names
 from genpipe.scenes.world import Scene
 
@@ -117,6 +118,13 @@ INTRODUCTIONS: dict[Language, tuple[str, ...]] = {
 }
 
 
+# What captions need not say, in the order in which `details` says it; the first of each is what goes without saying.
+LIGHT_WORDS = dict(zip(LIGHTS, ("", "sunny", "morning", "evening", "moonlight", "cloudy"), strict=True))
+STAND_WORDS = ("", "left", "right", "away", "close")
+SHADE_WORDS = ("", "dark", "pale")
+FAR_WORDS = ("", "view", "scenery")
+
+
 class Words:
     """A choice among wordings: the usual one with a probability of USUAL, always where there is no `rng`."""
 
@@ -153,6 +161,25 @@ def caption(scene: Scene, rng: random.Random | None = None, language: Language =
     if language == "ru" and words.chance(0.3):
         text = text.replace("ё", "е").replace("Ё", "Е")
     return text.strip()
+
+
+def details(scene: Scene, language: Language = "en") -> str:
+    """Word what a caption of `scene` leaves open, after which nothing is open any more but the `look`.
+
+    That is the place of a bare noun, the light of the day, where the only thing stands, its shade and what is far away, in
+    words that follow the caption; nothing of what is as in the plainest scene.
+    """
+    words = [LIGHT_WORDS[scene.light], STAND_WORDS[scene.stand], FAR_WORDS[scene.far]]
+    if scene.objects:
+        words.insert(2, SHADE_WORDS[scene.objects[0].shade])
+        if scene.kind == "bare" and scene.setting != concepts()[scene.objects[0].concept].home:
+            words.insert(0, SETTING_PHRASES[language][scene.setting][0])
+    return " ".join(filter(None, words))
+
+
+def in_full(caption: str, details: str) -> str:
+    """Join a caption and what it leaves open, as `genpipe.scenes.normalise` puts them: without the comma in between."""
+    return f"{caption.replace(',', '')} {details}" if details else caption
 
 
 def _place(scene: Scene, words: Words, language: Language, style: Style) -> str:
@@ -239,5 +266,7 @@ def corpus(pool: Sequence[str] | None = None) -> list[str]:
         lines += [word for words in table["en"].values() for word in words]
         lines += [agree(word, gender) for words in table["ru"].values() for word in words for gender in "mfnp"]
     lines += [f"a {joint} a" for joints in RELATION_WORDS.values() for joint in joints]
+    for words in (LIGHT_WORDS.values(), STAND_WORDS, SHADE_WORDS, FAR_WORDS):
+        lines += filter(None, words)
     lines += [f"{n}" for n in english.NUMBERS] + list(english.NUMBERS.values())
     return lines + [line.replace("ё", "е") for line in lines if "ё" in line]

@@ -2,8 +2,9 @@
 
 What a caption leaves open is chosen at random, so that two images of one caption differ as a person would have them
 differ: where a thing stands and how large, in which of the places that suit it, the light of the day, what is far away.
-Each is a choice among a few on purpose, since a small network has to learn them all. Things are neither mirrored nor far
-from the middle: the judges that evaluate do not know them so (mirrored, 41 % of canonical things are taken for others).
+Each is a choice among a few that have words of their own (`genpipe.scenes.details`), since a small network draws what it
+is told more sharply than what it has to choose. Things are neither mirrored nor far from the middle: the judges that
+evaluate do not know them so (mirrored, 41 % of canonical things are taken for others).
 """
 
 import random
@@ -16,7 +17,7 @@ from itertools import accumulate
 from genpipe.scenes import atlas
 from genpipe.scenes.colours import COLOURS
 from genpipe.scenes.concepts import concepts, names
-from genpipe.scenes.places import FAR, KINDRED, LOOK, PLAIN, SETTINGS
+from genpipe.scenes.places import FAR, KINDRED, LOOK, OUTDOORS, SETTINGS
 
 LARGE, SMALL, BIG = 0.80, 0.40, 0.97  # share of the image's side
 RELATIONS = {  # where the first object and the second one stand
@@ -35,15 +36,14 @@ HALF = 0.46  # size of an object that shares the image
 FAVOURITES = {"pirate ship": 8.0, "ship": 3.0, "sailboat": 2.0}  # drawn so many times more often
 KINDS = {"bare": 0.39, "setting": 0.24, "colour": 0.11, "size": 0.08, "pair": 0.10, "count": 0.06, "place": 0.02}
 STANDS = (((0.5, 0.5), LARGE), ((0.38, 0.55), 0.62), ((0.62, 0.55), 0.62), ((0.5, 0.57), 0.58), ((0.5, 0.49), 0.90))
-STAND_SHARES = {True: (0.36, 0.18, 0.18, 0.13, 0.15), False: (0.80, 0.0, 0.0, 0.10, 0.10)}  # of a bare noun, or not
-AFLOAT = {"sky", "space", "underwater", *PLAIN}  # where a thing may be higher up, or tilted
-HEIGHTS, TILTS = (-0.07, 0.0, 0.0), (-7.0, 0.0, 0.0, 7.0)
+STAND_SHARES = {True: (0.36, 0.18, 0.18, 0.13, 0.15), False: (0.52, 0.14, 0.14, 0.10, 0.10)}  # of a bare noun, or not
 SHADES = 3  # of a thing's natural colours: as they are, darker, paler
 BY_DAY = {"day": 0.55, "sunny": 0.25, "morning": 0.20}  # light in which every setting is what it is called
 ANY_LIGHT = {"day": 0.30, "sunny": 0.16, "morning": 0.14, "evening": 0.16, "night": 0.16, "grey": 0.08}
+FAR_SEEN = 0.8  # how often something may be far away
 AT_HOME = 0.6  # how often a thing of which nothing is said is in its home setting, else in one that is KINDRED
 ELSEWHERE = {"bare": 0.0, "setting": 1.0, "colour": 0.35, "size": 0.5, "pair": 0.5, "count": 0.5, "place": 1.0}
-JITTER = 0.015
+JITTER = 0.006
 UNUSUAL = 0.25  # how often a concept's other sprites stand in for its first
 CORE, HARDER = 2.0, 4.0  # see Pool
 HELD_OUT_SHARE = 20  # one combination in this many
@@ -78,6 +78,7 @@ class Scene:
         size: "small" or "big" where the object is.
         light: of the day, one of LIGHTS; it is to be seen in OUTDOORS only.
         far: which of the setting's far things is to be seen, a number below FAR; 0 for none.
+        stand: where the only thing stands, a number below the length of STANDS.
     """
 
     kind: str
@@ -88,6 +89,7 @@ class Scene:
     size: str | None = None
     light: str = "day"
     far: int = 0
+    stand: int = 0
 
 
 def _held(*combination: str) -> bool:
@@ -148,32 +150,34 @@ def _variant(rng: random.Random, concept: str) -> int:
     return rng.choice(others) if others and rng.random() < UNUSUAL else first
 
 
-def vary(rng: random.Random, scene: Scene) -> Scene:
-    """Draw a scene again that the captions of `scene` describe: whatever they leave open is chosen anew."""
+def settle(rng: random.Random, scene: Scene) -> Scene:
+    """Choose what captions of `scene` leave open and `genpipe.scenes.captions.details` has words for."""
     bare, alone = scene.kind == "bare", len(scene.objects) == 1
     setting = _somewhere(rng, scene.objects[0].concept) if bare else scene.setting
-    look = tuple(rng.random() for _ in range(LOOK))
     lights = ANY_LIGHT if bare else BY_DAY
-    light = rng.choices(list(lights), list(lights.values()))[0]
-    far = rng.randrange(FAR) if alone and rng.random() < (0.8 if bare else 0.3) else 0
-    spots, scale = _layout(rng, scene, setting)
+    shade = rng.randrange(SHADES) if bare else 0
+    return replace(
+        scene,
+        setting=setting,
+        light=rng.choices(list(lights), list(lights.values()))[0] if setting in OUTDOORS else "day",
+        far=rng.randrange(FAR) if len(scene.objects) <= 1 and rng.random() < FAR_SEEN else 0,
+        stand=rng.choices(range(len(STANDS)), STAND_SHARES[bare])[0] if alone and scene.size is None else 0,
+        objects=tuple(replace(placed, shade=shade) for placed in scene.objects),
+    )
+
+
+def vary(rng: random.Random, scene: Scene) -> Scene:
+    """Draw a scene again that the captions of `scene` describe: whatever they leave open is chosen anew."""
+    scene = settle(rng, scene)
+    spots, scale = _layout(scene)
     objects: list[Placed] = []
-    for placed, at in zip(scene.objects, spots, strict=True):
+    for placed, (x, y) in zip(scene.objects, spots, strict=True):
         if not objects or placed.concept != objects[-1].concept:  # else as the one before it
             sprite = _variant(rng, placed.concept)
-        objects.append(
-            Placed(
-                placed.concept,
-                sprite,
-                x=at[0] + rng.uniform(-JITTER, JITTER),
-                y=at[1] + rng.uniform(-JITTER, JITTER),
-                scale=scale * rng.uniform(1 - 2 * JITTER, 1 + 2 * JITTER),
-                rotation=rng.choice(TILTS) if bare and setting in AFLOAT else 0.0,
-                colour=placed.colour,
-                shade=rng.randrange(SHADES) if bare else 0,
-            )
-        )
-    return replace(scene, setting=setting, look=look, objects=tuple(objects), light=light, far=far)
+        x, y = x + rng.uniform(-JITTER, JITTER), y + rng.uniform(-JITTER, JITTER)
+        size = scale * rng.uniform(1 - 2 * JITTER, 1 + 2 * JITTER)
+        objects.append(replace(placed, sprite=sprite, x=x, y=y, scale=size, rotation=0.0, flip=False))
+    return replace(scene, look=tuple(rng.random() for _ in range(LOOK)), objects=tuple(objects))
 
 
 def _somewhere(rng: random.Random, concept: str) -> str:
@@ -183,19 +187,17 @@ def _somewhere(rng: random.Random, concept: str) -> str:
     return rng.choice(others) if others and rng.random() > AT_HOME else home
 
 
-def _layout(rng: random.Random, scene: Scene, setting: str) -> tuple[tuple[tuple[float, float], ...], float]:
+def _layout(scene: Scene) -> tuple[tuple[tuple[float, float], ...], float]:
     """Where the middles of a scene's objects are, and how large they are."""
     many = len(scene.objects)
     if scene.size is not None:
-        small = scene.size == "small"
-        x = rng.choice((0.42, 0.5, 0.58)) if small else 0.5
-        return ((x, 0.55 if small else 0.5),), SMALL if small else BIG
+        return (((0.5, 0.55),), SMALL) if scene.size == "small" else (((0.5, 0.5),), BIG)
     if scene.kind == "pair":
         return RELATIONS[scene.relation or "left"], HALF
     if many != 1:
         return ROWS[many] if many else (), HALF
-    (x, y), scale = rng.choices(STANDS, STAND_SHARES[scene.kind == "bare"])[0]
-    return ((x, y + (rng.choice(HEIGHTS) if setting in AFLOAT and scale < LARGE else 0.0)),), scale
+    middle, scale = STANDS[scene.stand]
+    return (middle,), scale
 
 
 def _draw(rng: random.Random, pool: Pool) -> Scene:
