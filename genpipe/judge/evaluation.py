@@ -59,12 +59,12 @@ class Measured:
 def wanted_scene(scene: Scene) -> WantedScene:
     """Return what an image of the scene has to show: its things with their colours, how they stand, and where.
 
-    A bare noun may be anywhere.
+    Things of which captions do not say where they are may be anywhere.
     """
     things = [WantedObject(placed.concept, placed.colour, scene.size) for placed in scene.objects]
     if scene.kind == "count":
         things = [WantedObject(scene.objects[0].concept, count=len(scene.objects))]
-    return WantedScene(tuple(things), None if scene.kind == "bare" else scene.setting, scene.relation)
+    return WantedScene(tuple(things), scene.setting if scene.stated or not scene.objects else None, scene.relation)
 
 
 def measure(judge: Judge, images: Sequence[Image.Image], scenes: Sequence[Scene]) -> Measured:

@@ -20,7 +20,6 @@ Style = Literal["full", "short", "bare"]
 T = TypeVar("T")
 
 USUAL = 0.75  # how often the usual one of several wordings is chosen
-MENTION = 0.2  # how often a caption says that an object is where it belongs
 INTRODUCED = 0.05  # how often a caption begins with "a picture of"
 
 SETTING_PHRASES: dict[Language, dict[str, tuple[str, ...]]] = {
@@ -166,13 +165,13 @@ def caption(scene: Scene, rng: random.Random | None = None, language: Language =
 def details(scene: Scene, language: Language = "en") -> str:
     """Word what a caption of `scene` leaves open, after which nothing is open any more but the `look`.
 
-    That is the place of a bare noun, the light of the day, where the only thing stands, its shade and what is far away, in
+    That is the place where the caption says none, the light of the day, where the only thing stands, its shade and what is far away, in
     words that follow the caption; nothing of what is as in the plainest scene.
     """
     words = [LIGHT_WORDS[scene.light], STAND_WORDS[scene.stand], FAR_WORDS[scene.far]]
     if scene.objects:
         words.insert(2, SHADE_WORDS[scene.objects[0].shade])
-        if scene.kind == "bare" and scene.setting != concepts()[scene.objects[0].concept].home:
+        if not scene.stated and scene.setting != concepts()[scene.objects[0].concept].home:
             words.insert(0, SETTING_PHRASES[language][scene.setting][0])
     return " ".join(filter(None, words))
 
@@ -188,8 +187,7 @@ def _place(scene: Scene, words: Words, language: Language, style: Style) -> str:
         bare = language == "ru" or style != "full" or name in ("mountains", "snow", "space", "outer space", "underwater",
                                                                "rain", "night", "winter", "woods")  # fmt: skip
         return name if bare else english.with_article(name, name)
-    at_home = scene.setting == concepts()[scene.objects[0].concept].home
-    if scene.kind == "bare" or (at_home and scene.kind != "setting" and not words.chance(MENTION)):
+    if not scene.stated:
         return ""
     return words.pick((SETTING_NAMES if style == "bare" else SETTING_PHRASES)[language][scene.setting])
 

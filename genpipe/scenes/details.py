@@ -50,11 +50,13 @@ def open_details(prompt: str, seed: int, pool: tuple[str, ...] | None = None) ->
 
 
 def _scene(wanted: WantedScene) -> Scene:
-    """A scene of what is wanted, of the kind that decides what its captions leave open."""
-    first = wanted.objects[0] if wanted.objects else None
-    count = sum(each.count or 1 for each in wanted.objects)
-    bare = first == WantedObject(first.concept) and count == 1 and wanted.setting is None if first else False
-    objects = tuple(Placed(each.concept, 0, 0.5, 0.5, LARGE) for each in wanted.objects for _ in range(each.count or 1))
-    setting = wanted.setting or concepts()[wanted.objects[0].concept].home
-    size = first.size if first and count == 1 else None
-    return Scene("bare" if bare else "setting", setting, (0.5,) * LOOK, objects, wanted.relation, size)
+    """A scene of what is wanted, of a kind and in a setting that leave open what its captions do."""
+    things = wanted.objects
+    objects = tuple(Placed(each.concept, 0, 0.5, 0.5, LARGE) for each in things for _ in range(each.count or 1))
+    one = things[0] if len(objects) == 1 else None
+    kind = "pair" if len(objects) == len(things) == 2 else "setting"
+    if one is not None and wanted.setting is None and one == WantedObject(one.concept):
+        kind = "bare"
+    home = concepts()[things[0].concept].home if things else ""
+    stated = wanted.setting is not None
+    return Scene(kind, wanted.setting or home, (0.5,) * LOOK, objects, wanted.relation, one and one.size, stated=stated)

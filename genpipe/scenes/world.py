@@ -36,6 +36,7 @@ HALF = 0.46  # size of an object that shares the image
 FAVOURITES = {"pirate ship": 8.0, "ship": 3.0, "sailboat": 2.0}  # drawn so many times more often
 KINDS = {"bare": 0.39, "setting": 0.24, "colour": 0.11, "size": 0.08, "pair": 0.10, "count": 0.06, "place": 0.02}
 STANDS = (((0.5, 0.5), LARGE), ((0.38, 0.55), 0.62), ((0.62, 0.55), 0.62), ((0.5, 0.57), 0.58), ((0.5, 0.49), 0.90))
+RIGHTWARD = 2
 STAND_SHARES = {True: (0.36, 0.18, 0.18, 0.13, 0.15), False: (0.52, 0.14, 0.14, 0.10, 0.10)}  # of a bare noun, or not
 SHADES = 3  # of a thing's natural colours: as they are, darker, paler
 BY_DAY = {"day": 0.55, "sunny": 0.25, "morning": 0.20}  # light in which every setting is what it is called
@@ -43,6 +44,7 @@ ANY_LIGHT = {"day": 0.30, "sunny": 0.16, "morning": 0.14, "evening": 0.16, "nigh
 FAR_SEEN = 0.8  # how often something may be far away
 AT_HOME = 0.6  # how often a thing of which nothing is said is in its home setting, else in one that is KINDRED
 ELSEWHERE = {"bare": 0.0, "setting": 1.0, "colour": 0.35, "size": 0.5, "pair": 0.5, "count": 0.5, "place": 1.0}
+MENTION = 0.2  # how often captions of a thing at home say so
 JITTER = 0.006
 UNUSUAL = 0.25  # how often a concept's other sprites stand in for its first
 CORE, HARDER = 2.0, 4.0  # see Pool
@@ -78,7 +80,9 @@ class Scene:
         size: "small" or "big" where the object is.
         light: of the day, one of LIGHTS; it is to be seen in OUTDOORS only.
         far: which of the setting's far things is to be seen, a number below FAR; 0 for none.
-        stand: where the only thing stands, a number below the length of STANDS.
+        stand: where the only thing stands, a number below the length of STANDS; of a pair of which captions do not say how
+            it stands, RIGHTWARD where the first is at the right.
+        stated: whether captions say the setting.
     """
 
     kind: str
@@ -90,6 +94,7 @@ class Scene:
     light: str = "day"
     far: int = 0
     stand: int = 0
+    stated: bool = False
 
 
 def _held(*combination: str) -> bool:
@@ -153,15 +158,19 @@ def _variant(rng: random.Random, concept: str) -> int:
 def settle(rng: random.Random, scene: Scene) -> Scene:
     """Choose what captions of `scene` leave open and `genpipe.scenes.captions.details` has words for."""
     bare, alone = scene.kind == "bare", len(scene.objects) == 1
-    setting = _somewhere(rng, scene.objects[0].concept) if bare else scene.setting
-    lights = ANY_LIGHT if bare else BY_DAY
+    anywhere = bool(scene.objects) and not scene.stated
+    setting = _somewhere(rng, scene.objects) if anywhere else scene.setting
+    lights = ANY_LIGHT if anywhere else BY_DAY
+    stand = rng.choices(range(len(STANDS)), STAND_SHARES[bare])[0] if alone and scene.size is None else 0
+    if scene.kind == "pair" and scene.relation is None:
+        stand = rng.choice((0, RIGHTWARD))
     shade = rng.randrange(SHADES) if bare else 0
     return replace(
         scene,
         setting=setting,
         light=rng.choices(list(lights), list(lights.values()))[0] if setting in OUTDOORS else "day",
-        far=rng.randrange(FAR) if len(scene.objects) <= 1 and rng.random() < FAR_SEEN else 0,
-        stand=rng.choices(range(len(STANDS)), STAND_SHARES[bare])[0] if alone and scene.size is None else 0,
+        far=rng.randrange(FAR) if rng.random() < FAR_SEEN else 0,
+        stand=stand,
         objects=tuple(replace(placed, shade=shade) for placed in scene.objects),
     )
 
@@ -180,11 +189,17 @@ def vary(rng: random.Random, scene: Scene) -> Scene:
     return replace(scene, look=tuple(rng.random() for _ in range(LOOK)), objects=tuple(objects))
 
 
-def _somewhere(rng: random.Random, concept: str) -> str:
-    """Where a thing is of which nothing is said."""
-    home = concepts()[concept].home
-    others = [place for place in KINDRED[home] if not _held("setting", concept, place)]
-    return rng.choice(others) if others and rng.random() > AT_HOME else home
+def _somewhere(rng: random.Random, objects: Sequence[Placed]) -> str:
+    """Where things are of which nothing is said: most often where the first is at home."""
+    home = concepts()[objects[0].concept].home
+    known = {placed.concept for placed in objects}
+    open_to = [
+        place
+        for place in (home, *KINDRED[home])
+        if not any(_held("setting", concept, place) and place != concepts()[concept].home for concept in known)
+    ]
+    others = open_to[1:] if open_to[:1] == [home] else open_to
+    return rng.choice(others) if others and (home not in open_to or rng.random() > AT_HOME) else home
 
 
 def _layout(scene: Scene) -> tuple[tuple[tuple[float, float], ...], float]:
@@ -193,7 +208,7 @@ def _layout(scene: Scene) -> tuple[tuple[tuple[float, float], ...], float]:
     if scene.size is not None:
         return (((0.5, 0.55),), SMALL) if scene.size == "small" else (((0.5, 0.5),), BIG)
     if scene.kind == "pair":
-        return RELATIONS[scene.relation or "left"], HALF
+        return RELATIONS[scene.relation or ("right" if scene.stand == RIGHTWARD else "left")], HALF
     if many != 1:
         return ROWS[many] if many else (), HALF
     middle, scale = STANDS[scene.stand]
@@ -203,8 +218,9 @@ def _layout(scene: Scene) -> tuple[tuple[tuple[float, float], ...], float]:
 def _draw(rng: random.Random, pool: Pool) -> Scene:
     kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
     first = pool.choose(rng)
-    home, anywhere = concepts()[first].home, rng.choice(SETTINGS)
-    place = anywhere if rng.random() < ELSEWHERE[kind] else home
+    elsewhere, home = rng.random() < ELSEWHERE[kind], concepts()[first].home
+    place = rng.choice(SETTINGS) if elsewhere else home
+    stated = elsewhere or (kind != "bare" and rng.random() < MENTION)
     things, colour, relation, size = (first,), None, None, None
     if kind == "place":
         things = ()
@@ -220,7 +236,7 @@ def _draw(rng: random.Random, pool: Pool) -> Scene:
             return _draw(rng, pool)  # no pair to be had
         things, relation = (first, others[0]), rng.choice((None, None, *RELATIONS))
     objects = tuple(Placed(name, atlas.variants(name)[0], 0.5, 0.5, LARGE, colour=colour) for name in things)
-    return vary(rng, Scene(kind, place, (0.5,) * LOOK, objects, relation, size))
+    return vary(rng, Scene(kind, place, (0.5,) * LOOK, objects, relation, size, stated=stated))
 
 
 def sample(rng: random.Random, pool: Pool | Sequence[str] | None = None, *, held: bool = False) -> Scene:

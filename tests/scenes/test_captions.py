@@ -14,7 +14,8 @@ from genpipe.scenes.world import Placed, Scene
 
 def scene(kind: str, *things: str, setting: str | None = None, colour: str | None = None, **more) -> Scene:
     objects = tuple(Placed(name, atlas.variants(name)[0], 0.5, 0.5, 0.5, colour=colour) for name in things)
-    return Scene(kind, setting or concepts()[things[0]].home, (0.5,) * LOOK, objects, **more)
+    home, stated = concepts()[things[0]].home, setting is not None
+    return Scene(kind, setting or home, (0.5,) * LOOK, objects, stated=stated, **more)
 
 
 @pytest.mark.parametrize(

