@@ -18,6 +18,7 @@ from genpipe.metadata import read_request
 from genpipe.pipeline import Pipeline, generate
 from genpipe.scenes import canonical, caption, concepts, sample
 from genpipe.scenes.compose import Composer
+from genpipe.scenes.details import open_details
 
 PROMPTS = {
     "pirate ship": "pirate ship", "пиратский корабль": "pirate ship", "ship": "ship", "корабль": "ship",
@@ -28,6 +29,11 @@ PROMPTS = {
 @pytest.fixture(scope="module")
 def pipe() -> Pipeline:
     return Pipeline.from_pretrained(device="cpu", dtype="fp32")
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return Judge.load(JUDGES / "model.safetensors", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +50,43 @@ def pixels(images: Any) -> torch.Tensor:
 def test_prompts_draw_what_they_name(pipe: Pipeline, learned: list[str], seed: int) -> None:
     """Of the canonical images of all that the model was taught, the drawn one is nearest to its own."""
     taught = learned
-    drawn = pixels(pipe(list(PROMPTS), seeds=[seed] * len(PROMPTS), progress=False))
+    drawn = pixels(pipe(list(PROMPTS), seeds=[seed] * len(PROMPTS), prompt_syntax="plain", progress=False))
     known = Composer(size=drawn.shape[-1]).render([canonical(name) for name in taught])
     nearest = torch.cdist(drawn.flatten(1), known.flatten(1)).argmin(1).tolist()
     assert {prompt: taught[index] for prompt, index in zip(PROMPTS, nearest, strict=True)} == PROMPTS
 
 
-def test_combinations_that_were_held_out_of_training_are_drawn(pipe: Pipeline, learned: list[str]) -> None:
+def test_each_seed_is_another_image_of_the_same_thing(pipe: Pipeline, judge: Judge) -> None:
+    images = pipe(["pirate ship"] * 6, seeds=range(6), progress=False)
+    assert sum(bool(score.satisfied) for score in judge.scores(images, ["pirate ship"] * 6)) >= 5
+    flat = pixels(images).flatten(1)
+    apart = torch.pdist(flat).div(flat.shape[1] ** 0.5)  # root mean square; from black to white it is 2
+    assert apart.median() > 0.25
+
+
+def test_what_a_seed_says_can_be_asked_for(pipe: Pipeline) -> None:
+    for prompt, seed in (("penguin", 4), ("a red car in the snow", 9), ("две ракеты", 4)):
+        said = open_details(prompt, seed, learned_concepts())
+        settings: Any = {"seed": seed, "steps": 2, "progress": False}
+        asked = pipe(f"{prompt} {said}", prompt_syntax="plain", **settings)
+        assert said and torch.equal(*pixels([pipe(prompt, **settings), asked]))
+
+
+def test_an_image_that_is_given_says_what_the_prompt_leaves_open(pipe: Pipeline) -> None:
+    begun = pipe("penguin", seed=4, steps=2, progress=False)
+    settings: Any = {"image": begun, "strength": 0.5, "seed": 4, "steps": 4, "progress": False}
+    assert open_details("penguin", 4, learned_concepts())
+    assert torch.equal(*pixels([pipe("penguin", **settings), pipe("penguin", **settings, prompt_syntax="plain")]))
+
+
+def test_combinations_that_were_held_out_of_training_are_drawn(
+    pipe: Pipeline, judge: Judge, learned: list[str]
+) -> None:
     rng = random.Random(0)
     scenes = [sample(rng, learned, held=True) for _ in range(60)]
     prompts = [caption(scene) for scene in scenes if scene.kind in ("setting", "colour")][:16]
     images = pipe(prompts, seeds=range(len(prompts)), progress=False)
-    scores = Judge.load(JUDGES / "model.safetensors", device="cpu").scores(images, prompts)
+    scores = judge.scores(images, prompts)
     assert (
         sum(bool(score.satisfied) for score in scores) >= 8
     )  # of 16; scripts/evaluate/embedded.py says how many of 1,000
@@ -75,8 +106,9 @@ def test_a_slip_is_told(pipe: Pipeline) -> None:
 
 
 def test_a_prompt_is_what_makes_the_difference(pipe: Pipeline) -> None:
-    ship, plain = pixels(pipe(["pirate ship", "ship"], seeds=[1, 1], progress=False))
-    other = pixels([pipe("pirate ship", seed=2, progress=False)])[0]
+    settings: Any = {"prompt_syntax": "plain", "progress": False}
+    ship, plain = pixels(pipe(["pirate ship", "ship"], seeds=[1, 1], **settings))
+    other = pixels([pipe("pirate ship", seed=2, **settings)])[0]
     assert (ship - plain).square().mean() > 2 * (ship - other).square().mean()
 
 
@@ -86,15 +118,17 @@ def test_diffusers_draws_the_same_image_from_it() -> None:
     reference.set_progress_bar_config(disable=True)
     pipe = Pipeline.from_pretrained(device="cpu", dtype="fp32")
     defaults = pipe.defaults()
-    theirs = reference(
-        "pirate ship",
-        num_inference_steps=defaults["steps"],
-        guidance_scale=defaults["guidance_scale"],
-        generator=torch.Generator("cpu").manual_seed(1),
-    ).images
-    ours = pixels([pipe("pirate ship", seed=1, progress=False)])
-    assert (ours - pixels(theirs)).abs().max() <= 1.01 / 127.5
-    assert pixels(theirs).std() > 20 / 127.5
+    said = open_details("pirate ship", 1, learned_concepts())
+    for asked, syntax in (("pirate ship", "plain"), (f"pirate ship {said}", "a1111")):
+        theirs = reference(
+            asked,
+            num_inference_steps=defaults["steps"],
+            guidance_scale=defaults["guidance_scale"],
+            generator=torch.Generator("cpu").manual_seed(1),
+        ).images
+        ours = pixels([pipe("pirate ship", seed=1, prompt_syntax=syntax, progress=False)])
+        assert (ours - pixels(theirs)).abs().max() <= 1.01 / 127.5
+        assert pixels(theirs).std() > 20 / 127.5
 
 
 def test_drawing_needs_neither_network_nor_the_reference_libraries(tmp_path: Path) -> None:

@@ -118,10 +118,13 @@ INTRODUCTIONS: dict[Language, tuple[str, ...]] = {
 
 
 # What captions need not say, in the order in which `details` says it; the first of each is what goes without saying.
-LIGHT_WORDS = dict(zip(LIGHTS, ("", "sunny", "morning", "evening", "moonlight", "cloudy"), strict=True))
+LIGHT_WORDS: dict[str, str] = dict(zip(LIGHTS, ("", "sunny", "morning", "evening", "moonlight", "cloudy"), strict=True))
 STAND_WORDS = ("", "left", "right", "away", "close")
 SHADE_WORDS = ("", "dark", "pale")
 FAR_WORDS = ("", "view", "scenery")
+DETAIL_WORDS = tuple(
+    word for words in (LIGHT_WORDS.values(), STAND_WORDS, SHADE_WORDS, FAR_WORDS) for word in words if word
+)
 
 
 class Words:
@@ -264,7 +267,6 @@ def corpus(pool: Sequence[str] | None = None) -> list[str]:
         lines += [word for words in table["en"].values() for word in words]
         lines += [agree(word, gender) for words in table["ru"].values() for word in words for gender in "mfnp"]
     lines += [f"a {joint} a" for joints in RELATION_WORDS.values() for joint in joints]
-    for words in (LIGHT_WORDS.values(), STAND_WORDS, SHADE_WORDS, FAR_WORDS):
-        lines += filter(None, words)
+    lines += DETAIL_WORDS
     lines += [f"{n}" for n in english.NUMBERS] + list(english.NUMBERS.values())
     return lines + [line.replace("ё", "е") for line in lines if "ё" in line]

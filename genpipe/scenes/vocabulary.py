@@ -5,7 +5,7 @@ import re
 from functools import cache, lru_cache
 from importlib.resources import files
 
-from genpipe.scenes.captions import COLOUR_NAMES, RELATION_WORDS, SETTING_NAMES, SETTING_PHRASES, corpus
+from genpipe.scenes.captions import COLOUR_NAMES, DETAIL_WORDS, RELATION_WORDS, SETTING_NAMES, SETTING_PHRASES, corpus
 from genpipe.scenes.concepts import concepts
 from genpipe.scenes.english import english_names
 from genpipe.scenes.russian import agree, russian_names
@@ -97,6 +97,8 @@ def listing(word: str | None = None, pool: tuple[str, ...] | None = None) -> dic
         entries[colour] = (*names[1:], *(agree(name, "m") for name in COLOUR_NAMES["ru"][colour]))
     for relation, names in RELATION_WORDS.items():
         entries.setdefault(relation, names)
+    for detail in DETAIL_WORDS:
+        entries.setdefault(detail, ())
     if word is None:
         return entries
     word = word.lower()

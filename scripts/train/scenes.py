@@ -63,8 +63,8 @@ def draw_scene(rng: random.Random, pool: Pool | None = None, *, more_pairs: floa
 
 
 def of_scenes(model: Checkpoint, concepts: Sequence[str]) -> Checkpoint:
-    """Have a model say that it draws these concepts, and reads prompts as the world's captions."""
-    return replace(model, defaults={**model.defaults, "prompt": "scenes", "concepts": list(concepts)})
+    """Have a model say that it draws these concepts, and reads prompts as the world's captions, which leave nothing open."""
+    return replace(model, defaults={**model.defaults, "prompt": "scenes", "details": True, "concepts": list(concepts)})
 
 
 class Scenes:
