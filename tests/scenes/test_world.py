@@ -90,8 +90,8 @@ def test_of_a_bare_noun_everything_else_varies():
     scenes = [vary(rng, canonical("cat")) for _ in range(300)]
     (things,) = zip(*(scene.objects for scene in scenes), strict=True)
     assert {thing.shade for thing in things} == {0, 1, 2}
-    assert min(thing.x for thing in things) < 0.39 and max(thing.x for thing in things) > 0.61
-    assert min(thing.scale for thing in things) < 0.62 < LARGE < max(thing.scale for thing in things)
+    assert min(thing.x for thing in things) < 0.43 and max(thing.x for thing in things) > 0.57
+    assert min(thing.scale for thing in things) < 0.67 < LARGE < max(thing.scale for thing in things)
     assert {scene.light for scene in scenes} == set(LIGHTS) and {scene.far for scene in scenes} == set(range(FAR))
     assert {scene.setting for scene in scenes} == {"meadow", *KINDRED["meadow"]}
     assert sum(scene.setting == "meadow" for scene in scenes) > 150
@@ -99,7 +99,7 @@ def test_of_a_bare_noun_everything_else_varies():
 
 def test_a_setting_that_is_named_is_seen_by_day():
     scenes = [scene for scene in sample_batch(random.Random(8), 1500) if scene.stated]
-    assert {scene.light for scene in scenes} == {"day", "sunny", "morning"}
+    assert {scene.light for scene in scenes} == {"day", "sunny"}
 
 
 def test_the_tables_of_places_and_lights_name_what_there_is():
