@@ -11,7 +11,7 @@ from genpipe.checkpoints import Checkpoint
 from genpipe.models.conditioning import Conditioning, common_length
 from genpipe.pipeline.networks import shown_beside
 from genpipe.prompts.encoder import PromptEncoder
-from genpipe.prompts.reading import Stage, read_prompts
+from genpipe.prompts.reading import Stage, chosen, read_prompts
 from genpipe.prompts.syntax import Span, plain_text
 from genpipe.request import IMAGE_GUIDANCE, Request
 from genpipe.sampling.schedule import Step
@@ -200,6 +200,14 @@ def stages_of(request: Request, steps: int, checkpoint: Checkpoint) -> tuple[Sta
         return part._replace(text=f"{part.text} {added}".rstrip())
 
     return tuple(replace(stage, parts=tuple(map(in_full, stage.parts))) for stage in stages)
+
+
+def written(request: Request, checkpoint: Checkpoint) -> tuple[str, str]:
+    """Give a request's prompt and negative prompt as programs take them that know no choice by the seed."""
+    first, *later = stages_of(request, request.steps, checkpoint)
+    if later or len(first.parts) > 1:
+        return chosen(request.prompt, request.negative_prompt, seed=request.seed, syntax=request.prompt_syntax)
+    return first.parts[0].text, first.negative
 
 
 def time_ids(request: Request, *, count: int, negative: bool = False) -> tuple[float, ...]:

@@ -17,6 +17,7 @@ from genpipe.inputs import Lora
 from genpipe.metadata import annotate
 from genpipe.models.conditioning import Conditioning
 from genpipe.models.tiny_vae import TinyVAE
+from genpipe.pipeline.conditions import written
 from genpipe.pipeline.decoding import choose_tile, decode, decode_joined
 from genpipe.pipeline.denoising import is_guided
 from genpipe.pipeline.groups import side_by_side
@@ -29,7 +30,6 @@ from genpipe.pipeline.progress import Progress
 from genpipe.pipeline.run import Run
 from genpipe.pipeline.stages import begin, walk
 from genpipe.pipeline.upscaling import upscaled_size
-from genpipe.prompts.reading import chosen
 from genpipe.request import Request
 from genpipe.sampling.sampler import Sampler
 from genpipe.sampling.samplers import make_sampler
@@ -200,6 +200,5 @@ class OwnDrawer:
             parts = zip(originals.each, images, requests, strict=True)
             images = [original.restored(image, request.mask_blur) for original, image, request in parts]
         for image, request in zip(images, requests, strict=True):
-            prompts = chosen(request.prompt, request.negative_prompt, seed=request.seed, syntax=request.prompt_syntax)
-            annotate(image, request, made_by, sampler=own, prompts=prompts)
+            annotate(image, request, made_by, sampler=own, prompts=written(request, self.checkpoint))
         return images

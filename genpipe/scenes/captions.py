@@ -168,8 +168,8 @@ def caption(scene: Scene, rng: random.Random | None = None, language: Language =
 def details(scene: Scene, language: Language = "en") -> str:
     """Word what a caption of `scene` leaves open, after which nothing is open any more but the `look`.
 
-    That is the place where the caption says none, the light of the day, where the only thing stands, its shade and what is far away, in
-    words that follow the caption; nothing of what is as in the plainest scene.
+    That is the place where the caption says none, the light of the day, where the only thing stands, its shade and what is
+    far away, in words that follow the caption; nothing of what is as in the plainest scene.
     """
     words = [LIGHT_WORDS[scene.light], STAND_WORDS[scene.stand], FAR_WORDS[scene.far]]
     if scene.objects:
