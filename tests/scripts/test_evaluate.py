@@ -54,6 +54,8 @@ def test_every_part_gives_its_figures(
         "8",
         "--seeds",
         "2",
+        "--things",
+        "3",
         "--prompts",
         "2",
         "--best-of",
@@ -80,9 +82,16 @@ def test_every_part_gives_its_figures(
     assert diverse["drawn_distance"] > 0
     assert set(diverse["object_top1_error_by_kind"]) <= set(diverse["ratio_by_kind"])
     assert report["cost"]["gflop_per_image"] > 0 and report["cost"]["weights_mb"] > 0.1
+    each = report["alone"]
+    assert (each["things"], each["seeds"]) == (3, 2) and set(each["concept_accuracy"]) == set(names()[:3])
+    wrong = 1 - sum(each["concept_accuracy"].values()) / 3
+    assert each["object_top1_error"] == pytest.approx(wrong) and 0 <= each["object_top5_error"] <= wrong
+    assert set(filter(None, each["not_drawn"].split(", "))) == {
+        name for name, share in each["concept_accuracy"].items() if share < 0.5
+    }
     del report["best-of"]
     table = evaluate.table(report)
-    assert "| object_top1_error | ≤ 20 % | ≤ 5 % | " in table and "\ncost:\n- weights_mb: " in table
+    assert "| object_top1_error | ≤ 6 % | ≤ 3 % | " in table and "\ncost:\n- weights_mb: " in table
     assert "best-of" not in table
 
 
