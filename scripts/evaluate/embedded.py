@@ -64,6 +64,9 @@ def main(given: Sequence[str] | None = None) -> None:
         "--seeds", type=int, default=4, help="images of each scene, and of each thing alone (%(default)s)"
     )
     parser.add_argument("--things", type=int, default=1000, help="of the model's that are drawn alone (%(default)s)")
+    parser.add_argument(
+        "--core", action="store_true", help="only of the world's core things, which most people ask for"
+    )
     parser.add_argument("--prompts", type=int, default=300, help="of diversity and best-of (%(default)s)")
     parser.add_argument("--best-of", type=int, default=8, help="images that it chooses from (%(default)s)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help="only these")
@@ -90,6 +93,8 @@ def main(given: Sequence[str] | None = None) -> None:
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     pipeline = Pipeline.from_pretrained(arguments.model, device=arguments.device)
     pool = tuple(pipeline.checkpoint.defaults.get("concepts", names()))
+    if arguments.core:
+        pool = tuple(name for name in pool if concepts()[name].core)
     folder = arguments.judges
     judge = Judge.load(folder / "model.safetensors", device=arguments.device)
 

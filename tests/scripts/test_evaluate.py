@@ -95,6 +95,15 @@ def test_every_part_gives_its_figures(
     assert "best-of" not in table
 
 
+def test_the_core_alone_can_be_measured(
+    evaluate: ModuleType, judges: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--device", "cpu", "--judges", str(judges), "--parts", "alone", "--things", "2", "--seeds", "1", "--json"]
+    evaluate.main(["--model", str(tiny_checkpoint), "--core", *few])
+    report = json.loads(capsys.readouterr().out)
+    assert report["concepts"] == len(names(core=True)) < len(names()) and report["alone"]["things"] == 2
+
+
 def test_images_without_things_have_no_diversity_and_all_things_wrong() -> None:
     class Blank:
         def __call__(self, prompts: list[str], **_: Any) -> list[Image.Image]:
