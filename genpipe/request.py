@@ -79,7 +79,8 @@ class Request:
         guidance_scale: weight of the prompt, 0 … 1000; 1 or less turns guidance off.
         height, width: in pixels, 1 … 8192 (`check_size` knows what a given autoencoder can do).
         negative_prompt: what guidance leads away from.
-        prompt_syntax: "a1111" reads the signs of both as A1111's web UI does (see `genpipe.prompts`), "plain" as words.
+        prompt_syntax: "a1111" reads the signs of both as A1111's web UI does (see `genpipe.prompts`), "plain" as words,
+            to which the seed adds nothing either (see `genpipe.scenes.details`).
         guidance_rescale: 0 … 1 (arXiv 2305.08891, section 3.4).
         sampler: canonical name, or None for the checkpoint's own.
         clip_skip: last layers of the text encoder to leave out, 0 or more.
