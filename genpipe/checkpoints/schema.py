@@ -188,7 +188,6 @@ DEFAULTS: Kinds = {
     "steps": whole(1, MAX_STEPS),
     "guidance_scale": number(0, MAX_GUIDANCE),
     "guidance_rescale": number(0, 1),
-    "guided_below": number(0, 1000),
     "upscale_strength": number(0, 1),
     "upscale_guidance_scale": number(0, MAX_GUIDANCE),
     "concepts": list_of(text(), 0, 2**16),

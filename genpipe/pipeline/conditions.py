@@ -102,8 +102,7 @@ def conditions(
         if key not in found:
             found[key] = condition(encode, requests, checkpoint, texts=texts, guided=guided, edits=edits, device=device)
         turns.append(list(found).index(key))
-    low, high = SPEEDS[requests[0].speed].guided
-    between = low, min(high, checkpoint.defaults.get("guided_below", math.inf))
+    between = SPEEDS[requests[0].speed].guided
     return Conditions(tuple(found.values()), tuple(turns), weights, scale if edits else None, between)
 
 

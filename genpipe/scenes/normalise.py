@@ -1,7 +1,7 @@
 """Prompts as people type them, in the plain words that a model of the world was trained on.
 
     normalise("SHIP!!!").text == "ship"
-    normalise("🐱 in the snow").text == "cat in the snow"
+    normalise("🐈 in the snow").text == "cat in the snow"
     normalise("a pirate shp").text == "a pirate ship"
 
 A caption of the world comes out as it went in. The prompt itself is left as it is in requests and metadata.

@@ -4,7 +4,6 @@ The first stage of "On Distillation of Guided Diffusion Models" (2023), with the
 Models" (2023), whose layout the checkpoint has.
 """
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -46,7 +45,6 @@ def guidance_loss(
     teacher: UNet,
     *,
     batch: int = 128,
-    below: float = math.inf,
 ) -> StagedLoss[Any]:
     """Return the loss of a distilled denoiser: mean squared distance of its velocity from the teacher's guided one.
 
@@ -54,7 +52,6 @@ def guidance_loss(
 
     Args:
         teacher: the denoiser without a scale as input, on the device that trains.
-        below: the sigma / alpha above which the teacher's prompt is evaluated alone, whatever the scale.
     """
     plain = diffusion_loss(pool, tokenizer, alphas_cumprod, batch=batch, caption_dropout=0.0)
     nothing = torch.tensor(tokenizer([""]).ids)
@@ -72,8 +69,7 @@ def guidance_loss(
                 context = model.text_encoder(ids).context
                 without = model.text_encoder(empty).context.expand_as(context)
                 uncond, cond = (teacher(noisy, timestep, each).float() for each in (without, context))
-                applied = torch.where(sigma / alpha > below, 1.0, scale)
-                target = guided(uncond, cond, applied[:, None, None, None])
+                target = guided(uncond, cond, scale[:, None, None, None])
             output = model.unet(noisy, timestep, context, guidance=scale).float()
         return (weight * (output - target).square().mean(dim=(1, 2, 3))).mean()
 

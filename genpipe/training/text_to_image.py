@@ -4,7 +4,6 @@ A training lives in one folder: the states of its stages in `vae` (or `decoder`)
 `samples.png` beside each, and in `checkpoint` what a pipeline draws from. Killed and begun again, it continues.
 """
 
-import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -169,7 +168,7 @@ def trained_model(out: Path, init: str | Path, *, size: int | None = None, grow:
     check_size(size, size, factor)
     model.unet.config = replace(model.unet.config, sample_size=size // factor)
     # What else it says of itself, such as what it can draw, will not hold for what it learns.
-    kept = {key: value for key, value in model.defaults.items() if key in (*DEFAULTS, "half_size", "guided_below")}
+    kept = {key: value for key, value in model.defaults.items() if key in (*DEFAULTS, "half_size")}
     kept |= {"half_size": True} if grow else {}
     return replace(model, defaults={**kept, "height": size, "width": size})
 
@@ -298,8 +297,7 @@ def train(
     if guidance is not None:
         teacher = networks.requires_grad_(False)
         student = TextToImage(teacher.text_encoder, distilled(teacher.unet)).to(device)
-        below = model.defaults.get("guided_below", math.inf)
-        loss = guidance_loss(pool(), tokenizer, alphas, teacher.unet, batch=batch, below=below)
+        loss = guidance_loss(pool(), tokenizer, alphas, teacher.unet, batch=batch)
         stage_of("guidance", student, loss, guidance, rate, save)
 
 

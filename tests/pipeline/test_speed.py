@@ -33,25 +33,12 @@ def test_a_speed_is_part_of_what_makes_a_picture(pipe: Pipeline, speed: str) -> 
     assert difference(together[0], fast) <= 2
 
 
-@pytest.mark.parametrize(
-    ("below", "speed", "between"),
-    [
-        (None, "balanced", (0.28, 5.42)),  # of the paper's Stable Diffusion XL
-        (3.0, "exact", (0.0, 3.0)),
-        (3.0, "balanced", (0.28, 3.0)),
-        (9.0, "balanced", (0.28, 5.42)),
-    ],
-)
-def test_guidance_applies_in_the_interval_of_speed_and_model_alone(
-    below: float | None, speed: str, between: tuple[float, float], fresh: Pipeline
-) -> None:
+def test_guidance_applies_in_the_interval_of_the_speed_alone(fresh: Pipeline) -> None:
     rows: list[int] = []
     fresh.unet.conv_out.register_forward_hook(lambda module, given, output: rows.append(len(output)))
-    if below is not None:
-        fresh.checkpoint.defaults["guided_below"] = below
-    draw(fresh, steps=8, sampler="ddim", speed=speed)
+    draw(fresh, steps=8, sampler="ddim", speed="balanced")
     ratios = [step.ratio for step in fresh.sampler("ddim").schedule(8).steps[:-1]]
-    assert rows == [2 if between[0] < ratio <= between[1] else 1 for ratio in ratios]
+    assert rows == [2 if 0.28 < ratio <= 5.42 else 1 for ratio in ratios]  # of the paper's Stable Diffusion XL
     assert {1, 2} == set(rows)
 
 

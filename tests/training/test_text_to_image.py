@@ -175,7 +175,7 @@ def test_a_denoiser_killed_after_its_last_state_still_leaves_a_checkpoint(tmp_pa
 
 def test_a_warm_start_keeps_how_its_model_is_run_and_not_what_it_knows(tmp_path: Path, trained: Path) -> None:
     said = json.loads((trained / "genpipe.json").read_text(encoding="utf-8"))
-    run_by = {"half_size": True, "guided_below": 9.0}
+    run_by = {"half_size": True}
     (trained / "genpipe.json").write_text(json.dumps({**said, **run_by, "prompt": "scenes", "concepts": ["cat"]}))
     assert trained_model(tmp_path / "out", trained, size=SIZE).defaults == {**said, **run_by}
 
