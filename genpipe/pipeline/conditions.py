@@ -204,9 +204,10 @@ def stages_of(request: Request, steps: int, checkpoint: Checkpoint) -> tuple[Sta
 def written(request: Request, checkpoint: Checkpoint) -> tuple[str, str]:
     """Give a request's prompt and negative prompt as programs take them that know no choice by the seed."""
     first, *later = stages_of(request, request.steps, checkpoint)
-    if later or len(first.parts) > 1:
+    part, *others = first.parts
+    if later or others:
         return chosen(request.prompt, request.negative_prompt, seed=request.seed, syntax=request.prompt_syntax)
-    return first.parts[0].text, first.negative
+    return part.text, first.negative
 
 
 def time_ids(request: Request, *, count: int, negative: bool = False) -> tuple[float, ...]:
