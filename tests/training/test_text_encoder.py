@@ -39,7 +39,7 @@ def test_a_small_encoder_learns_to_read_captions_it_never_saw(tmp_path: Path) ->
                               num_attention_heads=2, max_position_embeddings=24, eos_token_id=tokenizer.eos_id)  # fmt: skip
     torch.manual_seed(0)
     loss = reading_loss(lambda rng: sample(rng, pool), lambda scene, rng: caption(scene, rng), tokenizer, batch=32)
-    reader = fit(Reader(TextEncoder(shape)), loss, directory=tmp_path, budget=Budget(steps=150), peak_rate=5e-3,
+    reader = fit(Reader(TextEncoder(shape)), loss, directory=tmp_path, budget=Budget(steps=200), peak_rate=5e-3,
                  accelerator=choose_accelerator("cpu", "fp32"), average=0.9)  # fmt: skip
     rng = random.Random("unseen")
     scenes = [sample(rng, pool) for _ in range(100)]
