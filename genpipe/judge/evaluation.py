@@ -64,7 +64,7 @@ def wanted_scene(scene: Scene) -> WantedScene:
     things = [WantedObject(placed.concept, placed.colour, scene.size) for placed in scene.objects]
     if scene.kind == "count":
         things = [WantedObject(scene.objects[0].concept, count=len(scene.objects))]
-    return WantedScene(tuple(things), scene.setting if scene.stated or not scene.objects else None, scene.relation)
+    return WantedScene(tuple(things), None if scene.anywhere else scene.setting, scene.relation)
 
 
 def measure(judge: Judge, images: Sequence[Image.Image], scenes: Sequence[Scene]) -> Measured:

@@ -174,7 +174,7 @@ def details(scene: Scene, language: Language = "en") -> str:
     words = [LIGHT_WORDS[scene.light], STAND_WORDS[scene.stand], FAR_WORDS[scene.far]]
     if scene.objects:
         words.insert(2, SHADE_WORDS[scene.objects[0].shade])
-        if not scene.stated and scene.setting != concepts()[scene.objects[0].concept].home:
+        if scene.anywhere and scene.setting != concepts()[scene.objects[0].concept].home:
             words.insert(0, SETTING_PHRASES[language][scene.setting][0])
     return " ".join(filter(None, words))
 
@@ -190,7 +190,7 @@ def _place(scene: Scene, words: Words, language: Language, style: Style) -> str:
         bare = language == "ru" or style != "full" or name in ("mountains", "snow", "space", "outer space", "underwater",
                                                                "rain", "night", "winter", "woods")  # fmt: skip
         return name if bare else english.with_article(name, name)
-    if not scene.stated:
+    if scene.anywhere:
         return ""
     return words.pick((SETTING_NAMES if style == "bare" else SETTING_PHRASES)[language][scene.setting])
 

@@ -96,6 +96,11 @@ class Scene:
     stand: int = 0
     stated: bool = False
 
+    @property
+    def anywhere(self) -> bool:
+        """Whether its things may be in any setting that suits them, for all that captions say."""
+        return bool(self.objects) and not self.stated
+
 
 def _held(*combination: str) -> bool:
     return zlib.crc32("|".join(combination).encode()) % HELD_OUT_SHARE == 0
@@ -158,9 +163,8 @@ def _variant(rng: random.Random, concept: str) -> int:
 def settle(rng: random.Random, scene: Scene) -> Scene:
     """Choose what captions of `scene` leave open and `genpipe.scenes.captions.details` has words for."""
     bare, alone = scene.kind == "bare", len(scene.objects) == 1
-    anywhere = bool(scene.objects) and not scene.stated
-    setting = _somewhere(rng, scene.objects) if anywhere else scene.setting
-    lights = ANY_LIGHT if anywhere else BY_DAY
+    setting = _somewhere(rng, scene.objects) if scene.anywhere else scene.setting
+    lights = ANY_LIGHT if scene.anywhere else BY_DAY
     stand = rng.choices(range(len(STANDS)), STAND_SHARES[bare])[0] if alone and scene.size is None else 0
     if scene.kind == "pair" and scene.relation is None:
         stand = rng.choice((0, RIGHTWARD))
