@@ -100,6 +100,11 @@ class Checkpoint:
         return () if self.references is None else (self.references.adapter, self.references.encoder)
 
     @cached_property
+    def concepts(self) -> tuple[str, ...] | None:
+        """Of a model of the scenes' world those that it has learned; None where its folder does not say."""
+        return tuple(self.defaults.get("concepts", ())) or None
+
+    @cached_property
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """The shape of each weight of each network as files have them, whatever form the networks have been brought into."""
         found = {}

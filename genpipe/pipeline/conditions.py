@@ -192,10 +192,8 @@ def stages_of(request: Request, steps: int, checkpoint: Checkpoint) -> tuple[Sta
         return stages
     from genpipe.scenes.details import open_details
 
-    pool = tuple(checkpoint.defaults.get("concepts", ())) or None
-
     def in_full(part: Span) -> Span:
-        added = open_details(plain_text(part.text), request.seed, pool)
+        added = open_details(plain_text(part.text), request.seed, checkpoint.concepts)
         return part._replace(text=f"{part.text} {added}".rstrip())
 
     return tuple(replace(stage, parts=tuple(map(in_full, stage.parts))) for stage in stages)

@@ -69,7 +69,7 @@ class Loaded:
         if checkpoint.defaults.get("prompt") == "scenes":
             from genpipe.scenes.normalise import plain_words
 
-            normalise = partial(plain_words, pool=tuple(checkpoint.defaults.get("concepts", ())) or None)
+            normalise = partial(plain_words, pool=checkpoint.concepts)
             for tokenizer in checkpoint.tokenizers:
                 tokenizer.normalise = normalise
         self.networks = Networks(

@@ -166,7 +166,7 @@ def _open(start: Start) -> "tuple[Batches, Opened]":
         pipeline.decode(latents, [first])
     batches = Batches(pipelines, Sizes(pipelines, most=1 if start.deterministic else start.most))
     concepts = {
-        name: tuple(pipeline.checkpoint.defaults.get("concepts", ()))
+        name: pipeline.checkpoint.concepts or ()
         for name, pipeline in pipelines.items()
         if not pipeline.is_wrapped and pipeline.checkpoint.defaults.get("prompt") == "scenes"
     }
