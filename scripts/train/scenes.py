@@ -25,7 +25,8 @@ from genpipe.training.text_to_image import RATE
 TOKENS = 32  # of a prompt
 GPU_BATCH = 256  # images per step of the denoiser
 KEPT = 40_000  # scenes: as many as `LatentPool` holds, and some
-MORE_PAIRS = 0.3  # with the world's own share, 37 % of the images that the denoiser learns from
+READ_MORE = {"pair": 0.3}  # captions that are surely of a kind, on top of the world's own share
+DRAWN_MORE = {"pair": 0.27, "colour": 0.12, "count": 0.08}  # images that the denoiser learns from
 SAMPLES = ("pirate ship", "pirate ship in space", "red car", "cat", "castle in the snow", "пиратский корабль",
            "a dog and a cat", "two apples", "rocket in space", "blue flower", "tree", "house at night")  # fmt: skip
 
@@ -42,7 +43,7 @@ def teach(
     """Train the text encoder to read the captions of the whole world, also of what the denoiser is not to learn yet."""
     averaged = fit(
         Reader(encoder),
-        reading_loss(partial(draw_scene, more_pairs=0.3), word, tokenizer),
+        reading_loss(partial(draw_scene, more=READ_MORE), word, tokenizer),
         directory=directory,
         budget=budget,
         peak_rate=RATE,
@@ -54,10 +55,11 @@ def teach(
     return averaged.encoder
 
 
-def draw_scene(rng: random.Random, pool: Pool | None = None, *, more_pairs: float) -> Scene:
-    """A scene of the world, but so often surely a pair: pairs are the hardest both to read and to draw."""
-    scene, pair = sample(rng, pool), rng.random() < more_pairs
-    while pair and scene.kind != "pair" and (pool is None or len(pool.names) > 1):
+def draw_scene(rng: random.Random, pool: Pool | None = None, *, more: Mapping[str, float]) -> Scene:
+    """A scene of the world, but so often surely of a kind: some are harder than the rest both to read and to draw."""
+    kind = rng.choices((None, *more), (1 - sum(more.values()), *more.values()))[0]
+    scene = sample(rng, pool)
+    while kind is not None and scene.kind != kind and not (kind == "pair" and pool is not None and len(pool.names) < 2):
         scene = sample(rng, pool)
     return scene
 
@@ -96,21 +98,27 @@ class Scenes:
         return partial(word, self._scene(index))
 
     def _sampled(self, index: int) -> Scene:
-        return draw_scene(random.Random(f"{self._seed}/{index}"), self._pool, more_pairs=MORE_PAIRS)
+        return draw_scene(random.Random(f"{self._seed}/{index}"), self._pool, more=DRAWN_MORE)
 
 
 def read_accuracy(path: Path) -> dict[str, float]:
     """Read the accuracy of each concept from what `python -m scripts.evaluate.embedded --json` prints.
+
+    That is of the images of held-out combinations, of things alone, or the mean of both.
 
     Raises:
         ValueError: it is something else.
         OSError: there is no such file.
     """
     try:
-        shares = json.loads(path.read_text(encoding="utf-8"))["images"]["concept_accuracy"]
-        known = {name: float(share) for name, share in shares.items()}
+        report = json.loads(path.read_text(encoding="utf-8"))
+        parts = [report[part]["concept_accuracy"] for part in ("images", "alone") if part in report]
+        shares = {name: [float(part[name]) for part in parts if name in part] for part in parts for name in part}
+        known = {name: sum(each) / len(each) for name, each in shares.items()}
+        if not known:
+            raise ValueError("it says nothing of single concepts")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not what an evaluation prints with --json --parts images") from error
+        raise ValueError(f"{path} is not what an evaluation prints with --json --parts images alone") from error
     if odd := [name for name, share in known.items() if name not in concepts() or not 0 <= share <= 1]:
         raise ValueError(f"{path}: {odd[0]!r} is no concept of genpipe.scenes with an accuracy of 0 to 1")
     return known
