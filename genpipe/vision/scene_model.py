@@ -123,18 +123,29 @@ class SceneModel(nn.Module):
 
 
 class SurestConcept(nn.Module):
-    """The scene model as a classifier: what the surest object of an image is."""
+    """Scene models as one classifier: what the surest object of an image is.
 
-    def __init__(self, model: SceneModel) -> None:
+    The cells around its middle say it together, each as far as it is sure that something is there; the models by the
+    geometric mean of their probabilities, which is small for what one of them rules out.
+    """
+
+    def __init__(self, *models: SceneModel) -> None:
         super().__init__()
-        self.model = model
+        self.models = nn.ModuleList(models)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> logits (B, concepts)."""
-        seen = self.model(pixels)
-        surest = seen.objectness.flatten(1).argmax(dim=1)
-        cells = seen.cells.flatten(1, 2)  # (B, h·w, CHANNELS)
-        return self.model.concepts(cells[torch.arange(len(cells), device=cells.device), surest])
+        """(B, 3, H, W) in [-1, 1] -> logarithms of probabilities, up to a constant (B, concepts)."""
+        seen: list[SceneOutput] = [model(pixels) for model in self.models]
+        there = torch.stack([each.objectness.sigmoid() for each in seen]).mean(0)  # (B, h, w)
+        near = torch.zeros_like(there).flatten(1)
+        near.scatter_(1, there.flatten(1).argmax(1, keepdim=True), 1.0)
+        near = F.max_pool2d(near.view_as(there)[:, None], 3, stride=1, padding=1)[:, 0]
+        share = (there * near)[..., None] / (there * near).sum((1, 2))[:, None, None, None]
+        said = [
+            (share * model.concepts(each.cells).float().softmax(-1)).sum((1, 2))  # pyright: ignore[reportCallIssue]
+            for model, each in zip(self.models, seen, strict=True)
+        ]
+        return torch.stack(said).clamp(min=1e-9).log().mean(0)
 
 
 def shrink(pixels: Tensor) -> Tensor:
@@ -211,6 +222,9 @@ def load_scene_model(path: str | Path) -> tuple[SceneModel, dict[str, tuple[str,
 
 
 def scene_classifier() -> Classifier:
-    """Load the embedded judge as a classifier of what is surest to be in an image."""
-    model, known = load_scene_model(JUDGES / "model.safetensors")
-    return Classifier(SurestConcept(model).eval(), "scene", known["concepts"], PREPROCESS)
+    """Load both embedded judges as one classifier of what is surest to be in an image."""
+    models, known = zip(
+        *(load_scene_model(JUDGES / f"{name}.safetensors") for name in ("model", "second")), strict=True
+    )
+    assert known[0] == known[1]
+    return Classifier(SurestConcept(*models).eval(), "scene", known[0]["concepts"], PREPROCESS)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from genpipe.vision.scene_model import (
     CHANNELS,
@@ -70,11 +70,32 @@ def test_of_boxes_that_overlap_the_surest_is_an_object() -> None:
     assert len(find_objects(net, seen, threshold=0.95)[0].scores) == 1  # the surest, whatever its score
 
 
-def test_as_a_classifier_it_names_the_surest_object() -> None:
-    net, pixels = model(), torch.randn(3, 3, INPUT_SIDE, INPUT_SIDE)
-    logits = SurestConcept(net)(pixels)
-    first = [one.concepts[0] for one in find_objects(net, net(pixels))]
-    assert torch.allclose(logits.softmax(1), torch.stack(first), atol=1e-6)
+def told(net: SceneModel, pixels: Tensor, there: Tensor) -> Tensor:
+    """What the surest cell and those next to it say, each as far as something is `there` (6, 6); by plain loops."""
+    cells, said = net(pixels[None]).cells[0], torch.zeros(7)
+    row, column = divmod(int(there.argmax()), 6)
+    for y in range(max(0, row - 1), min(6, row + 2)):
+        for x in range(max(0, column - 1), min(6, column + 2)):
+            said += there[y, x] * net.concepts(cells[y, x]).softmax(0)
+    return said / said.sum()
+
+
+@torch.no_grad()
+def test_as_a_classifier_it_names_the_surest_object_by_the_cells_around_it() -> None:
+    net, pixels = model(), torch.randn(5, 3, INPUT_SIDE, INPUT_SIDE)
+    shares = SurestConcept(net)(pixels).softmax(1)
+    for one, share in zip(pixels, shares, strict=True):
+        assert torch.allclose(share, told(net, one, net(one[None]).objectness[0].sigmoid()), atol=1e-6)
+
+
+@torch.no_grad()
+def test_two_models_classify_by_the_geometric_mean_of_what_they_say() -> None:
+    nets, pixels = (model(), model("plain")), torch.randn(5, 3, INPUT_SIDE, INPUT_SIDE)
+    shares = SurestConcept(*nets)(pixels).softmax(1)
+    for one, share in zip(pixels, shares, strict=True):
+        there = torch.stack([net(one[None]).objectness[0].sigmoid() for net in nets]).mean(0)
+        mean = torch.stack([told(net, one, there) for net in nets]).prod(0).sqrt()
+        assert torch.allclose(share, mean / mean.sum(), atol=1e-6)
 
 
 def test_shrinking_averages() -> None:
