@@ -57,6 +57,8 @@ def _scene(wanted: WantedScene) -> Scene:
     kind = "pair" if len(objects) == len(things) == 2 else "setting"
     if one is not None and wanted.setting is None and one == WantedObject(one.concept):
         kind = "bare"
+    elif one is not None and one.colour is not None:
+        kind = "colour"
     home = concepts()[things[0].concept].home if things else ""
     stated = wanted.setting is not None
     return Scene(kind, wanted.setting or home, (0.5,) * LOOK, objects, wanted.relation, one and one.size, stated=stated)

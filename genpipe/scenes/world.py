@@ -37,11 +37,16 @@ FAVOURITES = {"pirate ship": 8.0, "ship": 3.0, "sailboat": 2.0}  # drawn so many
 KINDS = {"bare": 0.39, "setting": 0.24, "colour": 0.11, "size": 0.08, "pair": 0.10, "count": 0.06, "place": 0.02}
 STANDS = (((0.5, 0.5), LARGE), ((0.42, 0.52), 0.72), ((0.58, 0.52), 0.72), ((0.5, 0.54), 0.66), ((0.5, 0.49), 0.90))
 RIGHTWARD = 2
-STAND_SHARES = {True: (0.36, 0.18, 0.18, 0.13, 0.15), False: (0.60, 0.12, 0.12, 0.06, 0.10)}  # of a bare noun, or not
+STAND_SHARES = {  # by the kind; a thing in another colour is harder to know away from the middle
+    "bare": (0.36, 0.18, 0.18, 0.13, 0.15),
+    "setting": (0.60, 0.12, 0.12, 0.06, 0.10),
+    "count": (0.60, 0.12, 0.12, 0.06, 0.10),
+    "colour": (0.84, 0.04, 0.04, 0.03, 0.05),
+}
 SHADES = 3  # of a thing's natural colours: as they are, darker, paler
 BY_DAY = {"day": 0.65, "sunny": 0.35}  # light in which every setting is what it is called
 ANY_LIGHT = {"day": 0.30, "sunny": 0.16, "morning": 0.14, "evening": 0.16, "night": 0.16, "grey": 0.08}
-FAR_SEEN = {True: 0.8, False: 0.4}  # how often something may be far away, of a bare noun, or not
+FAR_SEEN = {**dict.fromkeys(KINDS, 0.4), "bare": 0.8, "colour": 0.2}  # how often something may be far away
 AT_HOME = 0.6  # how often a thing of which nothing is said is in its home setting, else in one that is KINDRED
 ELSEWHERE = {"bare": 0.0, "setting": 1.0, "colour": 0.35, "size": 0.5, "pair": 0.5, "count": 0.5, "place": 1.0}
 MENTION = 0.2  # how often captions of a thing at home say so
@@ -165,7 +170,7 @@ def settle(rng: random.Random, scene: Scene) -> Scene:
     bare, alone = scene.kind == "bare", len(scene.objects) == 1
     setting = _somewhere(rng, scene.objects) if scene.anywhere else scene.setting
     lights = ANY_LIGHT if scene.anywhere else BY_DAY
-    stand = rng.choices(range(len(STANDS)), STAND_SHARES[bare])[0] if alone and scene.size is None else 0
+    stand = rng.choices(range(len(STANDS)), STAND_SHARES[scene.kind])[0] if alone and scene.size is None else 0
     if scene.kind == "pair" and scene.relation is None:
         stand = rng.choice((0, RIGHTWARD))
     shade = rng.randrange(SHADES) if bare else 0
@@ -173,7 +178,7 @@ def settle(rng: random.Random, scene: Scene) -> Scene:
         scene,
         setting=setting,
         light=rng.choices(list(lights), list(lights.values()))[0] if setting in OUTDOORS else "day",
-        far=rng.randrange(FAR) if rng.random() < FAR_SEEN[bare] else 0,
+        far=rng.randrange(FAR) if rng.random() < FAR_SEEN[scene.kind] else 0,
         stand=stand,
         objects=tuple(replace(placed, shade=shade) for placed in scene.objects),
     )
