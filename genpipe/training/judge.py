@@ -3,14 +3,12 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genpipe.judge.scene_segmentation import CATEGORIES
-from genpipe.models.vae import VAE
 from genpipe.scenes import COLOURS, SETTINGS, Placed, Scene, concepts, names, sample
 from genpipe.scenes.atlas import variants
 from genpipe.scenes.compose import Composer, Truth
@@ -22,7 +20,6 @@ from genpipe.vision.scene_model import INPUT_SIDE, STRIDE, SceneModel, SceneOutp
 MOST = 4  # objects per image
 HELD_SHARE = 0.15  # of what is drawn, of combinations that no generator is trained on: a judge has to know them too
 CROWD_SHARE = 0.3
-ERROR = 0.5  # of latents that a decoder is given, at most: a denoiser leaves a tenth of their deviation, or more
 REACH = 1.0  # an object belongs to the cells whose middle is less than this many cells from its own: two by two
 
 
@@ -83,24 +80,9 @@ class Labelled:
         return Labelled(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
-@torch.no_grad()
-def drawn_by(vae: VAE, images: Tensor, noise: torch.Generator) -> Tensor:
-    """Return images (B, 3, H, W) in [-1, 1] as a model may draw them: every second one is decoded from latents that are
-    wrong by up to `ERROR`."""
-    images = images.clone()
-    latents = vae.scale(vae.encode(images[::2])[0].float())
-    error = ERROR * torch.rand(len(latents), 1, 1, 1, generator=noise)
-    wrong = latents + error * torch.randn(latents.shape, generator=noise)
-    images[::2] = vae.decode(wrong).float().clamp(-1, 1)
-    return images
-
-
-def label(
-    composer: Composer, scenes: list[Scene], show: Callable[[Tensor], Tensor] = lambda images: images
-) -> Labelled:
-    """Draw scenes with all that is to be learned of them; `show` makes of them what is looked at."""
+def label(composer: Composer, scenes: list[Scene]) -> Labelled:
+    """Randomness scenes with all that is to be learned of them."""
     images, truths = composer.truth(scenes)
-    images = show(images)
     smaller = INPUT_SIDE / composer.size
     n = len(scenes)
     kinds, tints = torch.full((n, MOST), -1), torch.full((n, MOST), len(COLOURS))
@@ -141,21 +123,13 @@ class ScenePool:
         initial: images in the window at step 0.
         fresh: images that join at each step; the oldest leave once there are `capacity`.
         size: side of the images.
-        vae: an autoencoder that half of the images go through, see `drawn_by`.
     """
 
     def __init__(
-        self,
-        seed: int,
-        *,
-        initial: int = 8192,
-        fresh: int = 12,
-        capacity: int = 32768,
-        size: int = 128,
-        vae: VAE | None = None,
+        self, seed: int, *, initial: int = 8192, fresh: int = 12, capacity: int = 32768, size: int = 128
     ) -> None:
         self._seed, self._initial, self._fresh, self._capacity = seed, initial, fresh, capacity
-        self._composer, self._vae = Composer("cpu", size), vae
+        self._composer = Composer("cpu", size)
         self._window: Labelled | None = None  # ring buffer: image i lies at i mod capacity
         self._stop = 0
 
@@ -167,16 +141,11 @@ class ScenePool:
         while position < stop:
             until = min(position + 64, stop)
             scenes = [draw_scene(random.Random(f"{self._seed}/{i}")) for i in range(position, until)]
-            self._put(position, label(self._composer, scenes, partial(self._shown, position)))
+            self._put(position, label(self._composer, scenes))
             position = until
         self._stop = stop
         assert self._window is not None
         return self._window.at(torch.tensor([rng.randrange(start, stop) % self._capacity for _ in range(batch)]))
-
-    def _shown(self, start: int, images: Tensor) -> Tensor:
-        if self._vae is None:
-            return images
-        return drawn_by(self._vae, images, torch.Generator().manual_seed((self._seed << 32) + start))
 
     def _put(self, start: int, drawn: Labelled) -> None:
         if self._window is None:

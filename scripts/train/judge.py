@@ -1,12 +1,9 @@
 """Train the models that judge images, on scenes that genpipe draws and on nothing else.
 
     python -m scripts.train.judge --out runs/judges --minutes 95
-    python -m scripts.train.judge --out runs/critic --minutes 30 --through genpipe/embedded
 
 Three stages: the judge, a segmentation on its features, and a second judge of another architecture and from another seed,
-to check on choices made by the first. With --through there is one stage: the critic, which people use, goes on from the
-shipped judge on scenes of which half went through a model's autoencoder. The judges that measure the model never see such.
-Each leaves its weights in --out; copy them to genpipe/embedded/judge to ship them.
+to check on choices made by the first. Each leaves its weights in --out; copy them to genpipe/embedded/judge to ship them.
 Killed and started again with the same --out, it continues.
 """
 
@@ -18,15 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from genpipe.checkpoints import load_checkpoint
-from genpipe.embedded import JUDGES
 from genpipe.images import to_pil
 from genpipe.judge.evaluation import measure, summary
 from genpipe.judge.scene_judge import Judge
 from genpipe.judge.scene_segmentation import CATEGORIES, MaskHead, Segmentation
 from genpipe.scenes import COLOURS, SETTINGS, names, sample
 from genpipe.scenes.compose import Composer
-from genpipe.training.judge import ScenePool, category_maps, drawn_by, judge_loss, segmentation_loss
+from genpipe.training.judge import ScenePool, category_maps, judge_loss, segmentation_loss
 from genpipe.training.loop import Budget, Randomness, choose_accelerator, fit
 from genpipe.vision.metrics import confusion_matrix, mean_iou
 from genpipe.vision.scene_model import SceneModel
@@ -45,9 +40,6 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--pool", type=int, default=8192, metavar="N", help="scenes drawn before the first step (%(default)s)"
     )
-    parser.add_argument(
-        "--through", metavar="CHECKPOINT", help="train the critic, on what this model's autoencoder draws"
-    )
     parser.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the best there is)")
     arguments = parser.parse_args(given)
     for name in ("unseen", "pool"):
@@ -64,11 +56,6 @@ def main(given: Sequence[str] | None = None) -> None:
 def run(arguments: argparse.Namespace) -> None:
     accelerator = choose_accelerator(arguments.device)
     out, seed, unseen = arguments.out, arguments.seed, arguments.unseen
-    through = None if arguments.through is None else load_checkpoint(arguments.through, dtype=torch.float32)
-    vae, size = None, 128
-    if through is not None:
-        vae, size = through.vae.requires_grad_(False), through.defaults["height"]
-    share = SHARES if vae is None else {"critic": 1.0}
 
     def stage(
         name: str,
@@ -79,24 +66,21 @@ def run(arguments: argparse.Namespace) -> None:
     ) -> None:
         fit(
             model.to(memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]
-            loss(ScenePool(seed, initial=arguments.pool, size=size, vae=vae)),
+            loss(ScenePool(seed, initial=arguments.pool)),
             directory=out / name,
-            budget=Budget(minutes=arguments.minutes * share[name]),
-            peak_rate=RATE if vae is None else RATE / 4,
+            budget=Budget(minutes=arguments.minutes * SHARES[name]),
+            peak_rate=RATE,
             accelerator=accelerator,
             seed=seed,
             on_checkpoint=keep,
         )
 
-    def train_judge(name: str, model: SceneModel, file: Path, seed: int) -> Judge:
+    def train_judge(name: str, trunk: str, file: Path, seed: int) -> Judge:
+        torch.manual_seed(seed)
+        model = SceneModel(trunk, concepts=len(names()), colours=len(COLOURS), settings=len(SETTINGS))
         rng = random.Random("unseen")
         scenes = [sample(rng, held=i % 4 == 0) for i in range(unseen)]
-        pixels = Composer(size=size).render(scenes)
-        if vae is not None:
-            pieces = pixels.split(16)
-            noise = torch.Generator().manual_seed(seed)
-            pixels = torch.cat([drawn_by(vae, piece, noise) for piece in pieces])
-        images = to_pil(pixels)
+        images = to_pil(Composer().render(scenes))
 
         def keep(averaged: nn.Module) -> None:
             assert isinstance(averaged, SceneModel)
@@ -124,17 +108,9 @@ def run(arguments: argparse.Namespace) -> None:
 
         stage("segmentation", MaskHead(judge.model.trunk), segmentation_loss, seed, keep)
 
-    def fresh(trunk: str, seed: int) -> SceneModel:
-        torch.manual_seed(seed)
-        return SceneModel(trunk, concepts=len(names()), colours=len(COLOURS), settings=len(SETTINGS))
-
-    if vae is not None:
-        shipped = Judge.load(JUDGES / "model.safetensors", device="cpu").model.float()
-        train_judge("critic", shipped.requires_grad_(True).train(), out / "critic.safetensors", seed)
-        return
-    judge = train_judge("judge", fresh("resnet18", seed), out / "model.safetensors", seed)
+    judge = train_judge("judge", "resnet18", out / "model.safetensors", seed)
     train_segmentation(judge)
-    train_judge("second", fresh("plain", seed + 1), out / "second.safetensors", seed + 1)
+    train_judge("second", "plain", out / "second.safetensors", seed + 1)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,14 @@ import pytest
 import torch
 
 from genpipe.judge.scene_segmentation import CATEGORIES, MaskHead
-from genpipe.models.vae import VAE, VAEConfig
 from genpipe.scenes import COLOURS, SETTINGS, canonical, concepts, held_out, names
 from genpipe.scenes.compose import Composer
 from genpipe.training.judge import (
-    ERROR,
     MOST,
     Labelled,
     ScenePool,
     category_maps,
     draw_scene,
-    drawn_by,
     judge_loss,
     label,
     owners,
@@ -100,21 +97,6 @@ def test_the_pool_is_a_function_of_the_step_alone() -> None:
     assert torch.equal(drawn.pixels, expected.pixels) and torch.equal(drawn.concepts, expected.concepts)
     other = ScenePool(8, initial=6, fresh=2, capacity=8).draw(3, 5, random.Random(3))
     assert not torch.equal(drawn.pixels, other.pixels)
-
-
-def test_what_a_critic_learns_from_are_the_same_scenes_half_of_them_as_an_autoencoder_draws_them() -> None:
-    torch.manual_seed(0)
-    vae = VAE(VAEConfig(channels=(8, 16), layers=1, norm_groups=4, latent_channels=4)).requires_grad_(False)
-    images = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    shown = drawn_by(vae, images, torch.Generator().manual_seed(2))
-    assert torch.equal(shown[1::2], images[1::2])
-    generator = torch.Generator().manual_seed(2)
-    latents = vae.scale(vae.encode(images[::2])[0])
-    wrong = ERROR * torch.rand(3, 1, 1, 1, generator=generator) * torch.randn(latents.shape, generator=generator)
-    assert torch.allclose(shown[::2], vae.decode(latents + wrong).clamp(-1, 1), atol=1e-5)
-    plain, seen = (ScenePool(3, initial=4, fresh=1, capacity=8, size=16, vae=one) for one in (None, vae))
-    (one, other) = (pool.draw(0, 4, random.Random(0)) for pool in (plain, seen))
-    assert torch.equal(one.concepts, other.concepts) and not torch.equal(one.pixels, other.pixels)
 
 
 def test_softened_images_are_still_the_same_images() -> None:
