@@ -105,7 +105,7 @@ def mountains(v: View) -> Tensor:
 
 def desert(v: View) -> Tensor:
     image = v.sky((0.46, 0.76, 0.92), (1.0, 0.93, 0.74), 0.0, 0.6)
-    image = v.over(image, (1.0, 0.90, 0.45), v.disc(v.u(1, 0.78, 0.88), 0.15, 0.075))
+    image = v.over(image, (1.0, 0.90, 0.45), v.disc(v.u(1, 0.78, 0.88), 0.15, 0.075) * v.by_day())
     far.rocks(v, image, 1, 0.66)
     far.birds(v, image, 2)
     image = v.over(image, (0.93, 0.72, 0.42), v.below(v.u(0, 0.56, 0.62) + v.wave(0.8, v.u(2), 0.05)))

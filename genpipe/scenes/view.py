@@ -113,6 +113,12 @@ class View:
         """Return 1 where the far things number `which` are to be seen.  # (B, 1, 1, 1)"""
         return (self.far == which).float()[:, None, None, None]
 
+    def by_day(self) -> Tensor | float:
+        """Return 1 in the plain light of the day, in which a setting may have a sun of its own.  # (B, 1, 1, 1)"""
+        if self.light is None:
+            return 1.0
+        return _numbers(("day",), self.y.device)[self.light][:, None, None, None].float()
+
     def over(self, ground: Tensor, rgb: Rgb | Tensor, mask: Tensor) -> Tensor:
         return ground.lerp(self.colour(rgb) if isinstance(rgb, tuple) else rgb, mask)
 

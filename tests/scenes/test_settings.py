@@ -70,6 +70,14 @@ def test_far_things_are_seen_and_leave_most_of_a_setting_as_it_is(setting: str):
         assert 0.004 < float((image != images[0]).any(0).float().mean()) < 0.7
 
 
+def test_the_desert_has_a_sun_of_its_own_by_plain_day_only():
+    west, east = (torch.full((len(LIGHTS), LOOK), 0.5) for _ in range(2))
+    west[:, 1], east[:, 1] = 0.0, 1.0  # where that sun is, and nothing else
+    images = [paint("desert", look, SIZE, torch.arange(len(LIGHTS))) for look in (west, east)]
+    moved = [not torch.equal(one, other) for one, other in zip(*images, strict=True)]
+    assert moved == [light == "day" for light in LIGHTS]
+
+
 def test_light_and_far_things_are_of_each_image_alone():
     lights, distant = torch.tensor([4, 0, 2, 5]), torch.tensor([0, 1, 2, 1])
     together = paint("sea", looks(4), SIZE, lights, distant)
