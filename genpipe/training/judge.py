@@ -81,7 +81,7 @@ class Labelled:
 
 
 def label(composer: Composer, scenes: list[Scene]) -> Labelled:
-    """Randomness scenes with all that is to be learned of them."""
+    """Draw scenes with all that is to be learned of them."""
     images, truths = composer.truth(scenes)
     smaller = INPUT_SIDE / composer.size
     n = len(scenes)
@@ -122,14 +122,11 @@ class ScenePool:
         seed: of the sequence.
         initial: images in the window at step 0.
         fresh: images that join at each step; the oldest leave once there are `capacity`.
-        size: side of the images.
     """
 
-    def __init__(
-        self, seed: int, *, initial: int = 8192, fresh: int = 12, capacity: int = 32768, size: int = 128
-    ) -> None:
+    def __init__(self, seed: int, *, initial: int = 8192, fresh: int = 12, capacity: int = 32768) -> None:
         self._seed, self._initial, self._fresh, self._capacity = seed, initial, fresh, capacity
-        self._composer = Composer("cpu", size)
+        self._composer = Composer("cpu")
         self._window: Labelled | None = None  # ring buffer: image i lies at i mod capacity
         self._stop = 0
 
