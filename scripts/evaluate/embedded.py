@@ -22,7 +22,6 @@ import json
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,13 @@ from PIL import Image
 from torch import Tensor
 
 from genpipe.embedded import JUDGES
-from genpipe.images import from_pil, to_pil
+from genpipe.images import to_pil
 from genpipe.judge import Score, Unscored, best_index, judged
 from genpipe.judge.evaluation import Measured, average_precision_50, frechet_distance, measure, summary
 from genpipe.judge.scene_judge import Judge
 from genpipe.judge.scene_segmentation import CATEGORIES, Segmentation
 from genpipe.pipeline import Pipeline
-from genpipe.scenes import Scene, canonical, caption, concepts, names, sample
+from genpipe.scenes import caption, concepts, names, sample
 from genpipe.scenes.captions import Language
 from genpipe.scenes.compose import Composer
 from genpipe.seeds import seeds_for
@@ -46,6 +45,7 @@ from genpipe.training.judge import category_maps
 from genpipe.vision.metrics import confusion_matrix, mean_average_precision, mean_iou
 from genpipe.vision.scene_model import INPUT_SIDE
 from scripts.evaluate.alone import alone
+from scripts.evaluate.copies import copies
 from scripts.evaluate.cost import cost
 from scripts.evaluate.diversity import diversity
 from scripts.evaluate.held_out import COMBINATIONS, FIRST_SEED, chunks, draw, held_out_scenes, render
@@ -165,40 +165,6 @@ def behind(shares: dict[str, float], others: dict[str, float]) -> float:
     """Return by how many points the worst of the shares is behind the same of the others; errors count the other way."""
     signs = {name: -1 if name.endswith("_error") else 1 for name in shares}
     return 100 * max(signs[name] * (others[name] - shares[name]) for name in shares)
-
-
-def copies(images: Sequence[Image.Image], scenes: Sequence[Scene], pool: Sequence[str], size: int) -> dict[str, float]:
-    """Measure whether held-out images are canonical training images again.
-
-    An image counts as a copy if it is as near to a canonical layout of any concept, in root mean square over its pixels,
-    as layouts that differ from it by next to nothing mostly are (their 95th percentile).
-    """
-    layouts = _flat(render([canonical(name) for name in pool], size))
-    rng = random.Random("variants")
-    own = [rng.randrange(len(pool)) for _ in range(200)]
-    variants = _flat(render([shaken(rng, canonical(pool[i])) for i in own], size))
-    limit = float((variants - layouts[torch.tensor(own)]).square().mean(1).sqrt().quantile(0.95))
-    generated = _flat(images)
-    nearest, index = (torch.cdist(generated, layouts) / layouts.shape[1] ** 0.5).min(dim=1)
-    asked = [scene.objects[0].concept for scene in scenes]
-    same = sum(pool[i] == name for i, name in zip(index.tolist(), asked, strict=True))
-    return {
-        "copies": float((nearest < limit).float().mean()),
-        "distance_of_a_copy": limit,
-        "median_distance_to_nearest": float(nearest.median()),
-        "nearest_shows_the_same_concept": same / len(asked),
-    }
-
-
-def shaken(rng: random.Random, scene: Scene) -> Scene:
-    """Return nearly the same scene: what varies in its setting by 0.15, its things by a hundredth of the image's side."""
-    look = tuple(number + rng.uniform(-0.15, 0.15) for number in scene.look)
-    objects = (replace(o, x=o.x + rng.uniform(-0.01, 0.01), y=o.y + rng.uniform(-0.01, 0.01)) for o in scene.objects)
-    return replace(scene, look=look, objects=tuple(objects))
-
-
-def _flat(images: Sequence[Image.Image]) -> Tensor:
-    return from_pil(images).flatten(1)
 
 
 def autoencoder(pipeline: Pipeline, judge: Judge, pool: Sequence[str], count: int) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from genpipe.judge.scene_judge import Judge
 from genpipe.judge.scene_segmentation import MaskHead, Segmentation
 from genpipe.scenes import COLOURS, SETTINGS, canonical, held_out, names, sample
 from genpipe.vision.scene_model import SceneModel
+from scripts.evaluate.copies import copies
 from scripts.evaluate.diversity import diversity
+from scripts.evaluate.held_out import render
 
 POOL = ("pirate ship", "cat", "castle", "apple", "car", "owl")
 
@@ -128,14 +130,14 @@ def test_held_out_scenes_are_held_out_and_of_every_kind(evaluate: ModuleType) ->
         evaluate.held_out_scenes(random.Random(0), (), 4)
 
 
-def test_training_images_are_copies_and_other_scenes_are_not(evaluate: ModuleType) -> None:
+def test_training_images_are_copies_and_other_scenes_are_not() -> None:
     known = [canonical(name) for name in POOL]
-    found = evaluate.copies(evaluate.render(known, 64), known, POOL, 64)
+    found = copies(render(known, 64), known, POOL, 64)
     assert found["copies"] == found["nearest_shows_the_same_concept"] == 1
     assert found["median_distance_to_nearest"] == 0 < found["distance_of_a_copy"]
     rng = random.Random(0)
     others = [sample(rng, POOL, held=True) for _ in range(20)]
-    assert evaluate.copies(evaluate.render(others, 64), others, POOL, 64)["copies"] < 0.2
+    assert copies(render(others, 64), others, POOL, 64)["copies"] < 0.2
 
 
 def test_how_far_one_language_is_behind_the_other(evaluate: ModuleType) -> None:
