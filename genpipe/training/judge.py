@@ -23,16 +23,25 @@ CROWD_SHARE = 0.3
 REACH = 1.0  # an object belongs to the cells whose middle is less than this many cells from its own: two by two
 
 
-def draw_scene(rng: random.Random) -> Scene:
+def draw_scene(rng: random.Random, coloured: float = 0.0) -> Scene:
     """Draw a scene for a judge to learn from: as `sample` draws them, canonical ones less often, and crowds.
 
     Half of them depart further from the canonical layout, since what is to be judged may do so.
+
+    Args:
+        coloured: this share of them surely shows a thing in another colour, which is the hardest to know.
     """
-    if rng.random() < CROWD_SHARE:
+    if coloured and rng.random() < coloured:
+        held = rng.random() < 2 * HELD_SHARE
+        scene = sample(rng, held=held)
+        while scene.kind != "colour":
+            scene = sample(rng, held=held)
+    elif rng.random() < CROWD_SHARE:
         return _crowd(rng)
-    scene = sample(rng, held=rng.random() < HELD_SHARE)
-    while scene.kind == "bare" and rng.random() < 0.6:
-        scene = sample(rng)
+    else:
+        scene = sample(rng, held=rng.random() < HELD_SHARE)
+        while scene.kind == "bare" and rng.random() < 0.6:
+            scene = sample(rng)
     if rng.random() < 0.5:
         moved = (
             replace(
@@ -122,11 +131,14 @@ class ScenePool:
         seed: of the sequence.
         initial: images in the window at step 0.
         fresh: images that join at each step; the oldest leave once there are `capacity`.
+        coloured: see `draw_scene`.
     """
 
-    def __init__(self, seed: int, *, initial: int = 8192, fresh: int = 12, capacity: int = 32768) -> None:
+    def __init__(
+        self, seed: int, *, initial: int = 8192, fresh: int = 12, capacity: int = 32768, coloured: float = 0.0
+    ) -> None:
         self._seed, self._initial, self._fresh, self._capacity = seed, initial, fresh, capacity
-        self._composer = Composer("cpu")
+        self._composer, self._coloured = Composer("cpu"), coloured
         self._window: Labelled | None = None  # ring buffer: image i lies at i mod capacity
         self._stop = 0
 
@@ -137,7 +149,7 @@ class ScenePool:
         position = max(self._stop, start)
         while position < stop:
             until = min(position + 64, stop)
-            scenes = [draw_scene(random.Random(f"{self._seed}/{i}")) for i in range(position, until)]
+            scenes = [draw_scene(random.Random(f"{self._seed}/{i}"), self._coloured) for i in range(position, until)]
             self._put(position, label(self._composer, scenes))
             position = until
         self._stop = stop

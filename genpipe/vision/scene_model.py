@@ -222,9 +222,9 @@ def load_scene_model(path: str | Path) -> tuple[SceneModel, dict[str, tuple[str,
 
 
 def scene_classifier() -> Classifier:
-    """Load both embedded judges as one classifier of what is surest to be in an image."""
+    """Load two embedded judges, the critic and the second, as one classifier of what is surest to be in an image."""
     models, known = zip(
-        *(load_scene_model(JUDGES / f"{name}.safetensors") for name in ("model", "second")), strict=True
+        *(load_scene_model(JUDGES / f"{name}.safetensors") for name in ("critic", "second")), strict=True
     )
     assert known[0] == known[1]
     return Classifier(SurestConcept(*models).eval(), "scene", known[0]["concepts"], PREPROCESS)

@@ -98,6 +98,10 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     folder = arguments.judges
     judge = Judge.load(folder / "model.safetensors", device=arguments.device)
 
+    def critic() -> Judge:
+        """What people's best of several is chosen by; it measures nothing."""
+        return Judge.load(folder / "critic.safetensors", device=arguments.device)
+
     def second() -> Judge:
         """Another architecture, trained from another seed; it takes no part in choosing."""
         return Judge.load(folder / "second.safetensors", device=arguments.device)
@@ -106,11 +110,11 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     jobs: dict[str, Callable[[], dict[str, Any]]] = {
         "images": lambda: held_out_images(pipeline, judge, pool, arguments.images, arguments.seeds),
         "vae": lambda: autoencoder(pipeline, judge, pool, arguments.unseen),
-        "judge": lambda: judges(judge, second(), folder / "segmentation.safetensors", arguments.unseen),
+        "judge": lambda: judges(judge, second(), critic(), folder / "segmentation.safetensors", arguments.unseen),
         "cost": lambda: cost(pipeline),
         "diversity": lambda: diversity(pipeline, judge, pool, arguments.prompts),
         "alone": lambda: alone(pipeline, judge, pool[: arguments.things], arguments.seeds),
-        "best-of": lambda: best_of(pipeline, judge, second(), pool, arguments.prompts, arguments.best_of),
+        "best-of": lambda: best_of(pipeline, critic(), second(), pool, arguments.prompts, arguments.best_of),
     }
     for part in PARTS:
         if part in arguments.parts:
@@ -179,7 +183,7 @@ def autoencoder(pipeline: Pipeline, judge: Judge, pool: Sequence[str], count: in
     return {"images": count, "psnr_db": decibels / count, "reconstructed": summary(measure(judge, images, scenes))}
 
 
-def judges(judge: Judge, second: Judge, segmentation_file: Path, count: int) -> dict[str, Any]:
+def judges(judge: Judge, second: Judge, critic: Judge, segmentation_file: Path, count: int) -> dict[str, Any]:
     scenes = [sample(random.Random(f"unseen/{i}")) for i in range(count)]
     composer, images, boxes, labels = Composer(), [], [], []
     segmentation = Segmentation.load(segmentation_file, judge)
@@ -195,7 +199,7 @@ def judges(judge: Judge, second: Judge, segmentation_file: Path, count: int) -> 
             boxes.append(truth.boxes[visible])
             labels.append(truth.concepts[visible])
     report: dict[str, Any] = {"images": count, "segmentation_mean_iou": mean_iou(confusion)}
-    for name, one in (("first", judge), ("second", second)):
+    for name, one in (("first", judge), ("second", second), ("critic", critic)):
         observed = one.observe(images)
         report[name] = {
             **summary(measure(one, images, scenes)),
@@ -212,14 +216,14 @@ def judges(judge: Judge, second: Judge, segmentation_file: Path, count: int) -> 
 
 
 def best_of(
-    pipeline: Pipeline, judge: Judge, second: Judge, pool: Sequence[str], count: int, many: int
+    pipeline: Pipeline, critic: Judge, second: Judge, pool: Sequence[str], count: int, many: int
 ) -> dict[str, Any]:
-    """Measure by the second judge how much better the best of `many` images is than one, choosing by the first."""
+    """Measure by the second judge how much better the best of `many` images is than one, choosing by the critic."""
     scenes = held_out_scenes(random.Random("best of"), pool, count)
     prompts = [caption(scene) for scene in scenes]
     repeated = [prompt for prompt in prompts for _ in range(many)]
     images = draw(pipeline, repeated, seeds_for(FIRST_SEED, many) * len(scenes), f"best of {many}")
-    best = chosen(images, judged(images, repeated, judge), many)
+    best = chosen(images, judged(images, repeated, critic), many)
     shown = {"one": images[::many], "best": best, "drawn": render(scenes, pipeline.defaults()["height"])}
     shares = {name: measure(second, of, scenes).tallies["satisfied"].share for name, of in shown.items()}
     return {

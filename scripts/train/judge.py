@@ -1,9 +1,12 @@
 """Train the models that judge images, on scenes that genpipe draws and on nothing else.
 
     python -m scripts.train.judge --out runs/judges --minutes 95
+    python -m scripts.train.judge --out runs/critic --minutes 10 --critic
 
 Three stages: the judge, a segmentation on its features, and a second judge of another architecture and from another seed,
-to check on choices made by the first. Each leaves its weights in --out; copy them to genpipe/embedded/judge to ship them.
+to check on choices made by the first. With --critic there is one stage: the critic, which people use, goes on from the
+shipped judge, half of its scenes showing a thing in another colour. The judges that measure models stay as they are.
+Each leaves its weights in --out; copy them to genpipe/embedded/judge to ship them.
 Killed and started again with the same --out, it continues.
 """
 
@@ -15,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from genpipe.embedded import JUDGES
 from genpipe.images import to_pil
 from genpipe.judge.evaluation import measure, summary
 from genpipe.judge.scene_judge import Judge
@@ -28,6 +32,7 @@ from genpipe.vision.scene_model import SceneModel
 
 SHARES = {"judge": 0.6, "segmentation": 0.12, "second": 0.28}  # of the time
 RATE = 2e-3
+COLOURED = 0.5  # of the critic's scenes
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -40,6 +45,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--pool", type=int, default=8192, metavar="N", help="scenes drawn before the first step (%(default)s)"
     )
+    parser.add_argument("--critic", action="store_true", help="train the critic alone, from the shipped judge")
     parser.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the best there is)")
     arguments = parser.parse_args(given)
     for name in ("unseen", "pool"):
@@ -64,20 +70,24 @@ def run(arguments: argparse.Namespace) -> None:
         seed: int,
         keep: Callable[[nn.Module], None],
     ) -> None:
+        critic = name == "critic"
         fit(
             model.to(memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]
-            loss(ScenePool(seed, initial=arguments.pool)),
+            loss(ScenePool(seed, initial=arguments.pool, coloured=COLOURED if critic else 0.0)),
             directory=out / name,
-            budget=Budget(minutes=arguments.minutes * SHARES[name]),
-            peak_rate=RATE,
+            budget=Budget(minutes=arguments.minutes * (1.0 if critic else SHARES[name])),
+            peak_rate=RATE / 4 if critic else RATE,
             accelerator=accelerator,
             seed=seed,
             on_checkpoint=keep,
         )
 
-    def train_judge(name: str, trunk: str, file: Path, seed: int) -> Judge:
+    def fresh(trunk: str, seed: int) -> SceneModel:
         torch.manual_seed(seed)
-        model = SceneModel(trunk, concepts=len(names()), colours=len(COLOURS), settings=len(SETTINGS))
+        return SceneModel(trunk, concepts=len(names()), colours=len(COLOURS), settings=len(SETTINGS))
+
+    def train_judge(name: str, model: SceneModel, seed: int) -> Judge:
+        file = out / f"{'model' if name == 'judge' else name}.safetensors"
         rng = random.Random("unseen")
         scenes = [sample(rng, held=i % 4 == 0) for i in range(unseen)]
         images = to_pil(Composer().render(scenes))
@@ -108,9 +118,12 @@ def run(arguments: argparse.Namespace) -> None:
 
         stage("segmentation", MaskHead(judge.model.trunk), segmentation_loss, seed, keep)
 
-    judge = train_judge("judge", "resnet18", out / "model.safetensors", seed)
-    train_segmentation(judge)
-    train_judge("second", "plain", out / "second.safetensors", seed + 1)
+    if arguments.critic:
+        shipped = Judge.load(JUDGES / "model.safetensors", device="cpu").model
+        train_judge("critic", shipped.requires_grad_(True).train(), seed)
+        return
+    train_segmentation(train_judge("judge", fresh("resnet18", seed), seed))
+    train_judge("second", fresh("plain", seed + 1), seed + 1)
 
 
 if __name__ == "__main__":

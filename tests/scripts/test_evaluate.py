@@ -35,7 +35,7 @@ def judges(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of judges of random weights."""
     folder = tmp_path_factory.mktemp("judges")
     torch.manual_seed(0)
-    for file, trunk in (("second", "plain"), ("model", "resnet18")):
+    for file, trunk in (("second", "plain"), ("critic", "resnet18"), ("model", "resnet18")):
         counts = {"concepts": len(names()), "colours": len(COLOURS), "settings": len(SETTINGS)}
         judge = Judge(SceneModel(trunk, **counts, width=8))
         judge.save(folder / f"{file}.safetensors")

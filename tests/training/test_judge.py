@@ -47,6 +47,14 @@ def test_scenes_to_learn_from_are_of_all_kinds_and_of_held_out_combinations_too(
     assert all(len({o.concept for o in scene.objects}) == len(scene.objects) for scene in crowds)
 
 
+def test_a_critics_scenes_show_things_in_another_colour_more_often() -> None:
+    plain, coloured = ([draw_scene(random.Random(i), share) for i in range(400)] for share in (0.0, 0.5))
+    more, less = (sum(scene.kind == "colour" for scene in scenes) for scenes in (coloured, plain))
+    assert more > 180 and less < 80
+    assert 0.2 < sum(held_out(scene) for scene in coloured if scene.kind == "colour") / more < 0.5
+    assert {scene.kind for scene in coloured} == {scene.kind for scene in plain}
+
+
 def test_labels_are_the_truth_at_the_size_that_the_models_see() -> None:
     first, second = canonical("pirate ship"), canonical("car")
     pair = replace(first, objects=(*first.objects, replace(second.objects[0], colour="red", x=0.2, scale=0.3)))
