@@ -35,7 +35,7 @@ def choose_judge(name: str | Path | None = None, *, device: str | torch.device |
         ValueError: there is no such judge, or it cannot be loaded.
     """
     if name is None:
-        return Judge.load(JUDGES / "critic.safetensors", device=device)
+        return Judge.load(JUDGES / "model.safetensors", device=device)
     if isinstance(name, str) and _IN_A_MODULE.fullmatch(name):
         return _imported(name)
     from genpipe.judge.clip import ClipJudge

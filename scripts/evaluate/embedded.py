@@ -99,7 +99,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     judge = Judge.load(folder / "model.safetensors", device=arguments.device)
 
     def critic() -> Judge:
-        """What people's best of several is chosen by; it measures nothing."""
+        """What people's images are classified by; it measures nothing."""
         return Judge.load(folder / "critic.safetensors", device=arguments.device)
 
     def second() -> Judge:
@@ -114,7 +114,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         "cost": lambda: cost(pipeline),
         "diversity": lambda: diversity(pipeline, judge, pool, arguments.prompts),
         "alone": lambda: alone(pipeline, judge, pool[: arguments.things], arguments.seeds),
-        "best-of": lambda: best_of(pipeline, critic(), second(), pool, arguments.prompts, arguments.best_of),
+        "best-of": lambda: best_of(pipeline, judge, second(), pool, arguments.prompts, arguments.best_of),
     }
     for part in PARTS:
         if part in arguments.parts:
@@ -216,14 +216,14 @@ def judges(judge: Judge, second: Judge, critic: Judge, segmentation_file: Path, 
 
 
 def best_of(
-    pipeline: Pipeline, critic: Judge, second: Judge, pool: Sequence[str], count: int, many: int
+    pipeline: Pipeline, judge: Judge, second: Judge, pool: Sequence[str], count: int, many: int
 ) -> dict[str, Any]:
-    """Measure by the second judge how much better the best of `many` images is than one, choosing by the critic."""
+    """Measure by the second judge how much better the best of `many` images is than one, choosing by the first."""
     scenes = held_out_scenes(random.Random("best of"), pool, count)
     prompts = [caption(scene) for scene in scenes]
     repeated = [prompt for prompt in prompts for _ in range(many)]
     images = draw(pipeline, repeated, seeds_for(FIRST_SEED, many) * len(scenes), f"best of {many}")
-    best = chosen(images, judged(images, repeated, critic), many)
+    best = chosen(images, judged(images, repeated, judge), many)
     shown = {"one": images[::many], "best": best, "drawn": render(scenes, pipeline.defaults()["height"])}
     shares = {name: measure(second, of, scenes).tallies["satisfied"].share for name, of in shown.items()}
     return {

@@ -4,8 +4,8 @@
     python -m scripts.train.judge --out runs/critic --minutes 10 --critic
 
 Three stages: the judge, a segmentation on its features, and a second judge of another architecture and from another seed,
-to check on choices made by the first. With --critic there is one stage: the critic, which people use, goes on from the
-shipped judge, half of its scenes showing a thing in another colour. The judges that measure models stay as they are.
+to check on choices made by the first. With --critic there is one stage: the critic, by which `genpipe classify` goes, goes on
+from the shipped judge, half of its scenes showing a thing in another colour. The judges that measure models stay as they are.
 Each leaves its weights in --out; copy them to genpipe/embedded/judge to ship them.
 Killed and started again with the same --out, it continues.
 """
