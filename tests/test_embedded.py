@@ -156,7 +156,7 @@ def test_it_is_small_and_safe_and_says_what_it_learned(learned: list[str]) -> No
     files = [path for path in EMBEDDED.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
     weights = [path for path in EMBEDDED.glob("*/*.safetensors") if path.parent.name != "judge"]
     assert round(sum(path.stat().st_size for path in weights) / 1e6, 1) <= 24.1
-    assert sum(path.stat().st_size for path in files) < 33e6
+    assert sum(path.stat().st_size for path in files) < 40e6
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt", ".md"}
     assert set(learned) <= set(concepts())
     assert "pirate ship" in learned
