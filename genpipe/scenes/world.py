@@ -248,16 +248,19 @@ def _draw(rng: random.Random, pool: Pool) -> Scene:
     return vary(rng, Scene(kind, place, (0.5,) * LOOK, objects, relation, size, stated=stated))
 
 
-def sample(rng: random.Random, pool: Pool | Sequence[str] | None = None, *, held: bool = False) -> Scene:
+def sample(
+    rng: random.Random, pool: Pool | Sequence[str] | None = None, *, held: bool = False, kind: str | None = None
+) -> Scene:
     """Draw a random scene of the concepts in `pool` (default: all).
 
-    Held-out combinations never come, unless `held` asks for nothing else.
+    Held-out combinations never come, unless `held` asks for nothing else; `kind` asks for one of KINDS alone, which the
+    concepts must allow: of one there is no pair.
     """
     if not isinstance(pool, Pool):
         pool = _pool(names() if pool is None else tuple(pool))
     while True:
         scene = _draw(rng, pool)
-        if held_out(scene) is held:
+        if kind in (None, scene.kind) and held_out(scene) is held:
             return scene
 
 

@@ -32,10 +32,7 @@ def draw_scene(rng: random.Random, coloured: float = 0.0) -> Scene:
         coloured: this share of them surely shows a thing in another colour, which is the hardest to know.
     """
     if coloured and rng.random() < coloured:
-        held = rng.random() < 2 * HELD_SHARE
-        scene = sample(rng, held=held)
-        while scene.kind != "colour":
-            scene = sample(rng, held=held)
+        scene = sample(rng, held=rng.random() < 2 * HELD_SHARE, kind="colour")
     elif rng.random() < CROWD_SHARE:
         return _crowd(rng)
     else:

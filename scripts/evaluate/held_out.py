@@ -29,9 +29,7 @@ def held_out_scenes(rng: random.Random, pool: Sequence[str], n: int) -> list[Sce
     for index, kind in enumerate(kinds):
         wanted = (n * (index + 1)) // len(kinds)
         while len(scenes) < wanted:
-            scene = sample(rng, pool, held=True)
-            if scene.kind == kind:
-                scenes.append(scene)
+            scenes.append(sample(rng, pool, held=True, kind=kind))
     return scenes
 
 

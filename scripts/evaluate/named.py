@@ -51,13 +51,9 @@ def scenes(pool: Sequence[str], count: int) -> list[Scene]:
     """
     if not 1 <= count <= len(pool):
         raise ValueError(f"{count} images of things of their own cannot be drawn: give 1 to {len(pool)}")
-    rng, found = random.Random("named"), []
-    for number, thing in enumerate(rng.sample(list(pool), count)):
-        scene = sample(rng, (thing,))
-        while scene.kind != KINDS[number % len(KINDS)]:
-            scene = sample(rng, (thing,))
-        found.append(scene)
-    return found
+    rng = random.Random("named")
+    things = rng.sample(list(pool), count)
+    return [sample(rng, (thing,), kind=KINDS[number % len(KINDS)]) for number, thing in enumerate(things)]
 
 
 def drawn(pipeline: Pipeline, count: int, folder: Path) -> str:

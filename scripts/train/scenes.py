@@ -58,10 +58,8 @@ def teach(
 def draw_scene(rng: random.Random, pool: Pool | None = None, *, more: Mapping[str, float]) -> Scene:
     """A scene of the world, but so often surely of a kind: some are harder than the rest both to read and to draw."""
     kind = rng.choices((None, *more), (1 - sum(more.values()), *more.values()))[0]
-    scene = sample(rng, pool)
-    while kind is not None and scene.kind != kind and not (kind == "pair" and pool is not None and len(pool.names) < 2):
-        scene = sample(rng, pool)
-    return scene
+    alone = pool is not None and len(pool.names) < 2
+    return sample(rng, pool, kind=None if alone and kind == "pair" else kind)
 
 
 def of_scenes(model: Checkpoint, concepts: Sequence[str]) -> Checkpoint:
